@@ -1,0 +1,57 @@
+# Every target sets up what it needs. On a fresh Debian: python3, python3-venv, python3-dev, g++ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ENGINE := $(wildcard segcore/crf/* CMakeLists.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check test test-slow demo bench up down sanitize lock clean
+
+help:  ## This list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## A virtual environment in .venv with everything, at the pinned versions
+
+$(STAMP): pyproject.toml constraints.txt $(ENGINE)
+	@command -v g++ >/dev/null || { echo "g++ is missing: apt-get install g++ python3-dev"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "venv is missing: apt-get install python3-venv"; exit 1; }
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+check: setup  ## Lint, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup  ## The tests (under ten minutes on two cores)
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test-slow: setup  ## The tests that take minutes: kills, real servers
+	$(BIN)/pytest -m "slow and not gpu"
+
+demo: setup  ## Segment the photographs of examples/, query the result, make a picture
+	$(BIN)/python -m flows.demo
+
+bench: setup  ## The pipeline, the CRF and the models, each against its yardstick; prints its conditions
+	$(BIN)/python -m benchmarks.archive
+	$(BIN)/python -m benchmarks.crf
+	$(BIN)/python -m benchmarks.models
+
+up: setup  ## A local Prefect server and worker, S3 server and Ray; make down ends them
+	$(BIN)/python infra/local.py up
+
+down:  ## End what make up started, and nothing else
+	$(BIN)/python infra/local.py down
+
+sanitize: setup  ## The CRF engine under address and undefined-behaviour sanitizers
+	sh tests/sanitize.sh $(CURDIR)/$(BIN)/python
+
+lock:  ## Write constraints.txt from what is installed
+	{ echo "# Versions that are known to work together, written by \`make lock\`; the Makefile installs with them."; \
+	$(BIN)/python -m pip freeze --exclude-editable --disable-pip-version-check | grep -v -E '^(segment-archive|-e |nvidia-|triton)' \
+	| sed -E 's/(torch==[0-9.]+)\+.*/\1/'; sed -n '/^# What builds/,$$p' constraints.txt; } > constraints.new && mv constraints.new constraints.txt
+
+clean:  ## Remove the virtual environment and what was built
+	rm -rf $(VENV) build demo-output
