@@ -1,0 +1,2 @@
+#define SEGCRF_ISA avx2
+#include "lattice.inl"

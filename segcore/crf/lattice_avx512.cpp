@@ -1,0 +1,2 @@
+#define SEGCRF_ISA avx512
+#include "lattice.inl"

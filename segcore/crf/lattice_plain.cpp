@@ -1,0 +1,2 @@
+#define SEGCRF_ISA plain
+#include "lattice.inl"
