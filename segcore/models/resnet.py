@@ -1,0 +1,206 @@
+"""Dilated residual trunks at output stride 8, in the two layouts of the papers.
+
+DeepLab v2 (Caffe's original ResNet): 7x7 stem, stride on the first convolution of a block, Caffe's rounding.
+PSPNet: three 3x3 convolutions as stem, stride on the 3x3 of a bottleneck. Weights of one layout give wrong maps in the
+other. Parts carry the names of the Caffe configs: res2 to res5, branch2a, branch2b, branch2c, branch1 (shortcut).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from segcore.models.layers import Conv, convolve_relu
+
+
+class ConvBn(nn.Module):
+    """Convolution without bias, then batch normalisation (eps 1e-5); inference folds the second into the first."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, dilation: int = 1
+    ) -> None:
+        super().__init__()
+        padding = (kernel_size - 1) // 2 * dilation
+        self.conv = Conv(
+            in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation, bias=False
+        )
+        # Caffe's moving average fraction of 0.95 (PSPNet); frozen in DeepLab.
+        self.bn = nn.BatchNorm2d(out_channels, momentum=0.05)
+
+    def forward(self, features: Tensor) -> Tensor:
+        normalised: Tensor = self.bn(self.conv(features))
+        return normalised
+
+    def relu(self, features: Tensor) -> Tensor:
+        """The ReLU of `forward`."""
+        if isinstance(self.bn, nn.Identity):
+            return convolve_relu(self.conv, features)
+        rectified: Tensor = self(features).relu_()
+        return rectified
+
+    def fold(self) -> None:
+        """Multiply the normalisation into the convolution: the same function in eval mode, one layer less."""
+        if isinstance(self.bn, nn.BatchNorm2d):
+            self.conv = nn.utils.fusion.fuse_conv_bn_eval(self.conv, self.bn)
+            self.bn = nn.Identity()  # type: ignore[assignment]
+
+
+class FrozenBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that uses its stored statistics in training too and whose scale and shift do not train."""
+
+    def train(self, mode: bool = True) -> FrozenBatchNorm:
+        del mode
+        super().train(False)
+        return self
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 with a shortcut; out_channels = 4 x width."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int, dilation: int, *, stride_on_first: bool) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        first, second = (stride, 1) if stride_on_first else (1, stride)
+        self.branch2a = ConvBn(in_channels, width, 1, stride=first)
+        self.branch2b = ConvBn(width, width, 3, stride=second, dilation=dilation)
+        self.branch2c = ConvBn(width, out_channels, 1)
+        self.branch2c.bn.ends_branch = True  # type: ignore[assignment]
+        self.branch1 = (
+            ConvBn(in_channels, out_channels, 1, stride=stride) if in_channels != out_channels or stride > 1 else None
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        residual: Tensor = self.branch2c(self.branch2b.relu(self.branch2a.relu(features)))
+        shortcut = features if self.branch1 is None else self.branch1(features)
+        return (residual + shortcut).relu_()
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 with a shortcut; the stride is on the first in either layout."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int, dilation: int, *, stride_on_first: bool) -> None:
+        super().__init__()
+        del stride_on_first
+        self.branch2a = ConvBn(in_channels, width, 3, stride=stride, dilation=dilation)
+        self.branch2b = ConvBn(width, width, 3, dilation=dilation)
+        self.branch2b.bn.ends_branch = True  # type: ignore[assignment]
+        self.branch1 = ConvBn(in_channels, width, 1, stride=stride) if in_channels != width or stride > 1 else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        residual: Tensor = self.branch2b(self.branch2a.relu(features))
+        shortcut = features if self.branch1 is None else self.branch1(features)
+        return (residual + shortcut).relu_()
+
+
+class SevenStem(nn.Module):
+    """7x7 stride 2, maximum pooling 3x3 stride 2 with Caffe's rounding: (N, 3, H, W) -> (N, 64, h, w), stride 4."""
+
+    out_channels = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = ConvBn(3, 64, 7, stride=2)
+        self.pool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.pool(self.conv1.relu(images))
+        return features
+
+
+class ThreeStem(nn.Module):
+    """Three 3x3 convolutions of 64 (stride 2), 64, 128, maximum pooling: (N, 3, H, W) -> (N, 128, h, w), stride 4."""
+
+    out_channels = 128
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = ConvBn(3, 64, 3, stride=2)
+        self.conv2 = ConvBn(64, 64, 3)
+        self.conv3 = ConvBn(64, 128, 3)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.conv2.relu(self.conv1.relu(images))
+        pooled: Tensor = self.pool(self.conv3.relu(features))
+        return pooled
+
+
+class ResNet(nn.Module):
+    """Stem, then res2 to res5 with strides 1, 2, 1, 1 and dilations 1, 1, 2, 4.
+
+    depths: blocks of res2 to res5. forward: (N, 3, H, W) -> (N, out_channels, h, w) at stride 8.
+    """
+
+    STRIDES = (1, 2, 1, 1)
+    DILATIONS = (1, 1, 2, 4)
+    WIDTHS = (64, 128, 256, 512)
+
+    def __init__(
+        self,
+        stem: SevenStem | ThreeStem,
+        block: type[Bottleneck] | type[BasicBlock],
+        depths: Sequence[int],
+        *,
+        stride_on_first: bool,
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        in_channels = stem.out_channels
+        stages = zip((2, 3, 4, 5), depths, self.WIDTHS, self.STRIDES, self.DILATIONS, strict=True)
+        for number, depth, width, stride, dilation in stages:
+            blocks = []
+            for index in range(depth):
+                blocks.append(
+                    block(in_channels, width, stride if index == 0 else 1, dilation, stride_on_first=stride_on_first)
+                )
+                in_channels = width * block.expansion
+            self.add_module(f"res{number}", nn.Sequential(*blocks))
+        self.out_channels = in_channels
+
+    def stage(self, number: int) -> nn.Sequential:
+        """res2 to res5 by number; its length is the number of blocks."""
+        part = self.get_submodule(f"res{number}")
+        assert isinstance(part, nn.Sequential)
+        return part
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.stem(images)
+        for number in (2, 3, 4, 5):
+            features = self.stage(number)(features)
+        return features
+
+    def forward_with_tap(self, images: Tensor, number: int, block: int) -> tuple[Tensor, Tensor]:
+        """The output, and what leaves block `block` (from 0) of stage `number`."""
+        features: Tensor = self.stem(images)
+        tapped = features
+        for at in (2, 3, 4, 5):
+            for index, part in enumerate(self.stage(at)):
+                features = part(features)
+                if (at, index) == (number, block):
+                    tapped = features
+        return features, tapped
+
+    def freeze_batch_norm(self) -> None:
+        """Put `FrozenBatchNorm` in the place of every batch normalisation."""
+        for part in self.modules():
+            if isinstance(part, ConvBn):
+                frozen = FrozenBatchNorm(part.bn.num_features, device=part.bn.weight.device).eval()
+                frozen.requires_grad_(False)
+                if getattr(part.bn, "ends_branch", False):
+                    frozen.ends_branch = True  # type: ignore[assignment]
+                part.bn = frozen
+
+
+def fold_batch_norms(module: nn.Module) -> nn.Module:
+    """Fold every normalisation of `module` (in eval mode) into the convolution before it, in place."""
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, ConvBn):
+                part.fold()
+    return module
