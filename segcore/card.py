@@ -1,0 +1,154 @@
+"""The card of a model: what it is, what it saw, how it wants its pixels. JSON in and out, strictly; no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from segcore import models
+from segcore.preprocessing import Preprocessing
+
+FORMAT = 1
+"""Version of the JSON form; a reader refuses a newer one."""
+
+SPLITS = ("none", "unknown", "imagenet", "coco", "voc2012-train", "voc2012-train_aug", "voc2012-trainval",
+          "voc2012-trainval_aug", "voc2012-val", "sbd-train")  # fmt: skip
+"""Training splits that the project knows; a dataset of one's own is any other name."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Everything about a network but its weights."""
+
+    variant: str
+    """Name in `segcore.models.NAMES`."""
+
+    classes: tuple[str, ...]
+    """Class names by label, 1 to 255 of them, each once."""
+
+    preprocessing: Preprocessing
+    """How uint8 RGB becomes the network's input."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the variant's function beside the number of classes; JSON values."""
+
+    init: str = ""
+    """Where the weights came from before training: "imagenet vgg16 (caffe)", "seeded, seed 0"."""
+
+    training_split: str = "none"
+    """What the weights were last trained on; "unknown" where nobody says. See `SPLITS`."""
+
+    untrained: bool = False
+    """The scores mean nothing; every output that shows the model says so."""
+
+    commit: str = ""
+    """Commit of this project that trained the weights, or the file or URL that they were imported from."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Measured numbers by name, such as {"voc2012-val/miou_percent": 68.7}."""
+
+    notes: str = ""
+    """Anything else a reader should know: licence, what was left out in an import."""
+
+    def __post_init__(self) -> None:
+        models.variant(self.variant)
+        if not 1 <= len(self.classes) <= 255 or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"A card names 1 to 255 classes, each once; got {len(self.classes)}.")
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in self.metrics.values()):
+            raise ValueError("The metrics of a card are finite numbers.")
+
+    @property
+    def shown_name(self) -> str:
+        return f"{self.variant} (untrained)" if self.untrained else self.variant
+
+    @property
+    def saw_voc_val(self) -> bool:
+        """Whether scoring this model on VOC 2012 val would score it on what it learnt by heart."""
+        # SBD's own lists contain images of VOC 2012 val.
+        return self.training_split.startswith("sbd") or (
+            self.training_split.startswith("voc2012-") and "val" in self.training_split
+        )
+
+    def check_scoring_on(self, dataset: str) -> None:
+        """ValueError when the model was trained on `dataset` (such as "voc2012-val"): the score would be worthless."""
+        if self.training_split == dataset or (dataset == "voc2012-val" and self.saw_voc_val):
+            raise ValueError(
+                f"{self.shown_name} was trained on {self.training_split}, which contains {dataset}; "
+                f"a score there would say nothing, so choose another model or another split."
+            )
+
+    def deciding(self) -> dict[str, Any]:
+        """What in the card decides the output, as JSON values."""
+        return {
+            "variant": self.variant,
+            "options": self.options,
+            "classes": list(self.classes),
+            "preprocessing": self.preprocessing.to_json(),
+        }
+
+    def to_json(self) -> str:
+        value = {"format": FORMAT} | {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return json.dumps(value | {"preprocessing": self.preprocessing.to_json()}, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, content: str | bytes, where: str = "The card") -> ModelCard:
+        """Strict reading: ValueError naming `where` and the culprit for every unknown, missing or wrong entry."""
+        try:
+            value = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where} is not JSON: {error}.") from None
+        try:
+            return cls(**_checked(value))
+        except ValueError as error:
+            raise ValueError(f"{where} is no model card: {error}") from None
+
+
+def _checked(value: Any) -> dict[str, Any]:
+    entries = _object(value, "the card")
+    if entries.pop("format", None) != FORMAT:
+        raise ValueError(f"format is not {FORMAT}; it was written by another version of the project.")
+    _expect_keys(entries, "the card", required={"variant", "classes", "preprocessing"},
+                 known={entry.name for entry in fields(ModelCard)})  # fmt: skip
+    for key in ("variant", "init", "training_split", "commit", "notes"):
+        if not isinstance(entries.get(key, ""), str):
+            raise ValueError(f"{key} must be a string, got {entries[key]!r}.")
+    if not isinstance(entries.get("untrained", False), bool):
+        raise ValueError(f"untrained must be true or false, got {entries['untrained']!r}.")
+    for key in ("options", "metrics"):
+        if key in entries:
+            _object(entries[key], key)
+    classes = entries["classes"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes):
+        raise ValueError("classes must be a list of names.")
+    preprocessing = _object(entries["preprocessing"], "preprocessing")
+    _expect_keys(preprocessing, "preprocessing", required={"colour_order", "mean", "std"},
+                 known={"colour_order", "mean", "std"})  # fmt: skip
+    return entries | {
+        "classes": tuple(classes),
+        "preprocessing": Preprocessing(
+            preprocessing["colour_order"],
+            _three(preprocessing["mean"], "mean"),
+            _three(preprocessing["std"], "std"),
+        ),
+    }
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a JSON object, got {type(value).__name__}.")
+    return value
+
+
+def _expect_keys(value: dict[str, Any], name: str, *, required: set[str], known: set[str]) -> None:
+    if missing := sorted(required - value.keys()):
+        raise ValueError(f"{name} lacks {', '.join(missing)}.")
+    if unknown := sorted(value.keys() - known):
+        raise ValueError(f"{name} has unknown entries: {', '.join(unknown)}.")
+
+
+def _three(value: Any, name: str) -> tuple[float, float, float]:
+    if not isinstance(value, list) or len(value) != 3 or not all(type(number) in (int, float) for number in value):
+        raise ValueError(f"preprocessing {name} must be a list of three numbers, got {value!r}.")
+    return (float(value[0]), float(value[1]), float(value[2]))

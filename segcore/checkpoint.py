@@ -1,0 +1,261 @@
+"""Weights on disk and what is known of them: `model.safetensors` beside `card.json`.
+
+A card says what the network is, what it was trained on and how it wants its pixels. Importing this module, and
+`digest_of`, need no torch, so that a finished job is recognised quickly. Foreign formats are read in `weights/`,
+fetching is the business of `tasks/weights.py`. No pickle is read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segcore import models, voc
+from segcore.card import ModelCard
+from segcore.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["LoadedModel", "ModelCard", "Preprocessing", "digest_of", "find", "load", "save"]
+
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "card.json"
+
+# Written here and not in `models/untrained.py` so that a digest needs no torch; a test holds the two together.
+UNTRAINED_VERSION = 1
+
+# A header of names and shapes: ResNet-269 has about 1,400 tensors of some 100 bytes each.
+_MAX_HEADER_BYTES = 16 << 20
+_MAX_CARD_BYTES = 4 << 20
+
+BUNDLED = Path(__file__).parent / "weights_bundled"
+"""Directory of models that ship with the package, one directory each; may be absent."""
+
+
+@dataclass
+class LoadedModel:
+    """A network ready for evaluation with everything that says what it is."""
+
+    module: nn.Module
+    """In eval mode, float32, on the CPU."""
+
+    card: ModelCard
+    """What is known of it."""
+
+    digest: str
+    """SHA-256 in hexadecimal digits over the weights and whatever in the card decides the output."""
+
+    name: str = field(default="")
+    """What a person sees in outputs: the variant, with "(untrained)" where that is so."""
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.card.shown_name
+
+
+def cache_directory() -> Path:
+    """Where pulled and imported weights are kept: `$XDG_CACHE_HOME` or `~/.cache`, then `segment-archive/weights`."""
+    # The one place where segcore reads the environment: the cache belongs to the user, not to a job.
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "segment-archive" / "weights"
+
+
+def load(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0) -> LoadedModel:
+    """The model of a name or of a path.
+
+    name_or_path: one of `models.NAMES`, a model directory, or its `.safetensors` file (the card stands beside it).
+    untrained: build the named network with seeded weights instead; it is marked as untrained in every output.
+    ValueError in one sentence: unknown name, no weights at hand, damaged file, names or shapes that do not fit (all
+    of them), a card that does not make sense.
+    """
+    import torch
+
+    if untrained:
+        from segcore.models.untrained import initialise_untrained
+
+        card = _untrained_card(name_or_path, seed)
+        # Built on the meta device: the initialisation for training would take longer than the seeded one.
+        with torch.device("meta"):
+            module = models.build(card.variant, len(card.classes), **card.options)
+        module = module.to_empty(device="cpu")
+        initialise_untrained(module, seed, card.preprocessing.input_std)
+        return LoadedModel(module.eval(), card, _untrained_digest(card, seed))
+
+    weights = find(name_or_path)
+    card = _read_card(weights)
+    try:
+        with torch.device("meta"):
+            module = models.build(card.variant, len(card.classes), **card.options)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{weights.parent / CARD_FILE} asks for a network that cannot be built: {error}") from error
+    data = weights.read_bytes()
+    _check_tensors(weights, _read_header(weights), module)
+    from safetensors import SafetensorError
+    from safetensors.torch import load as parse
+
+    try:
+        tensors = parse(data)
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is not a readable safetensors file: {error}.") from error
+    dtypes = {name: value.dtype for name, value in module.state_dict().items()}
+    module.load_state_dict({name: value.to(dtypes[name]) for name, value in tensors.items()}, assign=True)
+    return LoadedModel(module.eval(), card, _file_digest(hashlib.sha256(data).hexdigest(), card))
+
+
+def digest_of(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0) -> str:
+    """The `digest` that `load` would give, without building the network; the same ValueErrors for what is not there."""
+    if untrained:
+        return _untrained_digest(_untrained_card(name_or_path, seed), seed)
+    weights = find(name_or_path)
+    with weights.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    return _file_digest(content, _read_card(weights))
+
+
+def describe(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0) -> tuple[ModelCard, str]:
+    """Card and digest of what `load` would give, without building the network; the same ValueErrors."""
+    digest = digest_of(name_or_path, untrained=untrained, seed=seed)
+    return (_untrained_card(name_or_path, seed) if untrained else _read_card(find(name_or_path))), digest
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The weights file that a name or path stands for: a path, then the bundled model, then the user's cache."""
+    text = str(name_or_path)
+    if text in models.NAMES:
+        for directory in (BUNDLED / text, cache_directory() / text):
+            if (directory / WEIGHTS_FILE).is_file():
+                return directory / WEIGHTS_FILE
+        raise ValueError(
+            f"There are no weights for {text} here: use --untrained for a demonstration, bring some with "
+            f"`segment-archive weights import FILE --model {text}` or `segment-archive weights pull`, "
+            f"or give the path of a model directory."
+        )
+    path = Path(name_or_path)
+    if path.is_dir():
+        path = path / WEIGHTS_FILE
+    if path.is_file():
+        return path
+    cached = cache_directory() / text / WEIGHTS_FILE
+    if os.sep not in text and cached.is_file():
+        return cached
+    if os.sep in text or path.suffix or len(path.parts) > 1:
+        raise ValueError(f"There is no model at {path}: expected a directory with {WEIGHTS_FILE} and {CARD_FILE}.")
+    models.variant(text)
+    raise AssertionError("an unknown name that is known")
+
+
+def save(directory: str | Path, module: nn.Module, card: ModelCard, *, replace: bool = False) -> None:
+    """Write a model directory; it appears whole under its name or not at all.
+
+    replace: put it in the place of a directory that exists (for an instant neither is there); otherwise that is a
+    ValueError, as are weights that are not finite.
+    """
+    import torch
+    from safetensors.torch import save as serialise
+
+    directory = Path(directory)
+    if directory.exists() and not replace:
+        raise ValueError(f"{directory} exists already; choose another place for the model or remove it first.")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"The weights are not saved: {name} has values that are not finite.")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = directory.parent / f".{directory.name}.{uuid.uuid4().hex}.unfinished"
+    unfinished.mkdir()
+    try:
+        _write(unfinished / WEIGHTS_FILE, serialise(tensors, metadata={"format": "pt"}))
+        _write(unfinished / CARD_FILE, card.to_json().encode())
+        if directory.exists():
+            old = unfinished.with_suffix(".old")
+            directory.rename(old)
+            unfinished.rename(directory)
+            shutil.rmtree(old)
+        else:
+            unfinished.rename(directory)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _untrained_card(name: str | Path, seed: int) -> ModelCard:
+    known = models.variant(str(name))
+    return ModelCard(
+        variant=str(name),
+        classes=voc.CLASSES,
+        preprocessing=known.preprocessing,
+        init=f"seeded, seed {seed}",
+        training_split="none",
+        untrained=True,
+    )
+
+
+def _untrained_digest(card: ModelCard, seed: int) -> str:
+    return _digest({"untrained_version": UNTRAINED_VERSION, "seed": seed, **card.deciding()})
+
+
+def _file_digest(content: str, card: ModelCard) -> str:
+    return _digest({"weights_sha256": content, **card.deciding()})
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _read_card(weights: Path) -> ModelCard:
+    path = weights.parent / CARD_FILE
+    try:
+        content = path.read_bytes()[: _MAX_CARD_BYTES + 1]
+    except FileNotFoundError:
+        raise ValueError(f"{weights} has no {CARD_FILE} beside it, so nobody knows what network it is.") from None
+    if len(content) > _MAX_CARD_BYTES:
+        raise ValueError(f"{path} is larger than {_MAX_CARD_BYTES} bytes; that is no model card.")
+    return ModelCard.from_json(content, where=str(path))
+
+
+def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a safetensors file, without reading the tensors."""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+        if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
+            raise ValueError(f"{path} is no safetensors file, or is cut short: its header does not fit into it.")
+        try:
+            header = json.loads(file.read(length))
+            return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} is no safetensors file: its header is not readable ({error}).") from error
+
+
+def _check_tensors(path: Path, found: dict[str, tuple[int, ...]], module: nn.Module) -> None:
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    problems = mismatches(expected, found)
+    if problems:
+        raise ValueError(f"{path} does not fit its card: {'; '.join(problems)}.")
+
+
+def mismatches(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> list[str]:
+    """Every difference between the tensors a network has and those of a file, one phrase each, sorted by name."""
+    problems = []
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            problems.append(f"{name} is missing")
+        elif name not in expected:
+            problems.append(f"{name} is not part of the network")
+        elif expected[name] != found[name]:
+            problems.append(f"{name} has shape {found[name]} instead of {expected[name]}")
+    return problems
