@@ -1,0 +1,1 @@
+"""How a stage is spread over a cluster: Ray, object storage, restarts."""

@@ -1,0 +1,436 @@
+"""The archive job: what is asked, what remains, and doing it.
+
+A job is identified by everything that decides a mask (`run_id`). Its output is its own checkpoint: the manifest says
+what there is, the names of the mask files say what is done, the difference is what remains. Nothing else is kept, so
+nothing else can be wrong after a crash. `tasks/finish.py` proves the result.
+"""
+
+import collections
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+import annotated_types
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel
+
+from segcore import checkpoint, models, refinement
+from segcore.images import MAX_PIXELS
+from segcore.inference import InferenceParams
+from segcore.refinement import CrfParams
+from tasks import cluster, progress, runs, storage
+from tasks.errors import JobError
+from tasks.manifest import PART_IMAGES, Manifest, Part, extend
+from tasks.pipeline import STAGES, Destination, MaskParams, Unit, mask_file, stream
+from tasks.schema import SCHEMA_VERSION
+from tasks.sources import Source, list_source
+from tasks.storage import Location
+
+PIPELINE_VERSION = 1
+"""Raised when the pipeline makes other masks from the same parameters; part of the run id."""
+
+WAVE_UNITS = 2048
+"""Units handed to Ray at a time: bounds the driver's memory, and lets a grown cluster be planned anew."""
+
+_PASSES = 5
+
+DEFAULT_MODEL = "deeplab_v1_largefov"
+
+
+class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """What to segment, with what, and where to put it."""
+
+    source: str
+    """URI of the images: a folder, a file, a bucket prefix, tar shards, or a Parquet dataset with an image column."""
+
+    output: str
+    """URI that manifest, masks and run records are written under."""
+
+    model: str = DEFAULT_MODEL
+    """Name of a model, or path of a model directory."""
+
+    untrained: bool = False
+    """Use seeded random weights where no trained ones exist; every output says so."""
+
+    seed: int = 0
+    """Seed of the untrained weights."""
+
+    inference: InferenceParams = InferenceParams()
+    """How scores are made: sizes, scales, windows, precision."""
+
+    crf: CrfParams | None = CrfParams()
+    """Mean-field parameters; None leaves the scores unrefined."""
+
+    crf_engine: Literal["auto", "native", "pydensecrf"] = "auto"
+    """Engine of the CRF; auto takes the native one where it is built."""
+
+    mask_size: Literal["own", "working"] = "own"
+    """Masks at the photograph's own size (scaled by nearest), or at the working size."""
+
+    keep_mask_before_crf: bool = False
+    """Store the mask before the CRF too."""
+
+    png: bool = False
+    """Write each mask as a PNG file of its own too, under png/."""
+
+    max_pixels: Annotated[int, annotated_types.Interval(ge=1, le=MAX_PIXELS)] = 100_000_000
+    """Photographs with more pixels become error rows."""
+
+    id_column: str | None = None
+    """Column of a Parquet source with the identity; by default the first of the usual names."""
+
+    image_column: str | None = None
+    """Column of a Parquet source with the image bytes; by default the first of the usual names."""
+
+    refresh_changed: bool = False
+    """Do photographs again that were replaced under the same path."""
+
+    limit: Annotated[int, annotated_types.Ge(1)] | None = None
+    """Take no more than this many images into the archive; a later run without a limit goes on with the rest."""
+
+
+@dataclass(frozen=True)
+class ArchivePlan:
+    """What a job comes to: its run, and how much of it is left."""
+
+    run_id: str
+    model_name: str
+    model_digest: str
+    crf_engine: str
+    images: int
+    """Distinct images listed."""
+
+    added: int
+    """Images listed for the first time just now."""
+
+    changed: int
+    """Images that were replaced since they were listed, and were not asked to be refreshed."""
+
+    refreshed: int
+    remaining_units: int
+    remaining_images: int
+
+
+@dataclass
+class SessionReport:
+    """What one session of a run did."""
+
+    images: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    """From the first unit sent to the last committed, the start of the workers included."""
+
+    seconds_to_first: float = 0.0
+    """Until the first unit was committed."""
+
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By stage: workers, busy_s, busy_share (of its workers' time), images_per_s (of one worker)."""
+
+    workers: str = ""
+
+
+@task(name="list-archive", cache_policy=NO_CACHE)
+def list_archive(job: ArchiveJob) -> ArchivePlan:
+    """Add what the source holds to the manifest, and say what remains to be done."""
+    output = storage.locate(job.output)
+    identity = identify(job)
+    storage.require_writable(output)
+    source = Source(storage.locate(job.source), job.id_column, job.image_column)
+    with storage.explained(output):
+        manifest = Manifest(manifest_folder(output, identity))
+        entries = list_source(source, leave_out=output)
+        listing = extend(manifest, entries, refresh_changed=job.refresh_changed, limit=job.limit)
+        if listing.added or listing.refreshed:
+            manifest = Manifest(manifest_folder(output, identity))
+    if not manifest.num_images:
+        raise JobError(f"{job.source} holds no images: is it the right folder or prefix? Hidden files do not count.")
+    if listing.changed and not job.refresh_changed:
+        progress.say(
+            f"{listing.changed} photographs were replaced since they were listed; their rows are of the old ones. "
+            "--refresh-changed does them again."
+        )
+    remaining = [len(unit.entries) for unit in remaining_units(manifest, output, identity)]
+    return ArchivePlan(
+        run_id=identity.run_id,
+        model_name=identity.model_name,
+        model_digest=identity.model_digest,
+        crf_engine=identity.crf_engine,
+        images=manifest.num_images,
+        added=listing.added,
+        changed=0 if job.refresh_changed else listing.changed,
+        refreshed=listing.refreshed,
+        remaining_units=len(remaining),
+        remaining_images=sum(remaining),
+    )
+
+
+@task(name="segment-remaining", cache_policy=NO_CACHE)
+def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
+    """Stream every image that has no committed row through reading, scoring and refinement."""
+    session = SessionReport()
+    if not plan.remaining_units:
+        return session
+    output = storage.locate(job.output)
+    identity = identify(job)
+    params = mask_params(job, identity)
+    destination = Destination(
+        masks_folder(output, plan.run_id),
+        plan.run_id,
+        storage.locate(job.source),
+        png_folder(output, plan.run_id) if job.png else None,
+    )
+    busy: collections.Counter[str] = collections.Counter()
+    errors: collections.Counter[str] = collections.Counter()
+    worker_seconds: collections.Counter[str] = collections.Counter()
+    free = (1.0, 0.0)
+    start = time.monotonic()
+    tracker = progress.Tracker(plan.images, plan.images - plan.remaining_images)
+    try:
+        with storage.explained(output):
+            # Where another session of this run may be at work, begin elsewhere: both then share what is left
+            busy_already = runs.status(output, plan.run_id) == runs.RUNNING
+            spread_seed = random.randrange(2**32) if busy_already else None
+            runs.begin(output, plan.run_id, _facts(job, identity, plan))
+        with cluster.connected():
+            for _ in range(_PASSES):  # Again where another session has listed images meanwhile
+                units = remaining_units(Manifest(manifest_folder(output, identity)), output, identity)
+                waves = iter(lambda: list(itertools.islice(units, WAVE_UNITS)), [])  # noqa: B023
+                done_before = session.images
+                for wave in waves:
+                    free = cluster.free_resources(free)
+                    workers = cluster.plan_stages(*free)
+                    session.workers = workers.describe()
+                    wave_start = time.monotonic()
+                    for report in stream(_spread(wave, spread_seed), params, destination, workers):
+                        if not session.seconds_to_first:
+                            session.seconds_to_first = time.monotonic() - start
+                        session.images += report.images
+                        busy.update(report.seconds)
+                        errors.update(report.errors)
+                        tracker.advance(report.images, report.errors.total())
+                    seconds = time.monotonic() - wave_start
+                    counts = (workers.num_readers, workers.num_scorers, workers.num_refiners)
+                    worker_seconds.update({s: n * seconds for s, n in zip(STAGES, counts, strict=True)})
+                if session.images == done_before:
+                    break
+    except JobError:
+        _note_failure(output, plan.run_id, None)
+        raise
+    except Exception as error:
+        reason = cluster.explain(error)
+        _note_failure(output, plan.run_id, reason)
+        raise JobError(
+            f"The archive stopped after {session.images} images of this session: {reason.rstrip('.')}. What is done is "
+            "kept; run the same command again to go on."
+        ) from error
+    finally:
+        tracker.end()
+    session.seconds = time.monotonic() - start
+    session.errors = dict(errors)
+    session.stages = {
+        stage: {
+            "busy_s": round(busy[stage], 3),
+            "busy_share": round(busy[stage] / max(1e-9, worker_seconds[stage]), 4),
+            "images_per_s": round(session.images / max(1e-9, busy[stage]), 3),
+        }
+        for stage in STAGES
+    }
+    return session
+
+
+def _facts(job: ArchiveJob, identity: "Identity", plan: ArchivePlan) -> dict[str, Any]:
+    """What the record says that the run is."""
+    return {
+        "job": job.model_dump(mode="json"),
+        "deciding": identity.deciding,
+        "model": identity.model_name,
+        "model_digest": identity.model_digest,
+        "crf_engine": identity.crf_engine,
+        "images": plan.images,
+    }
+
+
+def _note_failure(output: Location, run_id: str, reason: str | None) -> None:
+    with contextlib.suppress(Exception):  # The storage may be what failed
+        runs.end(output, run_id, runs.FAILED, None, **({"failure": reason} if reason else {}))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides a mask, and the name that follows from it."""
+
+    run_id: str
+    model_name: str
+    model_digest: str
+    classes: tuple[str, ...]
+    crf_engine: Literal["native", "pydensecrf"]
+    """What refines; without CRF, what scales the scores up."""
+
+    source_id: str
+    """Of the manifest: sources, and columns of a Parquet source, have one each."""
+
+    unit_images: int
+    """Images of one mask file at most: a function of the parameters alone, so that every session cuts alike."""
+
+    deciding: dict[str, Any]
+    """Everything that went into the run id."""
+
+
+def identify(job: ArchiveJob) -> Identity:
+    """The run that a job is: equal for equal masks, another for anything that could change one.
+
+    Reads the model's file, builds no network. Raises JobError for a model that is not there.
+    """
+    return _identify(job)
+
+
+@functools.lru_cache(maxsize=8)
+def _identify(job: ArchiveJob) -> Identity:
+    try:
+        card, digest = checkpoint.describe(job.model, untrained=job.untrained, seed=job.seed)
+    except ValueError as error:
+        raise JobError(str(error)) from None
+    have: Literal["native", "pydensecrf"] = "native" if refinement.engine_name().startswith("native") else "pydensecrf"
+    engine = have if job.crf_engine == "auto" else job.crf_engine
+    if engine == "native" and have != "native":
+        raise JobError(
+            "The native CRF engine is not built here: run `make setup` with g++ and python3-dev installed, or use "
+            "--crf-engine pydensecrf."
+        )
+    deciding = {
+        "source": storage.locate(job.source).uri,
+        "columns": [job.id_column, job.image_column],
+        "model": digest,
+        "inference": asdict(job.inference),
+        "crf": None if job.crf is None else asdict(job.crf),
+        "crf_engine": [engine, refinement.ENGINE_VERSION],
+        "mask_size": job.mask_size,
+        "keep_mask_before_crf": job.keep_mask_before_crf,
+        "max_pixels": job.max_pixels,
+        "schema_version": SCHEMA_VERSION,
+        "pipeline_version": PIPELINE_VERSION,
+    }
+    return Identity(
+        run_id=_digest(deciding),
+        source_id=_digest([deciding["source"], deciding["columns"]]),
+        model_name=card.shown_name,
+        model_digest=digest,
+        classes=card.classes,
+        crf_engine=engine,
+        unit_images=_unit_images(job.inference, models.variant(card.variant).parameters),
+        deciding=deciding,
+    )
+
+
+def crf_parameters(preset: str) -> CrfParams:
+    """CRF parameters of a published model. Raises JobError that names those there are."""
+    if preset not in refinement.CRF_PRESETS:
+        raise JobError(f"There are no CRF parameters {preset!r}; there are {', '.join(refinement.CRF_PRESETS)}.")
+    return refinement.CRF_PRESETS[preset]
+
+
+def has_weights(model: str = DEFAULT_MODEL) -> bool:
+    """Whether trained weights of a model are at hand."""
+    try:
+        checkpoint.find(model)
+    except ValueError:
+        return False
+    return True
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    """The same value however it was written: 4 and 4.0, tuple and list."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def manifest_folder(output: Location, identity: Identity) -> Location:
+    """Folder of the segments that list the job's source."""
+    return output / "manifest" / f"source={identity.source_id}"
+
+
+def png_folder(output: Location, run_id: str) -> Location:
+    """Folder of a run's masks as files of their own."""
+    return output / "png" / f"run={run_id}"
+
+
+def mask_params(job: ArchiveJob, identity: Identity) -> MaskParams:
+    """What the stages need to know of a job."""
+    return MaskParams(
+        model=job.model,
+        untrained=job.untrained,
+        seed=job.seed,
+        model_name=identity.model_name,
+        model_digest=identity.model_digest,
+        classes=identity.classes,
+        inference=job.inference,
+        crf=job.crf,
+        crf_backend=identity.crf_engine,
+        max_pixels=job.max_pixels,
+        own_size=job.mask_size == "own",
+        keep_mask_before_crf=job.keep_mask_before_crf,
+    )
+
+
+def masks_folder(output: Location, run_id: str) -> Location:
+    """Folder of a run's mask files."""
+    return output / "masks" / f"run={run_id}"
+
+
+def units_of(part: Part, unit_images: int) -> Iterator[tuple[str, int, int]]:
+    """Name, start and end of each unit of a part: the part itself, or equal slices where images are dear.
+
+    Cut by what was listed, not by what is owned, so that a unit never changes its name or its place.
+    """
+    if part.num_listed <= unit_images:
+        yield part.name, 0, part.num_listed
+        return
+    for number, start in enumerate(range(0, part.num_listed, unit_images)):
+        yield f"{part.name}-{number:02d}", start, min(start + unit_images, part.num_listed)
+
+
+def remaining_units(manifest: Manifest, output: Location, identity: Identity) -> Iterator[Unit]:
+    """Units that have no mask file yet, in the order of the manifest."""
+    folder = masks_folder(output, identity.run_id)
+    committed = {file.path for file in storage.list_files(folder)}
+    for part in manifest.parts():
+        for name, start, end in units_of(part, identity.unit_images):
+            if mask_file(name) not in committed and part.count(start, end):
+                yield Unit(name, part.entries(start, end))
+
+
+def _unit_images(inference: InferenceParams, parameters: int) -> int:
+    """Images of one file: 64 for LargeFOV at 513 px, fewer in proportion as an image costs more work or memory.
+
+    Keeps the work between two commits to about a minute on one core, and a unit's pixels to about 50 MB.
+    """
+    work = (inference.long_side_px / 513) ** 2 * sum(scale**2 for scale in inference.scales)
+    work *= (2 if inference.mirror else 1) * parameters / 20_505_429
+    if inference.crop_px is not None:
+        work /= inference.crop_stride**2
+    pixels = (inference.long_side_px / 513) ** 2
+    return max(1, min(PART_IMAGES, int(PART_IMAGES / max(work, pixels))))
+
+
+def _spread(units: list[Unit], seed: int | None) -> list[Unit]:
+    """Start somewhere else in the list, so that two sessions of one run share the work instead of racing."""
+    if seed is None or not units:
+        return units
+    start = random.Random(seed).randrange(len(units))
+    return units[start:] + units[:start]

@@ -1,0 +1,179 @@
+"""What the cluster has, and how its CPUs and GPUs are divided among the stages of the archive pipeline."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from tasks.errors import JobError
+
+READ_CPUS = 0.25
+SCORE_CPUS = 0.5
+REFINE_CPUS = 0.25
+"""Share of a CPU that one worker of each stage books when there is no GPU. Every core carries one worker of each
+stage, each with one thread; the operating system gives the core to whichever has work, and back-pressure balances the
+queues. Together they are exactly one core: with as many pools as cores and whole CPUs, nobody would be left to read."""
+
+GPU_SCORE_CPUS = 1.0
+
+_PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many workers each stage has, and what each books."""
+
+    num_readers: int
+    num_scorers: int
+    num_refiners: int
+    score_cpus: float
+    score_gpus: float
+
+    def describe(self) -> str:
+        """One line for a person."""
+        where = f"{self.num_scorers} on GPUs" if self.score_gpus else f"{self.num_scorers} on CPUs"
+        return f"{self.num_readers} readers, {where} scoring, {self.num_refiners} refining"
+
+
+def plan_stages(cpus: float, gpus: float) -> Plan:
+    """Divide a cluster among reading, scoring and refining.
+
+    Without GPUs every core carries one worker of each stage. With GPUs one scorer holds each, with a core beside it,
+    and the other cores read and refine.
+    Raises JobError where the cluster is too small for one worker of each stage.
+    """
+    if gpus >= 1:
+        scorers = int(gpus)
+        rest = cpus - scorers * GPU_SCORE_CPUS
+        while scorers > 1 and rest < READ_CPUS + REFINE_CPUS:
+            scorers -= 1
+            rest = cpus - scorers * GPU_SCORE_CPUS
+        per_core = READ_CPUS + REFINE_CPUS
+        score_cpus, score_gpus = GPU_SCORE_CPUS, 1.0
+    else:
+        scorers = int(cpus)
+        rest, per_core = cpus, 1.0
+        score_cpus, score_gpus = SCORE_CPUS, 0.0
+    lanes = int(rest / per_core + 1e-6)
+    if lanes < 1 or scorers < 1:
+        needed = GPU_SCORE_CPUS + READ_CPUS + REFINE_CPUS if gpus >= 1 else 1.0
+        raise JobError(
+            f"The cluster has {cpus:g} CPUs and {gpus:g} GPUs, but reading, scoring and refining need {needed:g} CPUs "
+            "at least: add a node, or start Ray with more CPUs."
+        )
+    return Plan(lanes, scorers, lanes, score_cpus, score_gpus)
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """A Ray cluster: that of RAY_ADDRESS, the one that this process has already, or a local one that ends with it."""
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address:
+        try:
+            ray.init(address=address, **quiet)
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise JobError(
+                f"Cannot reach the Ray cluster at RAY_ADDRESS={address}: {reason}. Is it running, and are "
+                "RAY_AUTH_MODE and its token set? Unset RAY_ADDRESS to run on this machine alone."
+            ) from None
+    else:
+        with _quiet_start():
+            _start_local(quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local(quiet: dict[str, Any]) -> None:
+    ray.init(
+        address="local",  # Never a cluster that somebody else has left running on this machine
+        num_cpus=usable_cpus(),
+        object_store_memory=_object_store_bytes(),
+        include_dashboard=False,
+        **quiet,
+    )
+
+
+@contextlib.contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Keep what Ray's C++ side prints while it starts off a person's terminal; its failures are exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def free_resources(expected: tuple[float, float] = (1.0, 0.0)) -> tuple[float, float]:
+    """CPUs and GPUs that nobody holds.
+
+    expected: waits up to ten seconds until that many are free; workers that have just ended give theirs back late.
+    Raises JobError that says who is short of what where there is not even one CPU.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cpus, gpus = free.get("CPU", 0.0), free.get("GPU", 0.0)
+        late = time.monotonic() > deadline
+        if cpus >= 1.0 and (late or (cpus >= expected[0] and gpus >= expected[1])):
+            return cpus, gpus
+        if late:
+            raise JobError(
+                f"The Ray cluster has {total.get('CPU', 0.0):g} CPUs, of which {cpus:g} are free, but the pipeline "
+                "needs at least 1: wait for the other jobs, or add a node."
+            )
+        time.sleep(0.5)
+
+
+def explain(error: BaseException) -> str:
+    """What went wrong in a worker, in one line, without Ray's wrapping."""
+    lines = [line.strip() for line in _unwrapped(error).splitlines() if line.strip()]
+    # The remote tracebacks come as text, the innermost first; what follows it is wrapping
+    wrapping = next((i for i, line in enumerate(lines) if line.startswith("The above exception was")), None)
+    if wrapping:
+        return lines[wrapping - 1]
+    return lines[-1] if any(line.startswith("Traceback") for line in lines) else (lines or [type(error).__name__])[0]
+
+
+def _unwrapped(error: BaseException) -> str:
+    texts = []
+    for _ in range(8):
+        texts.append(f"{type(error).__name__}: {error}")
+        inner = getattr(error, "cause", None) or error.__cause__
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    return next((text for text in texts if "The above exception was" in text), texts[-1])
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: its affinity, and the container's quota where there is one."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/cpu.max") as file:  # noqa: PTH123
+            quota, period = file.read().split()[:2]
+        if quota != "max":
+            cpus = min(cpus, max(1, int(int(quota) / int(period))))
+    return cpus
+
+
+def _object_store_bytes() -> int:
+    """Cap of the local object store: what lies between the stages, a fraction of the memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(min(2 * 2**30, max(256 * 2**20, 0.1 * memory)))

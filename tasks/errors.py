@@ -1,0 +1,5 @@
+"""What a person sees when a job cannot run: one sentence that names the culprit and the remedy."""
+
+
+class JobError(ValueError):
+    """The job cannot run, or has ended short of its promise; the message is the whole story for the person."""

@@ -1,0 +1,60 @@
+"""The one declaration of what a row of the output is: the Arrow schema of the mask files, described field by field."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from segcore.images import ErrorKind
+
+SCHEMA_VERSION = 1
+"""Raised with every change of a column's name, type or meaning; part of the run id."""
+
+
+def _field(name: str, type_: pa.DataType, description: str, nullable: bool = True) -> pa.Field:
+    return pa.field(name, type_, nullable=nullable, metadata={"description": description})
+
+
+CLASS = pa.struct(
+    [
+        _field("index", pa.uint8(), "label of the class"),
+        _field("name", pa.string(), "name of the class"),
+        _field("pixels", pa.int64(), "pixels of the class in the mask"),
+        _field("confidence", pa.float32(), "mean probability of the class before the CRF over its pixels, 0..1"),
+        _field(
+            "box",
+            pa.struct([_field(n, pa.int32(), f"{n} in px of the mask") for n in ("x0", "y0", "x1", "y1")]),
+            "bounding box of its pixels, x1 and y1 exclusive",
+        ),
+    ]
+)
+
+MASKS = pa.schema(
+    [
+        _field("image_id", pa.string(), "path relative to the source, shard!/member, or value of the id column", False),
+        _field("run_id", pa.string(), "run that made the row; equal parameters, equal run", False),
+        _field("uri", pa.string(), "where the photograph was read", False),
+        _field("source_size", pa.int64(), "bytes of the photograph"),
+        _field("source_etag", pa.string(), "etag, or modification time in ns, of the photograph when it was listed"),
+        _field("width", pa.int32(), "width of the photograph in px, upright"),
+        _field("height", pa.int32(), "height of the photograph in px, upright"),
+        _field("mask_width", pa.int32(), "width of the mask in px: the photograph's, or the working size on request"),
+        _field("mask_height", pa.int32(), "height of the mask in px"),
+        _field("mask", pa.binary(), "palette PNG, pixel values are labels; null where error_kind is set"),
+        _field("mask_before_crf", pa.binary(), "the same before the CRF, on request"),
+        _field("classes", pa.list_(CLASS), "every class present in the mask, most pixels first"),
+        _field("confidence", pa.float32(), "mean probability before the CRF of the assigned class over all pixels"),
+        _field("entropy", pa.float32(), "mean entropy per pixel before the CRF, nats"),
+        _field("changed_by_crf", pa.float32(), "share of pixels whose label the CRF changed, 0..1"),
+        _field("device", pa.string(), "where it was scored, and in which precision: cpu/bf16, cuda/fp16, ..."),
+        _field("model", pa.string(), "name of the model, with a word where it is untrained", False),
+        _field("error_kind", pa.string(), f"null, or one of: {', '.join(ErrorKind)}"),
+        _field("error", pa.string(), "null, or the reason in words why there is no mask"),
+    ],
+    metadata={"segment_archive.schema_version": str(SCHEMA_VERSION)},
+)
+"""One row per image: a mask, or the reason why there is none."""
+
+
+def empty_row() -> dict[str, Any]:
+    """A row with every column null."""
+    return dict.fromkeys(MASKS.names)

@@ -1,0 +1,392 @@
+"""Every URI of the project: local folders, `s3://` and any other fsspec protocol, read and written in one way.
+
+Also the one place that reads storage settings from the environment: `AWS_ENDPOINT_URL` and the ordinary AWS
+credentials. What the bytes mean is left to others.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import random
+import re
+import stat as statistics
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+from tasks.errors import JobError
+
+T = TypeVar("T")
+
+_ATTEMPTS = 5
+_FIRST_WAIT_S = 0.5
+TEMPORARY_PREFIX = ".tmp-"
+"""Start of the name of a file that is still being written; never read, removed when an hour old."""
+
+_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"(probe-)?[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place in some storage; plain data, so that it travels to other processes."""
+
+    protocol: str
+    """fsspec protocol: "file", "s3", ..."""
+
+    path: str
+    """Absolute local path, or bucket/key, without a trailing slash."""
+
+    @property
+    def uri(self) -> str:
+        """What a person types to name this place."""
+        return self.path if self.protocol == "file" else f"{self.protocol}://{self.path}"
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(self.protocol, f"{self.path.rstrip('/')}/{name}")
+
+    @property
+    def name(self) -> str:
+        """Last component."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One file of a listing."""
+
+    path: str
+    """Relative to the listed place; surrogates stand for bytes of a local name that are not UTF-8."""
+
+    size: int
+    """Bytes."""
+
+    version: str
+    """Changes when the file is replaced: the etag, or the modification time in ns where there is none."""
+
+
+def locate(uri: str) -> Location:
+    """Location of what a person typed: a path, `file://...`, `s3://bucket/prefix` or another fsspec URI.
+
+    Raises JobError for an empty text or an unknown protocol.
+    """
+    if not uri.strip():
+        raise JobError("An empty text names no place; give a folder or a URI such as s3://bucket/prefix.")
+    protocol, separator, rest = uri.partition("://")
+    if not separator:
+        return Location("file", os.path.abspath(Path(uri).expanduser()))  # noqa: PTH100 - also folds `..`
+    if protocol in ("file", "local"):
+        return Location("file", os.path.abspath(rest or "/"))  # noqa: PTH100
+    if "@" in rest.partition("/")[0]:
+        raise JobError("A URI must not carry a user or password: it would stand in every row. Use the environment.")
+    if protocol in ("s3", "s3a"):
+        if not rest.strip("/"):
+            raise JobError(f"{uri} names no bucket; write s3://bucket/prefix.")
+        return Location("s3", rest.rstrip("/"))
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except (ValueError, ImportError) as error:
+        raise JobError(f"Cannot use {uri}: {error}") from None
+    return Location(protocol, rest.rstrip("/"))
+
+
+def filesystem(location: Location) -> Any:
+    """The fsspec file system of a location, made once per process (s3fs hangs when it is carried over a fork)."""
+    return _filesystem(location.protocol, os.getpid())
+
+
+def read_bytes(location: Location) -> bytes:
+    """Contents of one file."""
+    if location.protocol == "file":
+        return Path(location.path).read_bytes()
+    return retried(lambda: bytes(filesystem(location).cat_file(location.path)))
+
+
+def read_versioned(location: Location, listed: str) -> tuple[bytes, str]:
+    """Contents of one file, and the version that they are of; `listed` where that is still it."""
+    if location.protocol == "file":
+        with Path(location.path).open("rb") as file:
+            data = file.read()
+            return data, str(os.fstat(file.fileno()).st_mtime_ns)
+    data = read_bytes(location)
+    # The etag of an object put in one piece is its MD5: nothing to ask for then
+    if hashlib.md5(data, usedforsecurity=False).hexdigest() == listed:
+        return data, listed
+    return data, stat(location).version
+
+
+def read_range(location: Location, offset: int, length: int) -> bytes:
+    """`length` bytes from `offset` of one file; fewer where it ends before."""
+    if location.protocol == "file":
+        with Path(location.path).open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+    return retried(lambda: bytes(filesystem(location).cat_file(location.path, start=offset, end=offset + length)))
+
+
+def open_for_reading(location: Location, *, sparse: bool = False) -> Any:
+    """A seekable binary file. sparse: a few ranges of it will be read, so nothing is fetched ahead."""
+    if location.protocol == "file":
+        return Path(location.path).open("rb")
+    options = {"cache_type": "none"} if sparse else {}
+    return retried(lambda: filesystem(location).open(location.path, "rb", **options))
+
+
+def write_whole(location: Location, data: bytes) -> None:
+    """Write one file so that it appears whole under its final name or not at all; an older one is replaced.
+
+    Local: written beside, fsync, renamed, folder fsync. Object storage: one PUT or a completed multipart upload.
+    """
+    if location.protocol != "file":
+        retried(lambda: filesystem(location).pipe_file(location.path, data))
+        return
+    target = Path(location.path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # Makes the new name itself survive a power cut
+    finally:
+        os.close(folder)
+
+
+def remove(location: Location) -> None:
+    """Remove one file; nothing happens where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        if location.protocol == "file":
+            Path(location.path).unlink()
+        else:
+            retried(lambda: filesystem(location).rm_file(location.path))
+
+
+def exists(location: Location) -> bool:
+    """Whether a file (or, on a disk, a folder) stands under exactly this name."""
+    if location.protocol == "file":
+        return Path(location.path).exists()
+    try:
+        retried(lambda: filesystem(location).info(location.path, refresh=True))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def is_file(location: Location) -> bool:
+    """Whether a file, not a folder or a prefix, stands under this name."""
+    if location.protocol == "file":
+        return Path(location.path).is_file()
+    try:
+        info = retried(lambda: filesystem(location).info(location.path, refresh=True))
+    except FileNotFoundError:
+        return False
+    return bool(info.get("type") == "file" and not location.path.endswith("/"))
+
+
+def stat(location: Location) -> StoredFile:
+    """Size and version of one file. Raises FileNotFoundError."""
+    if location.protocol == "file":
+        status = Path(location.path).stat()
+        return StoredFile(location.name, status.st_size, str(status.st_mtime_ns))
+    info = retried(lambda: filesystem(location).info(location.path, refresh=True))
+    return StoredFile(location.name, int(info.get("size") or 0), _version(info))
+
+
+def list_files(folder: Location) -> Iterator[StoredFile]:
+    """Every file below a folder or prefix, streamed in the order of names; hidden ones (leading dot) left out.
+
+    Links are followed; a folder that contains itself is entered once. A folder that does not exist is empty.
+    """
+    if folder.protocol == "file":
+        yield from _walk_local(Path(folder.path), "", frozenset())
+    elif folder.protocol == "s3":
+        yield from _list_s3(folder)
+    else:
+        yield from _walk_generic(folder)
+
+
+def retried(call: Callable[[], T]) -> T:
+    """Result of a call to remote storage, tried again with back-off and jitter where the fault may pass."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return call()
+        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
+            raise
+        except Exception as error:
+            if attempt == _ATTEMPTS - 1 or not _may_pass(error):
+                raise
+            time.sleep(_FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.5))
+    raise AssertionError("unreachable")
+
+
+def explain(error: BaseException, location: Location) -> str:
+    """One sentence for a person about a storage error, with the remedy where one is known; never a credential."""
+    name = type(error).__name__
+    if name in ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "ProfileNotFound"):
+        return (
+            f"No credentials for {location.uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
+            "in the environment."
+        )
+    where = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else location.uri
+    if isinstance(error, PermissionError):
+        return f"No permission for {where}: check the rights of the folder or of the credentials."
+    if isinstance(error, FileNotFoundError):
+        return f"{where} does not exist: check its spelling, and that this machine can see it."
+    if name in ("EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ConnectionRefusedError"):
+        endpoint = re.sub(r"//[^/@]*@", "//", os.environ.get("AWS_ENDPOINT_URL", "the default endpoint"))
+        return f"Cannot reach the object store at {endpoint} for {location.uri}: is it running, is the address right?"
+    text = str(error).splitlines()[0] if str(error) else ""
+    return f"Cannot use {location.uri}: {name}{': ' + text if text else ''}"
+
+
+@contextlib.contextmanager
+def explained(location: Location) -> Iterator[None]:
+    """Within, what storage raises becomes a JobError of one sentence about this location."""
+    try:
+        yield
+    except JobError:
+        raise
+    except Exception as error:
+        origin = type(error).__module__.partition(".")[0]
+        if isinstance(error, OSError) or origin in ("botocore", "aiobotocore", "aiohttp", "fsspec", "s3fs"):
+            raise JobError(explain(error, location)) from error
+        raise
+
+
+def require_writable(folder: Location) -> None:
+    """Prove that files can be written below a folder or prefix. Raises JobError with one sentence where not."""
+    probe = folder / f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}"
+    try:
+        write_whole(probe, b"segment-archive checks that it can write here\n")
+        remove(probe)
+    except Exception as error:
+        if isinstance(error, (NotADirectoryError, FileExistsError)):
+            raise JobError(f"Cannot write to {folder.uri}: a file stands where a folder is needed.") from None
+        reason = explain(error, folder)
+        raise JobError(f"Cannot write the output. {reason}") from None
+
+
+def sweep_temporary(folder: Location, older_than_s: float = 3600.0) -> None:
+    """Remove what killed writers left below a local folder; object stores keep no half-written objects."""
+    if folder.protocol != "file":
+        return
+    now = time.time()
+    for left in Path(folder.path).rglob(f"{TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if _TEMPORARY.fullmatch(left.name) and now - left.stat().st_mtime > older_than_s:
+                left.unlink()
+
+
+def answers(folder: Location) -> bool:
+    """Whether a source can still be read at all: tells an image's own fault from an outage."""
+    try:
+        return is_file(folder) or next(list_files(folder), None) is not None
+    except Exception:
+        return False
+
+
+@functools.lru_cache(maxsize=16)
+def _filesystem(protocol: str, process: int) -> Any:
+    options: dict[str, Any] = {"skip_instance_cache": True}
+    if protocol == "s3":
+        options["use_listings_cache"] = False  # Other processes write to the same prefix
+        options["config_kwargs"] = {
+            "retries": {"max_attempts": 5, "mode": "standard"},
+            "connect_timeout": 10,
+            "read_timeout": 60,
+            # Other stores than Amazon's answer a range with the checksum of the whole object
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
+        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+            options["endpoint_url"] = endpoint
+    return fsspec.filesystem(protocol, **options)
+
+
+def _may_pass(error: Exception) -> bool:
+    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError"):
+        return False
+    status = getattr(error, "response", {})
+    code = status.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(status, dict) else None
+    if code is not None:
+        return bool(code >= 500 or code == 429)
+    # s3fs turns unknown codes into OSError; a bare connection fault or a time-out is worth another try
+    remote = type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp")
+    return remote or isinstance(error, (OSError, TimeoutError)) or "Timeout" in type(error).__name__
+
+
+def _version(info: dict[str, Any]) -> str:
+    for key in ("ETag", "etag", "LastModified", "mtime", "created"):
+        if info.get(key):
+            return str(info[key]).strip('"')
+    return ""
+
+
+def _walk_local(folder: Path, prefix: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[StoredFile]:
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return
+    if (status.st_dev, status.st_ino) in ancestors:
+        return
+    ancestors |= {(status.st_dev, status.st_ino)}
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        if entry.name.startswith("."):
+            continue
+        try:
+            is_folder, status = entry.is_dir(), entry.stat()
+        except OSError:  # A link to nowhere: still a name in the archive, and reading it says why there is no mask
+            yield StoredFile(prefix + entry.name, 0, "")
+            continue
+        if is_folder:
+            yield from _walk_local(Path(entry.path), f"{prefix}{entry.name}/", ancestors)
+            continue
+        if not statistics.S_ISREG(status.st_mode):
+            continue  # Pipes, sockets and devices are no files of an archive; reading one may never end
+        yield StoredFile(prefix + entry.name, status.st_size, str(status.st_mtime_ns))
+
+
+def _list_s3(folder: Location) -> Iterator[StoredFile]:
+    bucket, _, key = folder.path.partition("/")
+    prefix = f"{key.rstrip('/')}/" if key else ""
+    token: dict[str, str] = {}
+    store = filesystem(folder)
+    while True:
+        list_page = functools.partial(store.call_s3, "list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
+        page = retried(list_page)
+        for item in page.get("Contents", ()):
+            path = item["Key"][len(prefix) :]
+            if path and not path.endswith("/") and not any(part.startswith(".") for part in path.split("/")):
+                yield StoredFile(path, int(item["Size"]), str(item.get("ETag", "")).strip('"'))
+        if not page.get("IsTruncated"):
+            return
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _walk_generic(folder: Location) -> Iterator[StoredFile]:
+    store = filesystem(folder)
+    try:
+        children = retried(lambda: store.ls(folder.path, detail=True))
+    except FileNotFoundError:
+        return
+    for info in sorted(children, key=lambda i: i["name"]):
+        name = str(info["name"]).rstrip("/").rpartition("/")[2]
+        if name.startswith("."):
+            continue
+        if info["type"] == "directory":
+            for inner in _walk_generic(folder / name):
+                yield StoredFile(f"{name}/{inner.path}", inner.size, inner.version)
+        else:
+            yield StoredFile(name, int(info.get("size") or 0), _version(info))

@@ -1,0 +1,410 @@
+"""The search for CRF parameters: coarse to fine, as in the DeepLab papers, on images whose scores are stored.
+
+Ray actors hold the images, read once, and turn parameters into pixel counts. Every evaluated point is a small Parquet
+file under points/, written whole, so that a search that was stopped goes on where it ended; the table of all points,
+the picture and the best point are written last.
+"""
+
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from typing import Annotated, Any
+
+import annotated_types
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from PIL import Image
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel
+
+from segcore import evaluation, refinement
+from segcore.refinement import CRF_PRESETS, CrfParams
+from segcore.voc import CLASSES
+from tasks import cluster, storage
+from tasks.errors import JobError
+from tasks.storage import Location
+
+SEARCHED = ("bilateral_weight", "bilateral_xy_std_px", "bilateral_rgb_std", "gaussian_weight", "gaussian_xy_std_px")
+
+COARSE_GRID: dict[str, tuple[float, ...]] = {
+    "bilateral_weight": (3, 5, 8),
+    "bilateral_xy_std_px": (40, 67, 100),
+    "bilateral_rgb_std": (3, 5, 8),
+}
+"""The ranges of both papers (v1 section 5.1, v2 section 4.1), coarsely; w2 = 3 and sigma gamma = 3 as there."""
+
+FIRST_FACTOR = 1.5
+"""The first refinement multiplies and divides each parameter by this; each later one by its root."""
+
+
+class TuneJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """On what to search for CRF parameters, how far, and where to put what is found."""
+
+    scores: str
+    """URI of an npz file: `ids` (N,) and `logits` (N, C, h, w) float16, grid corners aligned with image corners."""
+
+    images: str
+    """URI of the folder of the photographs, <id>.jpg."""
+
+    truth: str
+    """URI of the folder of the true label maps, <id>.png, palette or grey; 255 is ignored."""
+
+    output: str
+    """URI that points, table, report and picture are written under."""
+
+    num_images: Annotated[int, annotated_types.Ge(1)] = 100
+    """Images that the search sees, drawn by seed. 100 in the papers."""
+
+    num_held_out: Annotated[int, annotated_types.Ge(0)] = 0
+    """Other images on which the best point is compared with the best preset at the end."""
+
+    rounds: Annotated[int, annotated_types.Interval(ge=0, le=10)] = 3
+    """Refinements after the coarse grid, each with a smaller step around the best point."""
+
+    least_images: Annotated[int, annotated_types.Ge(1)] = 5
+    """A class counts in the mean if at least this many of the images that the search sees hold it."""
+
+    normalization: refinement.Normalization = "symmetric"
+    """Kernel normalisation of every point of the search."""
+
+    num_actors: Annotated[int, annotated_types.Ge(0)] = 0
+    """Ray actors of one CPU each; 0: as many as the cluster has CPUs."""
+
+    seed: int = 0
+    """Draws images and bootstrap samples."""
+
+
+class TuneReport(BaseModel, frozen=True):
+    """What a search found. Shares are 0 to 1."""
+
+    best: CrfParams
+    """The best point on the images of the search."""
+
+    mean_iou: float
+    """Of the best point, over `classes`."""
+
+    interval: tuple[float, float]
+    """95 % bootstrap interval of it over images."""
+
+    without_crf: float
+    """Mean IoU of the network alone on the same images."""
+
+    preset: str
+    """The best published point on the same images."""
+
+    preset_mean_iou: float
+    """Its mean IoU."""
+
+    classes: list[str]
+    """The classes of the mean."""
+
+    num_points: int
+    """Points evaluated in all."""
+
+    new_points: int
+    """Points evaluated now; the others were there."""
+
+    held_out: dict[str, float] | None
+    """On images that the search did not see: mean IoU of best, preset and without_crf, and the 95 % interval of best
+    minus preset, gain_low to gain_high, drawn in pairs."""
+
+    output: str
+    """Where table, picture and points are."""
+
+
+@ray.remote(num_cpus=1)
+class Judge:
+    """Holds a share of the images, and counts pixels for any parameters."""
+
+    def __init__(self, job: TuneJob, ids: list[str], rows: list[int]) -> None:
+        with np.load(io.BytesIO(storage.read_bytes(storage.locate(job.scores)))) as stored:
+            logits = stored["logits"]
+            self.scores = [logits[row] for row in rows]
+        images, truth = storage.locate(job.images), storage.locate(job.truth)
+        self.images = [_picture(images / f"{image_id}.jpg", "RGB") for image_id in ids]
+        self.truth = [_picture(truth / f"{image_id}.png", None) for image_id in ids]
+
+    def count(self, params: CrfParams | None) -> np.ndarray:
+        """(n, C, 3) int64 pixel counts of the images of this actor, in order."""
+        counted = []
+        for image, scores, truth in zip(self.images, self.scores, self.truth, strict=True):
+            labels = refinement.refine_scores(image, scores, params).labels
+            counted.append(evaluation.count_pixels(truth, labels, len(scores)))
+        return np.stack(counted)
+
+
+def _picture(location: Location, mode: str | None) -> np.ndarray:
+    picture = Image.open(io.BytesIO(storage.read_bytes(location)))
+    return np.array(picture.convert(mode) if mode else picture)
+
+
+class Search:
+    """Points of one job: those that were evaluated before, and actors for those that were not."""
+
+    def __init__(self, job: TuneJob) -> None:
+        self.job = job
+        self.folder = storage.locate(job.output) / "points"
+        with storage.explained(storage.locate(job.scores)):
+            data = storage.read_bytes(storage.locate(job.scores))
+        with np.load(io.BytesIO(data)) as stored:
+            ids = [str(image_id) for image_id in stored["ids"]]
+        wanted = job.num_images + job.num_held_out
+        if wanted > len(ids):
+            raise JobError(f"{job.scores} holds the scores of {len(ids)} images, {wanted} are asked for.")
+        order = np.random.default_rng(job.seed).permutation(len(ids))
+        self.seen = [int(i) for i in np.sort(order[: job.num_images])]
+        self.held_out = [int(i) for i in np.sort(order[job.num_images : wanted])]
+        self.ids = ids
+        chosen = [ids[i] for i in self.seen]
+        identity = [hashlib.sha256(data).hexdigest(), job.images, job.truth, chosen, refinement.ENGINE_VERSION]
+        self.identity = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.new_points = 0
+        self._actors: list[Any] = []
+
+    def counts(self, params: CrfParams | None, stage: str) -> np.ndarray:
+        """(N, C, 3) pixel counts of the images of the search, from the file of the point or from the actors."""
+        name = _digest(self.identity, params)
+        if name not in self.rows:
+            location = self.folder / f"point-{name}.parquet"
+            if storage.exists(location):
+                self.rows[name] = pq.read_table(io.BytesIO(storage.read_bytes(location))).to_pylist()[0]
+            else:
+                self.rows[name] = self._evaluate(params, stage, location)
+        row = self.rows[name]
+        return np.array(row["counts"], np.int64).reshape(row["num_images"], row["num_classes"], evaluation.NUM_COUNTS)
+
+    def _evaluate(self, params: CrfParams | None, stage: str, location: Location) -> dict[str, Any]:
+        if not self._actors:
+            self._actors = start_judges(self.job, self.ids, self.seen)
+        start = time.perf_counter()
+        counts = gather(self._actors, params)
+        row = {
+            "stage": stage,
+            "crf": params is not None,
+            **(asdict(params) if params is not None else dict.fromkeys(asdict(CrfParams()))),
+            "iou": list(evaluation.iou(counts.sum(axis=0))),
+            "num_images": counts.shape[0],
+            "num_classes": counts.shape[1],
+            "counts": counts.ravel().tolist(),
+            "seconds": time.perf_counter() - start,
+            "engine": refinement.engine_name(),
+            "engine_version": refinement.ENGINE_VERSION,
+        }
+        storage.write_whole(location, _parquet([row]))
+        self.new_points += 1
+        return row
+
+    def stop(self) -> None:
+        """Give the actors back."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+
+
+def start_judges(job: TuneJob, ids: list[str], rows: list[int]) -> list[Any]:
+    """Actors that share the images evenly: actor k has every n-th image from the k-th."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus = int(resources.get("CPU", 0))
+    if cpus < 1:
+        raise JobError("The Ray cluster has no CPU for the search.")
+    num_actors = min(job.num_actors or cpus, cpus, len(rows))
+    shares = [rows[k::num_actors] for k in range(num_actors)]
+    return [Judge.remote(job, [ids[i] for i in share], share) for share in shares]  # type: ignore[attr-defined]
+
+
+def gather(actors: list[Any], params: CrfParams | None) -> np.ndarray:
+    """(N, C, 3) pixel counts of all images, in their order."""
+    try:
+        shares = ray.get([actor.count.remote(params) for actor in actors])
+    except ray.exceptions.RayError as error:
+        # Ray tells the traceback of the actor; its last line is the error
+        raise JobError(f"The images cannot be judged: {str(error).strip().splitlines()[-1]}") from error
+    counts = np.empty((sum(len(share) for share in shares), *shares[0].shape[1:]), np.int64)
+    for k, share in enumerate(shares):
+        counts[k :: len(actors)] = share
+    return counts
+
+
+@task(name="search-crf", cache_policy=NO_CACHE)
+def search_crf(job: TuneJob) -> TuneReport:
+    """Evaluate the presets, a coarse grid, and ever smaller steps around the best; write what was found."""
+    storage.require_writable(storage.locate(job.output))
+    with cluster.connected():
+        search = Search(job)
+        with contextlib.ExitStack() as stack:
+            stack.callback(search.stop)
+            report = _search(job, search)
+    return report
+
+
+def _search(job: TuneJob, search: Search) -> TuneReport:
+    plain = search.counts(None, "without CRF")
+    classes = np.flatnonzero((plain[..., 1] > 0).sum(axis=0) >= job.least_images)
+    if not len(classes):
+        raise JobError(f"No class is in {job.least_images} of the {job.num_images} images; ask for more images.")
+    scored: dict[CrfParams, float] = {}
+
+    def judge(points: Iterable[CrfParams], stage: str) -> None:
+        for params in points:
+            if params not in scored:
+                scored[params] = _mean_iou(search.counts(params, stage), classes)
+
+    presets = {name: replace(params, normalization=job.normalization) for name, params in CRF_PRESETS.items()}
+    judge(presets.values(), "preset")
+    preset = max(presets, key=lambda name: scored[presets[name]])
+    judge(_coarse(job), "coarse")
+    factor = FIRST_FACTOR
+    for number in range(job.rounds):
+        judge(_around(_best(scored), factor), f"round {number + 1}")
+        factor = factor**0.5
+    best = _best(scored)
+    counts = search.counts(best, "best")
+    low, high = np.quantile(evaluation.bootstrap_mean_iou(counts, classes, seed=job.seed), [0.025, 0.975])
+    search.stop()  # Before the actors of the held-out images ask for the same CPUs
+    report = TuneReport(
+        best=best,
+        mean_iou=scored[best],
+        interval=(float(low), float(high)),
+        without_crf=_mean_iou(plain, classes),
+        preset=preset,
+        preset_mean_iou=scored[presets[preset]],
+        classes=[CLASSES[c] if plain.shape[1] == len(CLASSES) else str(c) for c in classes],
+        num_points=len(search.rows),
+        new_points=search.new_points,
+        held_out=_held_out(job, search, best, presets[preset], classes),
+        output=job.output,
+    )
+    output = storage.locate(job.output)
+    storage.write_whole(output / "points.parquet", _parquet(list(search.rows.values())))
+    storage.write_whole(output / "heatmap.png", _heat_map(scored, best))
+    storage.write_whole(output / "best.json", report.model_dump_json(indent=1).encode())
+    return report
+
+
+def _coarse(job: TuneJob) -> Iterator[CrfParams]:
+    for values in itertools.product(*COARSE_GRID.values()):
+        named: dict[str, Any] = dict(zip(COARSE_GRID, values, strict=True))
+        yield CrfParams(**named, gaussian_weight=3, gaussian_xy_std_px=3, normalization=job.normalization)
+
+
+def _around(best: CrfParams, factor: float) -> Iterator[CrfParams]:
+    """One parameter at a time, a step up and a step down, to three digits."""
+    for name in SEARCHED:
+        for value in (getattr(best, name) * factor, getattr(best, name) / factor):
+            step: dict[str, Any] = {name: float(f"{value:.3g}")}
+            yield replace(best, **step)
+
+
+def _best(scored: dict[CrfParams, float]) -> CrfParams:
+    return max(scored, key=lambda params: scored[params])
+
+
+def _mean_iou(counts: np.ndarray, classes: np.ndarray) -> float:
+    return float(np.nanmean(evaluation.iou(counts.sum(axis=0))[classes]))
+
+
+def _held_out(
+    job: TuneJob, search: Search, best: CrfParams, preset: CrfParams, classes: np.ndarray
+) -> dict[str, float] | None:
+    if not search.held_out:
+        return None
+    actors = start_judges(job, search.ids, search.held_out)
+    try:
+        counts = {name: gather(actors, params) for name, params in (("best", best), ("preset", preset), ("none", None))}
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+    samples = {name: evaluation.bootstrap_mean_iou(counts[name], classes, seed=job.seed) for name in ("best", "preset")}
+    low, high = np.quantile(samples["best"] - samples["preset"], [0.025, 0.975])
+    means = {name: _mean_iou(of, classes) for name, of in counts.items()}
+    return {
+        "best": means["best"],
+        "preset": means["preset"],
+        "without_crf": means["none"],
+        "gain_low": float(low),
+        "gain_high": float(high),
+    }
+
+
+def _digest(identity: str, params: CrfParams | None) -> str:
+    values = None if params is None else [v if isinstance(v, str) else float(v) for v in asdict(params).values()]
+    return hashlib.sha256(f"{identity} {json.dumps(values)}".encode()).hexdigest()[:20]
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    reals = [(name, pa.float64()) for name in SEARCHED]
+    schema = pa.schema(
+        [
+            ("stage", pa.string()),
+            ("crf", pa.bool_()),
+            *reals,
+            ("iterations", pa.int64()),
+            ("normalization", pa.string()),
+            ("min_probability", pa.float64()),
+            ("iou", pa.list_(pa.float64())),
+            ("num_images", pa.int64()),
+            ("num_classes", pa.int64()),
+            ("counts", pa.list_(pa.int64())),
+            ("seconds", pa.float64()),
+            ("engine", pa.string()),
+            ("engine_version", pa.string()),
+        ]
+    )
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    return sink.getvalue()
+
+
+_AXES = {
+    "bilateral_xy_std_px": "reach in the plane, px",
+    "bilateral_rgb_std": "reach in colour, of 255",
+    "bilateral_weight": "weight of the appearance kernel",
+}
+
+
+def _ticks(values: list[float]) -> list[float]:
+    """A few round numbers over the range of the values, for a logarithmic axis."""
+    round_numbers = [1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300]
+    return [n for n in round_numbers if 0.8 * min(values) <= n <= 1.25 * max(values)]
+
+
+def _heat_map(scored: dict[CrfParams, float], best: CrfParams) -> bytes:
+    """PNG: the best mean IoU seen at each value of two parameters of the appearance kernel, three pairs."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    figure.suptitle(f"CRF search: {len(scored)} points, the star is the best; each square is the best at its place")
+    axes = figure.subplots(1, 3)
+    pairs = (
+        ("bilateral_xy_std_px", "bilateral_rgb_std"),
+        ("bilateral_weight", "bilateral_rgb_std"),
+        ("bilateral_xy_std_px", "bilateral_weight"),
+    )
+    for axis, (across, up) in zip(axes, pairs, strict=True):
+        cells: dict[tuple[float, float], float] = {}
+        for params, value in scored.items():
+            at = (float(getattr(params, across)), float(getattr(params, up)))
+            cells[at] = max(cells.get(at, 0.0), 100 * value)
+        points = np.array(list(cells))
+        drawn = axis.scatter(points[:, 0], points[:, 1], c=list(cells.values()), s=260, marker="s", cmap="viridis")
+        axis.plot(getattr(best, across), getattr(best, up), "r*", markersize=13)
+        plain_x, plain_y = _ticks([getattr(p, across) for p in scored]), _ticks([getattr(p, up) for p in scored])
+        axis.set(xlabel=_AXES[across], ylabel=_AXES[up], xscale="log", yscale="log")
+        for scale, values in ((axis.xaxis, plain_x), (axis.yaxis, plain_y)):
+            scale.set_major_locator(FixedLocator(values))
+            scale.set_major_formatter("{x:g}")
+            scale.set_minor_locator(NullLocator())
+        figure.colorbar(drawn, ax=axis, label="mean IoU, %")
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=110)
+    return sink.getvalue()

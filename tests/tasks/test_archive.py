@@ -1,0 +1,303 @@
+import io
+import json
+from unittest.mock import Mock
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from segcore import masks
+from tasks import progress, runs, storage
+from tasks.archive import ArchiveJob, identify, list_archive, manifest_folder, masks_folder, segment_remaining, units_of
+from tasks.errors import JobError
+from tasks.finish import check_run, publish_report
+from tasks.manifest import Manifest
+from tasks.schema import MASKS
+from tasks.storage import locate
+from tests.conftest import photograph
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def job_of(source, output, **options):
+    options = {"untrained": True, "inference": {"long_side_px": 65, "precision": "fp32"}} | options
+    return ArchiveJob(source=str(source), output=str(output), **options)
+
+
+def run(job):
+    plan = list_archive.fn(job)
+    session = segment_remaining.fn(job, plan)
+    return publish_report.fn(job, plan, session)
+
+
+def rows_of(report):
+    folder = masks_folder(locate(report.output), report.run_id)
+    tables = [pq.read_table(pa.BufferReader(storage.read_bytes(folder / f.path))) for f in storage.list_files(folder)]
+    for table in tables:
+        assert table.schema.equals(MASKS)
+        assert all(table.schema.field(n).metadata[b"description"] for n in MASKS.names)
+    rows = pa.concat_tables(tables).to_pylist()
+    assert len({row["image_id"] for row in rows}) == len(rows)
+    return {row["image_id"]: row for row in rows}
+
+
+def test_every_image_gets_one_row_and_a_second_run_does_nothing(photographs, tmp_path):
+    (photographs / "empty.jpg").write_bytes(b"")
+    (photographs / "notes.txt").write_text("no photograph")
+    photograph(9, (200, 120)).save(photographs / "large.png")
+    job = job_of(photographs, tmp_path / "out")
+    report = run(job)
+    assert (report.images, report.masks, report.errors) == (9, 7, {"empty": 1, "not_an_image": 1})
+    rows = rows_of(report)
+    assert len(rows) == 9
+    for image_id, row in rows.items():
+        assert row["run_id"] == report.run_id and row["model"] == "deeplab_v1_largefov (untrained)"
+        assert (row["mask"] is None) == (row["error_kind"] is not None) == (row["error"] is not None)
+        if row["mask"] is None:
+            continue
+        labels = masks.decode_mask(row["mask"])
+        assert labels.shape == (row["height"], row["width"]) and labels.max() <= 20
+        assert row["device"] == "cpu/fp32" and row["source_size"] == (photographs / image_id).stat().st_size
+        assert sum(c["pixels"] for c in row["classes"]) == labels.size
+        for entry in row["classes"]:
+            y, x = np.nonzero(labels == entry["index"])
+            box = entry["box"]
+            assert (box["x0"], box["y0"], box["x1"], box["y1"]) == (x.min(), y.min(), x.max() + 1, y.max() + 1)
+            assert 0 < entry["confidence"] <= 1
+        assert 0 < row["confidence"] <= 1 and 0 <= row["entropy"] <= np.log(21) and 0 <= row["changed_by_crf"] <= 1
+    assert (rows["large.png"]["width"], rows["large.png"]["height"]) == (200, 120)
+
+    record = runs.read(locate(job.output), report.run_id)
+    assert (record["status"], record["images"], record["masks"]) == ("finished", 9, 7)
+    assert set(record["sessions"][0]["stages"]) == {"read", "score", "refine"}
+    assert record["job"]["untrained"] is True and record["model_digest"]
+
+    plan = list_archive.fn(job)
+    assert (plan.added, plan.remaining_units) == (0, 0)
+    again = publish_report.fn(job, plan, segment_remaining.fn(job, plan))
+    assert (again.done_now, again.images, again.masks, again.errors) == (0, 9, 7, report.errors)
+    assert again.classes == report.classes
+
+
+def test_new_images_are_done_and_nothing_else_is_touched(photographs, tmp_path):
+    job = job_of(photographs, tmp_path / "out", crf=None)
+    first = run(job)
+    folder = tmp_path / "out" / "masks" / f"run={first.run_id}"
+    before = {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
+    photograph(20, (64, 48)).save(photographs / "a-new-one.png")
+    second = run(job)
+    assert (second.run_id, second.images, second.done_now) == (first.run_id, 7, 1)
+    after = {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
+    assert before.items() <= after.items() and len(after) == len(before) + 1
+
+
+def test_a_lost_file_is_done_again_with_equal_rows(photographs, tmp_path):
+    job = job_of(photographs, tmp_path / "out")
+    report = run(job)
+    before = rows_of(report)
+    folder = tmp_path / "out" / "masks" / f"run={report.run_id}"
+    next(iter(folder.iterdir())).unlink()
+    with pytest.raises(JobError, match=r"images have no row: .*photo-.*Run the same command again"):
+        check_run(locate(job.output), identify(job))
+    assert 0 < run(job).done_now < 6
+    assert rows_of(report) == before
+
+
+def test_other_parameters_are_another_run_beside_the_first(photographs, tmp_path):
+    first = run(job_of(photographs, tmp_path / "out"))
+    options = {"crf": None, "mask_size": "working", "png": True, "keep_mask_before_crf": True}
+    second = run(job_of(photographs, tmp_path / "out", **options))
+    assert first.run_id != second.run_id
+    assert len(rows_of(first)) == len(rows_of(second)) == 6
+    plain, sharp = rows_of(second)["photo-0.jpg"], rows_of(first)["photo-0.jpg"]
+    assert plain["changed_by_crf"] == 0 and plain["mask_before_crf"] == plain["mask"]
+    assert sharp["mask_before_crf"] is None
+    png = tmp_path / "out" / "png" / f"run={second.run_id}" / "more" / "photo-5.jpg.png"
+    assert png.read_bytes() == rows_of(second)["more/photo-5.jpg"]["mask"]
+
+
+def test_the_run_is_what_decides_a_mask(photographs, tmp_path):
+    base = job_of(photographs, tmp_path / "out")
+    same = [{"png": True}, {"limit": 3}, {"refresh_changed": True}]
+    other = [
+        {"crf": None},
+        {"crf": {"iterations": 5}},
+        {"crf_engine": "pydensecrf"},
+        {"seed": 1},
+        {"inference": {"long_side_px": 66}},
+        {"inference": {"long_side_px": 65, "precision": "bf16"}},
+        {"mask_size": "working"},
+        {"max_pixels": 10_000},
+        {"source": str(tmp_path)},
+    ]
+    for change in same:
+        assert identify(job_of(photographs, tmp_path / "out", **change)).run_id == identify(base).run_id
+    changed = [identify(ArchiveJob.model_validate({**base.model_dump(), **change})).run_id for change in other]
+    assert len({identify(base).run_id, *changed}) == len(other) + 1
+    assert identify(job_of(photographs, tmp_path / "elsewhere")).run_id == identify(base).run_id
+
+
+def test_two_sources_in_one_output_stay_apart(photographs, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    photograph(77, (64, 48)).save(other / "photo-0.jpg", quality=95)
+    first, second = run(job_of(photographs, tmp_path / "out")), run(job_of(other, tmp_path / "out"))
+    assert (first.images, second.images) == (6, 1)
+    assert rows_of(second)["photo-0.jpg"]["uri"] == str(other / "photo-0.jpg")
+    assert rows_of(first)["photo-0.jpg"]["mask"] != rows_of(second)["photo-0.jpg"]["mask"]
+
+
+def test_numbers_are_the_same_however_they_are_written(photographs, tmp_path):
+    from tasks import archive
+
+    ids = set()
+    for weight, iterations in ((4, 10), (4.0, 10), ("4", "10")):
+        archive._identify.cache_clear()
+        crf = {"bilateral_weight": weight, "iterations": iterations}
+        ids.add(identify(job_of(photographs, tmp_path / "out", crf=crf)).run_id)
+    assert len(ids) == 1
+
+
+def test_masks_as_files_of_their_own_are_made_up_for_later(photographs, tmp_path):
+    first = run(job_of(photographs, tmp_path / "out", crf=None))
+    assert not (tmp_path / "out" / "png").exists()
+    again = run(job_of(photographs, tmp_path / "out", crf=None, png=True))
+    assert again.done_now == 0
+    folder = tmp_path / "out" / "png" / f"run={first.run_id}"
+    for image_id, row in rows_of(first).items():
+        assert (folder / f"{image_id}.png").read_bytes() == row["mask"]
+
+
+def test_a_file_that_lacks_a_row_is_done_again(photographs, tmp_path):
+    job = job_of(photographs, tmp_path / "out", crf=None)
+    report = run(job)
+    folder = tmp_path / "out" / "masks" / f"run={report.run_id}"
+    place = sorted(folder.iterdir())[0]
+    pq.write_table(pq.read_table(place, partitioning=None).slice(1), place)
+    with pytest.raises(JobError, match="1 images have no row"):
+        check_run(locate(job.output), identify(job))
+    assert run(job).done_now > 0 and len(rows_of(report)) == 6
+
+
+def test_names_that_no_storage_holds_have_their_mask_all_the_same(tmp_path):
+    from tasks.pipeline import png_name, write_png
+
+    folder = locate(str(tmp_path / "png"))
+    hostile = ["a", "a.png/b", "x" * 300, "nul\0", "../../up", ".hidden", "50%", "", "a//b", "./a"]
+    for image_id in hostile:
+        write_png(folder, image_id, image_id.encode())
+    written = [p for p in (tmp_path / "png").rglob("*") if p.is_file()]
+    assert sorted(p.read_bytes() for p in written) == sorted(i.encode() for i in hostile)
+    assert len({png_name(i) for i in hostile}) == len(hostile)
+
+
+def test_masks_before_and_at_working_size(photographs, tmp_path):
+    photograph(3, (130, 65)).save(photographs / "wide.png")
+    report = run(job_of(photographs, tmp_path / "out", mask_size="working", keep_mask_before_crf=True))
+    row = rows_of(report)["wide.png"]
+    assert (row["width"], row["height"], row["mask_width"], row["mask_height"]) == (130, 65, 65, 32)
+    after, before = masks.decode_mask(row["mask"]), masks.decode_mask(row["mask_before_crf"])
+    assert after.shape == before.shape == (32, 65)
+    assert row["changed_by_crf"] == pytest.approx((after != before).mean())
+
+
+def test_a_replaced_photograph_is_done_again_on_request_only(photographs, tmp_path):
+    job = job_of(photographs, tmp_path / "out")
+    first = rows_of(run(job))
+    photograph(99, (64, 48)).save(photographs / "photo-0.jpg", quality=95)
+    told = Mock()
+    with progress.told_to(told):
+        plan = list_archive.fn(job)
+    assert (plan.changed, plan.remaining_units) == (1, 0)
+    assert "1 photographs were replaced" in told.say.call_args.args[0]
+    report = run(job_of(photographs, tmp_path / "out", refresh_changed=True))
+    assert (report.images, report.done_now) == (6, 1)
+    second = rows_of(report)  # Asserts that no image stands twice
+    assert set(first) == set(second)
+    assert [i for i in first if first[i]["mask"] != second[i]["mask"]] == ["photo-0.jpg"]
+    assert list_archive.fn(job).changed == 0
+
+
+def test_rows_that_a_rival_listing_owns_are_dropped_at_the_finish(photographs, tmp_path):
+    job = job_of(photographs, tmp_path / "out", crf=None)
+    output = locate(job.output)
+    folder = manifest_folder(output, identify(job))
+    stale = Manifest(folder)
+    first = run(job)
+    # A second listing began before the first had written, and saw one photograph more
+    photograph(50, (64, 48)).save(photographs / "0.jpg")
+    from tasks.manifest import extend
+    from tasks.sources import Source, list_source
+
+    extend(stale, list_source(Source(locate(job.source))))
+    second = run(job)
+    assert second.run_id == first.run_id and second.images == 7
+    assert len(rows_of(second)) == 7
+
+
+def test_what_vanished_after_the_listing_is_an_error_row(photographs, tmp_path):
+    job = job_of(photographs, tmp_path / "out", crf=None)
+    plan = list_archive.fn(job)
+    (photographs / "photo-1.jpg").unlink()
+    report = publish_report.fn(job, plan, segment_remaining.fn(job, plan))
+    assert (report.masks, report.errors) == (5, {"missing": 1})
+
+
+def test_dear_images_are_committed_in_smaller_units(photographs, tmp_path):
+    options = {"inference": {"long_side_px": 4000, "precision": "fp32"}, "crf": None}
+    job = job_of(photographs, tmp_path / "out", **options)
+    assert identify(job).unit_images == 1
+    report = run(job)
+    assert len(list((tmp_path / "out" / "masks" / f"run={report.run_id}").iterdir())) == 6
+    assert len(rows_of(report)) == 6
+    (part, *_) = Manifest(manifest_folder(locate(job.output), identify(job))).parts()
+    assert [u[1:] for u in units_of(part, 3)] == [(0, 3), (3, 4)]
+
+
+def test_from_bucket_to_bucket_with_parquet_and_odd_names(bucket, tmp_path):
+    buffer = io.BytesIO()
+    photograph(1, (40, 60)).save(buffer, format="PNG")
+    ids = ["plain", "ünï/cödé 🌄", "../../etc/passwd", "plain"]
+    table = pa.table({"id": ids, "image": [buffer.getvalue(), buffer.getvalue(), b"no image", buffer.getvalue()]})
+    parquet = io.BytesIO()
+    pq.write_table(table, parquet)
+    bucket.put("photos.parquet", parquet.getvalue())
+    job = job_of(f"s3://{bucket.name}/photos.parquet", f"s3://{bucket.name}/out", png=True, crf=None)
+    report = run(job)
+    assert (report.images, report.masks, report.errors) == (4, 3, {"not_an_image": 1})
+    assert set(rows_of(report)) == {*ids, "plain!#3"}
+    pngs = sorted(str(p.relative_to(bucket.folder)) for p in (bucket.folder / "out" / "png").rglob("*.png"))
+    assert len(pngs) == 3 and all(p.startswith(f"out/png/run={report.run_id}/") for p in pngs)
+    assert json.loads((bucket.folder / "out" / "runs" / f"{report.run_id}.json").read_text())["masks"] == 3
+    assert run(job).done_now == 0
+
+
+def test_a_job_that_cannot_run_says_why(photographs, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    for options, words in [
+        ({"source": tmp_path / "nowhere"}, "does not exist"),
+        ({"source": tmp_path / "nothing"}, "holds no images"),
+        ({"output": "/proc/nobody"}, "Cannot write the output"),
+        ({"model": "deeplab_v1_largefow"}, "did you mean"),
+        ({"untrained": False}, "no weights for deeplab_v1_largefov"),
+        ({"untrained": False, "model": str(tmp_path / "nothing")}, "model"),
+    ]:
+        job = job_of(**({"source": photographs, "output": tmp_path / "out"} | options))
+        with pytest.raises(JobError, match=words) as caught:
+            list_archive.fn(job)
+        assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "nothing").iterdir())
+
+
+def test_a_misspelt_or_senseless_job_is_refused_at_the_door():
+    for wrong, place in [
+        ({"crf": {"iterations": 0}}, ("crf", "iterations")),
+        ({"inference": {"long_side_px": 2}}, ("inference", "long_side_px")),
+        ({"limit": 0}, ("limit",)),
+        ({"sauce": "x"}, ("sauce",)),
+    ]:
+        with pytest.raises(ValidationError) as caught:
+            ArchiveJob.model_validate({"source": "a", "output": "b", **wrong})
+        assert caught.value.errors()[0]["loc"] == place

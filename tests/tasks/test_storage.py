@@ -1,0 +1,167 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from tasks import storage
+from tasks.errors import JobError
+from tasks.storage import Location, locate
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request, tmp_path) -> Location:
+    """A writable place: a local folder, a prefix on the real S3 server."""
+    if request.param == "local":
+        return locate(str(tmp_path / "place"))
+    return locate(f"s3://{request.getfixturevalue('bucket').name}/place")
+
+
+def test_what_a_person_types(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert locate("photos").path == str(tmp_path / "photos")
+    assert locate("file:///a/b").path == "/a/b"
+    assert locate("s3://bucket/a/b/") == Location("s3", "bucket/a/b")
+    assert (locate("s3://bucket") / "x").uri == "s3://bucket/x"
+    assert locate("/a/../b/./c").path == "/b/c"
+    for bad in ("", "  ", "s3://", "nonsense://x", "https://user:secret@host/x"):
+        with pytest.raises(JobError):
+            locate(bad)
+
+
+def test_write_read_list_remove(place):
+    assert not storage.exists(place / "a.bin")
+    storage.write_whole(place / "a.bin", b"first")
+    storage.write_whole(place / "a.bin", b"0123456789")
+    storage.write_whole(place / "deep/er/b.bin", b"b")
+    assert storage.read_bytes(place / "a.bin") == b"0123456789"
+    assert storage.read_range(place / "a.bin", 3, 4) == b"3456"
+    with storage.open_for_reading(place / "a.bin", sparse=True) as opened:
+        opened.seek(8)
+        assert opened.read() == b"89"
+    assert [f.path for f in storage.list_files(place)] == ["a.bin", "deep/er/b.bin"]
+    assert storage.stat(place / "a.bin").size == 10
+    assert storage.is_file(place / "a.bin") and not storage.is_file(place / "deep")
+    storage.remove(place / "a.bin")
+    storage.remove(place / "a.bin")
+    assert [f.path for f in storage.list_files(place)] == ["deep/er/b.bin"]
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(place / "a.bin")
+
+
+def test_a_replaced_file_has_another_version(place):
+    storage.write_whole(place / "x", b"one")
+    before = next(storage.list_files(place))
+    storage.write_whole(place / "x", b"two")
+    assert next(storage.list_files(place)).version != before.version
+    assert storage.stat(place / "x").version == next(storage.list_files(place)).version
+
+
+def test_a_long_listing_comes_whole_and_in_order(bucket):
+    for number in range(2300):  # An S3 page has 1,000
+        bucket.put(f"{number:05d}", b"x")
+    names = [f.path for f in storage.list_files(locate(f"s3://{bucket.name}"))]
+    assert names == [f"{number:05d}" for number in range(2300)]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    target = locate(str(tmp_path / "x.bin"))
+    storage.write_whole(target, b"old")
+
+    def no_space(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        storage.write_whole(target, b"new")
+    assert storage.read_bytes(target) == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["x.bin"]
+
+
+def test_hidden_files_and_circles_of_links_are_left_out(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".hidden").write_text("x")
+    (tmp_path / "sub" / ".tmp-123").write_text("x")
+    (tmp_path / "sub" / "b").write_text("x")
+    (tmp_path / "sub" / "circle").symlink_to(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "sub" / "b")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "nowhere-2").symlink_to(tmp_path / "nowhere-2")
+    os.mkfifo(tmp_path / "pipe.jpg")  # Reading it would never end
+    assert [f.path for f in storage.list_files(locate(str(tmp_path)))] == ["link", "nowhere", "nowhere-2", "sub/b"]
+
+
+def test_old_temporary_files_are_swept(tmp_path):
+    digits = "0123456789abcdef" * 2
+    young, old = tmp_path / f".tmp-{digits}", tmp_path / "masks" / f".tmp-{digits}"
+    others = [tmp_path / "part.parquet", tmp_path / ".tmp-of-somebody-else"]
+    old.parent.mkdir()
+    for file in (young, old, *others):
+        file.write_bytes(b"x")
+    for file in (old, *others):
+        os.utime(file, (0, 0))
+    storage.sweep_temporary(locate(str(tmp_path)))
+    assert young.exists() and all(other.exists() for other in others) and not old.exists()
+
+
+def test_faults_that_may_pass_are_tried_again(monkeypatch):
+    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
+    calls = []
+
+    def flaky():
+        calls.append(1)
+        if len(calls) < 3:
+            raise ConnectionResetError("reset by peer")
+        return "done"
+
+    assert storage.retried(flaky) == "done" and len(calls) == 3
+    from botocore.exceptions import EndpointConnectionError
+
+    calls.clear()
+
+    def unreachable():
+        calls.append(1)
+        raise EndpointConnectionError(endpoint_url="http://x")
+
+    with pytest.raises(EndpointConnectionError):
+        storage.retried(unreachable)
+    assert len(calls) == 5
+    with pytest.raises(FileNotFoundError):
+        storage.retried(lambda: (_ for _ in ()).throw(FileNotFoundError("gone")))
+
+    def always():
+        calls.append(1)
+        raise TimeoutError
+
+    calls.clear()
+    with pytest.raises(TimeoutError):
+        storage.retried(always)
+    assert len(calls) == 5
+
+
+def test_what_cannot_be_written_is_said_in_one_sentence(tmp_path, s3_server):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(JobError, match="a file stands where a folder is needed"):
+        storage.require_writable(locate(str(tmp_path / "file" / "below")))
+    with pytest.raises(JobError, match="Cannot write the output"):
+        storage.require_writable(locate("/proc/nobody"))
+    with pytest.raises(JobError, match="s3://no-such-bucket/x does not exist"):
+        storage.require_writable(locate("s3://no-such-bucket/x"))
+    storage.require_writable(locate(str(tmp_path / "new" / "folder")))
+    assert not list((tmp_path / "new").rglob(".tmp*"))
+
+
+def test_no_credential_stands_in_an_explanation(s3_server, monkeypatch):
+    place = locate("s3://no-such-bucket/x")
+    with pytest.raises(FileNotFoundError) as caught:
+        storage.read_bytes(place)
+    assert "testsecret" not in storage.explain(caught.value, place)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:testsecret@127.0.0.1:9")
+    told = storage.explain(ConnectionRefusedError("no"), place)
+    assert "127.0.0.1:9" in told and "testsecret" not in told
+
+
+def test_a_name_that_is_not_utf8_is_listed_and_read(tmp_path):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (Path(os.fsencode(tmp_path).decode()) / name).write_bytes(b"x")
+    (found,) = storage.list_files(locate(str(tmp_path)))
+    assert storage.read_bytes(locate(str(tmp_path)) / found.path) == b"x"

@@ -1,0 +1,97 @@
+"""The search on a few small images: it finishes, repeats, goes on where it was stopped, and never loses to a preset."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tasks import tuning
+from tasks.errors import JobError
+from tasks.tuning import TuneJob, TuneReport, search_crf
+
+
+@pytest.fixture(autouse=True)
+def _few_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = ("deeplab-v1", "deeplab-v2-resnet101")
+    monkeypatch.setattr(tuning, "CRF_PRESETS", {name: tuning.CRF_PRESETS[name] for name in some})
+    monkeypatch.setattr(tuning, "COARSE_GRID", {"bilateral_xy_std_px": (10, 40), "bilateral_rgb_std": (5,)})
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> TuneJob:
+    """Ten images of a bright disc on dark ground, with blurred and noisy scores."""
+    rng = np.random.default_rng(0)
+    ids, logits = [], []
+    for folder in ("images", "truth"):
+        (tmp_path / folder).mkdir()
+    for number in range(10):
+        y, x = np.mgrid[:48, :64]
+        disc = (y - rng.integers(16, 32)) ** 2 + (x - rng.integers(16, 48)) ** 2 < 144
+        image = np.clip(disc[..., None] * 120 + 60 + rng.normal(0, 4, (48, 64, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / "images" / f"p{number}.jpg", quality=95)
+        Image.fromarray(disc.astype(np.uint8)).save(tmp_path / "truth" / f"p{number}.png")
+        coarse = np.array(Image.fromarray(disc.astype(np.float32)).resize((9, 7), Image.Resampling.BOX))
+        scores = np.stack([0.5 - coarse, coarse - 0.5, np.full_like(coarse, -3)]) * 4
+        ids.append(f"p{number}")
+        logits.append((scores + rng.normal(0, 0.7, scores.shape)).astype(np.float16))
+    np.savez(tmp_path / "scores.npz", ids=np.array(ids), logits=np.stack(logits))
+    return TuneJob(
+        scores=str(tmp_path / "scores.npz"),
+        images=str(tmp_path / "images"),
+        truth=str(tmp_path / "truth"),
+        output=str(tmp_path / "out"),
+        num_images=6,
+        num_held_out=4,
+        rounds=1,
+        least_images=2,
+    )
+
+
+def same_but_work(a: TuneReport, b: TuneReport) -> bool:
+    left_out = {"new_points", "output"}
+    return a.model_dump(exclude=left_out) == b.model_dump(exclude=left_out)
+
+
+def test_search_stops_goes_on_and_repeats(job: TuneJob, ray_cluster: None) -> None:
+    report = search_crf.fn(job)
+    output = Path(job.output)
+    assert report.mean_iou >= report.preset_mean_iou
+    assert report.mean_iou > report.without_crf
+    assert report.interval[0] <= report.mean_iou <= report.interval[1]
+    assert report.classes == ["0", "1"]  # nothing is of the third
+    assert report.num_points == report.new_points > 4
+    assert report.held_out is not None
+    assert 0 < report.held_out["best"] <= 1
+    table = pq.read_table(output / "points.parquet").to_pylist()
+    assert len(table) == report.num_points
+    assert json.loads((output / "best.json").read_text())["mean_iou"] == report.mean_iou
+    assert Image.open(output / "heatmap.png").size[0] > 100
+
+    again = search_crf.fn(job)
+    assert again.new_points == 0
+    assert same_but_work(again, report)
+
+    # As after a kill: some points are not there yet
+    for path in sorted((output / "points").iterdir())[::3]:
+        path.unlink()
+    resumed = search_crf.fn(job)
+    assert 0 < resumed.new_points < report.num_points
+    assert same_but_work(resumed, report)
+
+    one = search_crf.fn(job.model_copy(update={"output": str(output.parent / "one"), "num_actors": 1}))
+    assert same_but_work(one, report)
+
+
+def test_what_cannot_be_searched_is_said(job: TuneJob, ray_cluster: None) -> None:
+    with pytest.raises(JobError, match="scores of 10 images, 24 are asked for"):
+        search_crf.fn(job.model_copy(update={"num_images": 20}))
+    with pytest.raises(JobError, match="No class is in 7 of the 6 images"):
+        search_crf.fn(job.model_copy(update={"least_images": 7, "num_held_out": 0}))
+    (Path(job.images) / "p3.jpg").unlink()
+    with pytest.raises(JobError, match=r"p\d.jpg"):
+        search_crf.fn(job.model_copy(update={"num_images": 10, "num_held_out": 0}))
+    with pytest.raises(JobError, match="does not exist"):
+        search_crf.fn(job.model_copy(update={"scores": job.scores + "x"}))
