@@ -1,0 +1,161 @@
+"""Kill it anywhere, run it twice at once, feed it garbage: every image still ends in exactly one row."""
+
+import contextlib
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from segcore import masks
+from tasks import storage
+from tasks.storage import Location, locate
+from tests.bad_files import write_bad_files
+from tests.conftest import photograph
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+NUM_PHOTOGRAPHS = 160
+NUM_KILLS = 10
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    """160 photographs and a few bad files: 40 parts and more."""
+    folder = tmp_path_factory.mktemp("archive")
+    for number in range(NUM_PHOTOGRAPHS):
+        photograph(number, (240, 180) if number % 3 else (180, 240)).save(folder / f"{number:03d}.jpg")
+    write_bad_files(folder / "bad")
+    return folder
+
+
+def start(source: str, output: str) -> subprocess.Popen:
+    """The console command, as the head of a process group of its own."""
+    command = [sys.executable, "-m", "flows.cli", "run", source, output, "--untrained", "--long-side", "241"]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def kill_tree(process: subprocess.Popen) -> None:
+    """SIGKILL for a process and everything below it, all at once: Ray's servers and workers too."""
+    children: dict[int, list[int]] = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        children.setdefault(parent, []).append(int(place.name))
+    tree, waiting = [], [process.pid]
+    while waiting:
+        tree.append(waiting.pop())
+        waiting += children.get(tree[-1], [])
+    for pid in tree:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def mask_files(output: Location) -> dict[str, tuple[int, str]]:
+    """Name, size and version of every committed file."""
+    return {f.path: (f.size, f.version) for f in storage.list_files(output / "masks") if f.path.endswith(".parquet")}
+
+
+def rows(output: Location) -> dict[str, dict]:
+    found: dict[str, dict] = {}
+    for name in mask_files(output):
+        data = storage.read_bytes(output / "masks" / name)
+        for row in pq.read_table(pa.BufferReader(data), partitioning=None).to_pylist():
+            assert row["image_id"] not in found, f"{row['image_id']} has two rows"
+            found[row["image_id"]] = row
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(archive, tmp_path_factory, prefect_server) -> dict[str, dict]:
+    """Rows of a run that nobody disturbed."""
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    process = start(str(archive), str(output))
+    told, _ = process.communicate()
+    assert process.returncode == 0, told
+    found = rows(locate(str(output)))
+    assert len(found) == sum(1 for p in archive.rglob("*") if not p.is_dir())
+    return found
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_killed_ten_times_every_image_has_one_row(where, archive, undisturbed, tmp_path, request):
+    output = str(tmp_path / "out") if where == "local" else f"s3://{request.getfixturevalue('bucket').name}/out"
+    place = locate(output)
+    dice = random.Random(where)
+    committed: dict[str, tuple[int, str]] = {}
+    unfinished = 0
+    for _ in range(NUM_KILLS):
+        process = start(str(archive), output)
+        wanted, patience = dice.randint(0, 4), time.monotonic() + dice.uniform(5, 60)
+        # A random moment: before the first new commit, between two, or in the middle of one
+        while process.poll() is None and time.monotonic() < patience:
+            if len(mask_files(place)) - len(committed) >= wanted:
+                break
+            time.sleep(0.05)
+        time.sleep(dice.uniform(0, 1.5) if wanted else dice.uniform(0, 12))
+        unfinished += process.poll() is None
+        kill_tree(process)
+        now = mask_files(place)
+        assert committed.items() <= now.items(), "a committed part was lost or done again"
+        committed = now
+        rows(place)  # Whatever is there is whole and has no image twice
+    assert unfinished > 0
+
+    last = start(str(archive), output)
+    told, _ = last.communicate()
+    assert last.returncode == 0, told
+    assert committed.items() <= mask_files(place).items()
+    after = rows(place)
+    assert set(after) == set(undisturbed)
+    for image_id, row in undisturbed.items():
+        assert (after[image_id]["mask"], after[image_id]["error_kind"]) == (row["mask"], row["error_kind"])
+
+
+def test_two_runs_at_the_same_time_make_no_duplicate(archive, undisturbed, tmp_path):
+    output = tmp_path / "out"
+    both = [start(str(archive), str(output)) for _ in range(2)]
+    told = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    after = rows(locate(str(output)))
+    assert {i: row["mask"] for i, row in after.items()} == {i: row["mask"] for i, row in undisturbed.items()}
+
+
+def test_four_hundred_photographs_and_many_bad_files(voc, tmp_path, prefect_server):
+    source = tmp_path / "source"
+    num_bad = write_bad_files(source / "bad ünd ügly")
+    assert num_bad >= 20
+    photographs = sorted((voc / "JPEGImages").glob("*.jpg"))
+    assert len(photographs) == 400
+    for file in photographs:
+        (source / file.name).symlink_to(file)
+    command = [sys.executable, "-m", "flows.cli", "run", str(source), str(tmp_path / "out"), "--untrained"]
+    told = subprocess.run(command, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert f"{400 + num_bad} images: 400 masks, {num_bad} error rows" in told.stdout
+    found = rows(locate(str(tmp_path / "out")))
+    assert len(found) == 400 + num_bad
+    from PIL import Image
+
+    for file in photographs:
+        labels = masks.decode_mask(found[file.name]["mask"])
+        with Image.open(io.BytesIO(file.read_bytes())) as opened:
+            assert labels.shape == (opened.height, opened.width)
+        assert labels.max() <= 20
+    for image_id, row in found.items():
+        if image_id.startswith("bad ünd ügly/"):
+            assert row["mask"] is None and row["error_kind"] and row["error"]
+    kinds = {row["error_kind"] for row in found.values()} - {None}
+    assert {"empty", "not_an_image", "truncated", "too_large", "missing"} <= kinds
