@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcore.models.layers import Classifier, resize_scores
-from segcore.models.resnet import BasicBlock, Bottleneck, ConvBn, ResNet, ThreeStem
+from segcore.models.resnet import BasicBlock, Bottleneck, ConvBn, HalvedResNet, ResNet, ThreeStem
 
 Pooling = Literal["average", "max"]
 
@@ -106,6 +106,28 @@ class PspNet(nn.Module):
         return scores
 
 
+class HalvedPspNet(PspNet):
+    """A PSPNet on a HalvedResNet, whose head has holes too."""
+
+    def __init__(self, num_classes: int, bins: Sequence[int]) -> None:
+        trunk = HalvedResNet()
+        pyramid = PyramidPooling(trunk.out_channels, tuple(bins), "average", reduction=True)
+        super().__init__(trunk, pyramid, num_classes, auxiliary_at=None)
+        self.sample_every(1)
+
+    def sample_every(self, step: int) -> None:
+        """Compute every `step`-th position of the grid only, with the same weights: 1, 2, 4 or 8.
+
+        See `HalvedResNet.sample_every`; the averages of the pyramid are then over fewer positions.
+        """
+        assert isinstance(self.trunk, HalvedResNet)
+        self.head.conv.place(1, self.trunk.sample_every(step))
+
+    def take_halved(self, halved: bool) -> None:
+        """Whether images come at half their size already, as in training."""
+        self.trunk.stem.halves = not halved  # type: ignore[assignment]
+
+
 def _position(trunk: ResNet, text: str) -> tuple[int, int]:
     match = re.fullmatch(r"res([2-5])(?:b(\d{1,2}))?", text) if isinstance(text, str) else None
     if match is None:
@@ -142,6 +164,11 @@ def pspnet18(
 ) -> PspNet:
     """The same family for CPUs: basic blocks 2, 2, 2, 2; 12,770,773 parameters. Ours, not in the paper."""
     return _pspnet((2, 2, 2, 2), num_classes, bins, pooling, reduction, auxiliary_at, BasicBlock)
+
+
+def pspnet18_half(num_classes: int = 21, *, bins: Sequence[int] = (1, 3)) -> HalvedPspNet:
+    """ResNet-18 on the photograph at half its size: 12,622,293 parameters. The default; ours, not in the paper."""
+    return HalvedPspNet(num_classes, bins)
 
 
 def pspnet50(
