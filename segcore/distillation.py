@@ -82,8 +82,8 @@ class Plan:
 
 
 def class_weights(pixels: Sequence[float] | np.ndarray, power: float) -> np.ndarray:
-    """(C,) float32: (1 / share) ** power, 1 on average over the pixels. Classes below 0.1 % count as 0.1 %."""
-    shares = np.maximum(np.asarray(pixels, np.float64) / np.sum(pixels), 1e-3)
+    """(C,) float32: (1 / share) ** power, 1 on average over the pixels. Classes below 1 % count as 1 %."""
+    shares = np.maximum(np.asarray(pixels, np.float64) / np.sum(pixels), 1e-2)
     weights = shares**-power
     return np.asarray(weights / (weights * shares).sum() * shares.sum(), np.float32)
 

@@ -67,3 +67,49 @@ def test_the_ablations_of_table_1(bins, pooling, reduction):
 def test_wrong_ablations_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         models.build("pspnet18", 3, **options)
+
+
+@pytest.mark.parametrize("step", [2, 4, 8])
+def test_the_halved_trunk_without_holes_is_the_same_function_at_fewer_places(step):
+    torch.manual_seed(0)
+    module = models.build("pspnet18_half", 3).eval()
+    image = torch.randn(1, 3, 193, 129)
+    with torch.no_grad():
+        dense = module.trunk(image)
+        module.sample_every(step)
+        sparse = module.trunk(image)
+        module.sample_every(1)
+        again = module.trunk(image)
+    assert dense.shape[2:] == (25, 17)
+    torch.testing.assert_close(sparse, dense[:, :, ::step, ::step], rtol=1e-3, atol=1e-3)
+    assert torch.equal(again, dense)
+
+
+def test_the_head_of_the_halved_network_has_holes_too():
+    torch.manual_seed(0)
+    module = models.build("pspnet18_half", 3).eval()
+    features = torch.randn(1, 1024, 17, 17)
+    dense = module.head(features)
+    module.sample_every(8)
+    torch.testing.assert_close(module.head(features[:, :, ::8, ::8]), dense[:, :, ::8, ::8])
+
+
+def test_halving_keeps_corner_pixels_and_smooth_images():
+    # Every value is x or y, so that weights of 1, 2, 1 around every second pixel give that pixel
+    module = models.build("pspnet18_half", 3).eval()
+    seen = []
+    module.trunk.stem.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    y, x = torch.meshgrid(torch.arange(41.0), torch.arange(57.0), indexing="ij")
+    image = torch.stack([x, y, x])[None]
+    with torch.no_grad():
+        module(image)
+        module.take_halved(True)
+        module(image[:, :, ::2, ::2])
+    halved, given = seen
+    assert halved.shape == (1, 3, 21, 29)
+    torch.testing.assert_close(halved[:, :, 1:-1, 1:-1], given[:, :, 1:-1, 1:-1])
+
+
+def test_a_step_that_no_grid_has_is_refused():
+    with pytest.raises(ValueError, match="step must be"):
+        models.build("pspnet18_half", 3).sample_every(3)
