@@ -6,6 +6,7 @@ the score on photographs that it never sees.
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -35,12 +36,12 @@ from segcore.distillation import (
 )  # fmt: skip
 from segcore.evaluation import bootstrap_mean_iou, count_pixels, iou
 from segcore.inference import InferenceParams, Scorer
-from segcore.models.pspnet import HalvedPspNet
+from segcore.models.pspnet import CompactPspNet
 from segcore.preprocessing import IMAGENET_RGB
 from segcore.refinement import CrfParams, refine_scores
 from tasks.errors import JobError
 
-VARIANT = "pspnet18_half"
+VARIANT = "pspnet14"
 
 FREQUENT = tuple(voc.CLASSES.index(name) for name in ("background", "cat", "cow", "dog", "horse", "person", "sheep"))
 """Labels that the photographs hold enough of for a score."""
@@ -59,11 +60,11 @@ def _views(crop_px: int, step: int, scales: tuple[float, float]) -> AugmentParam
 
 PLAN = Plan(
     phases=(
-        Phase(until=0.35, step=8, batch=32, views=_views(129, 8, (0.36, 0.75))),
-        Phase(until=0.70, step=8, batch=32, views=_views(161, 8, (0.45, 0.95))),
-        Phase(until=0.90, step=8, batch=32, views=_views(193, 8, (0.50, 1.10))),
-        Phase(until=1.00, step=4, batch=24, views=_views(225, 4, (0.60, 1.10)), teacher=0.3),
-    )
+        Phase(until=0.35, step=8, batch=40, views=_views(97, 8, (0.26, 0.50))),
+        Phase(until=0.85, step=8, batch=40, views=_views(129, 8, (0.33, 0.67))),
+        Phase(until=1.00, step=4, batch=40, views=_views(129, 4, (0.36, 0.60)), teacher=0.3),
+    ),
+    learning_rate=2.5e-3,
 )
 
 
@@ -168,22 +169,22 @@ class Batches:
 
 
 def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_threads: int = 2,
-          score_every_minutes: float = 8.0, save_every_minutes: float = 2.0) -> Path:  # fmt: skip
+          score_every_minutes: float = 12.0, save_every_minutes: float = 2.0) -> Path:  # fmt: skip
     """Train for `minutes` of wall time in all, going on from the checkpoint in `output` where there is one.
 
     data: folder with small/, ImageSets/ and, for the score, JPEGImages/ and SegmentationClassAug/.
     Returns the checkpoint, whose average is the result.
     """
-    torch.set_num_threads(num_threads)
+    torch.set_num_threads(1)  # Of each replica
     output.mkdir(parents=True, exist_ok=True)
     photographs = load_training(data)
     weights, pixels = drawing_weights(photographs.masks, plan.image_power)
     counts = torch.from_numpy(class_weights(pixels, plan.class_power))
     network = models.build(VARIANT)
-    assert isinstance(network, HalvedPspNet)
+    assert isinstance(network, CompactPspNet)
     initialise(network, plan.seed)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.take_halved(True)
+    network.take_shrunk(True)
     average = Average(network, plan.ema_decay)
     adam = optimiser(network, plan)
     progress = Progress()
@@ -198,6 +199,8 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
         progress.sessions += 1
         print(f"Going on from step {progress.steps}, {progress.seconds / 60:.1f} of {minutes:g} minutes spent.")
 
+    replicas = [network, *(_replica(network) for _ in range(num_threads - 1))]
+    threads = ThreadPoolExecutor(len(replicas))
     batches = Batches(photographs, weights, plan.seed)
     budget = minutes * 60
     before, cpu_before = progress.seconds, progress.cpu_seconds
@@ -207,27 +210,28 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
     share = progress.seconds / budget
     following = batches.ahead(progress.steps, plan.phase(share))
     following_phase = plan.phase(share)
-    network.train()
     while share < 1:
         phase = following_phase
-        network.sample_every(phase.step)
         images, targets = following.result()
         following_phase = plan.phase(share)
         following = batches.ahead(progress.steps + 1, following_phase)
         rng = np.random.default_rng([plan.seed, progress.steps, 1])
         if rng.random() < plan.mix_probability:
             cut_mix(images, targets, phase.views.stride_px, rng)
-        with torch.autocast("cpu", torch.bfloat16, enabled=AUTOCAST):
-            logits = network(images)
-        loss = weighted_cross_entropy(logits, targets, counts)
-        loss.backward()  # type: ignore[no-untyped-call]
+        parts = [
+            threads.submit(_gradients, replica, phase.step, own, target, counts, len(replicas))
+            for replica, own, target in zip(
+                replicas, images.chunk(len(replicas)), targets.chunk(len(replicas)), strict=True
+            )
+        ]
+        losses.append(float(np.mean([part.result() for part in parts])))
+        _sum_gradients(replicas)
         nn.utils.clip_grad_norm_(network.parameters(), 5.0, foreach=True)
         for group in adam.param_groups:
             group["lr"] = plan.rate(share)
         adam.step()
         adam.zero_grad(set_to_none=True)
         average.update(network)
-        losses.append(float(loss.detach()))
         if not np.isfinite(losses[-1]):
             raise JobError(f"The loss is {losses[-1]} at step {progress.steps}; lower the learning rate.")
         progress.steps += 1
@@ -236,12 +240,7 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
         progress.cpu_seconds = cpu_before + time.process_time() - cpu_start
         share = progress.seconds / budget
         if progress.seconds - last_told > 30:
-            rate = (progress.images - told_images) / (progress.seconds - last_told)
-            print(
-                f"{progress.seconds / 60:6.1f} min  step {progress.steps}  {progress.images} views  {rate:.1f}/s  "
-                f"crop {phase.views.crop_px}  rate {plan.rate(share):.5f}  loss {np.mean(losses):.4f}",
-                flush=True,
-            )
+            _tell(progress, (progress.images - told_images) / (progress.seconds - last_told), float(np.mean(losses)))
             last_told, told_images, losses = progress.seconds, progress.images, []
         if progress.seconds - last_scored > score_every_minutes * 60 and share < 1:
             last_scored = progress.seconds
@@ -253,10 +252,45 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
             last_saved = progress.seconds
             _save(checkpoint, network, average, adam, progress)
     batches.pool.shutdown()
+    threads.shutdown()
     return checkpoint
 
 
-AUTOCAST = True
+def _tell(progress: Progress, rate: float, loss: float) -> None:
+    spent, computed = progress.seconds / 60, progress.cpu_seconds / 60
+    print(
+        f"{spent:6.1f} min, {computed:.1f} of CPU  step {progress.steps}  {progress.images} views  {rate:.1f}/s  "
+        f"loss {loss:.4f}",
+        flush=True,
+    )
+
+
+def _replica(network: CompactPspNet) -> CompactPspNet:
+    """The same weights in the same memory, with gradients and statistics of its own."""
+    copied = copy.deepcopy(network)
+    for own, shared in zip(copied.parameters(), network.parameters(), strict=True):
+        own.data = shared.data
+    return copied
+
+
+def _gradients(
+    network: CompactPspNet, step: int, images: Tensor, targets: Tensor, weights: Tensor, parts: int
+) -> float:
+    """Leave the gradients of one part of a batch in the network; the loss."""
+    network.train().sample_every(step)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(images)
+    loss = weighted_cross_entropy(logits, targets, weights)
+    (loss / parts).backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach())
+
+
+def _sum_gradients(replicas: list[CompactPspNet]) -> None:
+    """Add the gradients of all into the first, whose parameters are everybody's."""
+    first, *others = replicas
+    for other in others:
+        torch._foreach_add_([value.grad for value in first.parameters()], [value.grad for value in other.parameters()])
+        other.zero_grad(set_to_none=True)
 
 
 def _save(path: Path, network: nn.Module, average: Average, adam: torch.optim.Optimizer, progress: Progress) -> None:
@@ -277,33 +311,36 @@ def _save(path: Path, network: nn.Module, average: Average, adam: torch.optim.Op
 _validation: dict[Path, Photographs] = {}
 
 
-def quick_score(network: nn.Module, data: Path, step: int = 4) -> dict[str, float]:
-    """Mean IoU in percent over `FREQUENT` on val, at every fourth grid position and every second pixel: cheap."""
-    assert isinstance(network, HalvedPspNet)
+def quick_score(network: nn.Module, data: Path, long_side_px: int = 129, step: int = 4) -> dict[str, float]:
+    """Mean IoU in percent over `FREQUENT` on val, cheaply: the network sees photographs of this size, at their size.
+
+    long_side_px: of what the network sees after halving. step: which positions of the grid are computed.
+    """
+    assert isinstance(network, CompactPspNet)
     if data not in _validation:
         _validation[data] = load_validation(data)
     photographs = _validation[data]
-    network.take_halved(False)
     network.sample_every(step)
     counts = np.zeros((len(voc.CLASSES), 3), np.int64)
     mean, std = torch.tensor(IMAGENET_RGB.mean), torch.tensor(IMAGENET_RGB.std)
-    unit = 8 * step
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=AUTOCAST):
+    unit = 4 * step
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         for image, mask in zip(photographs.images, photographs.masks, strict=True):
-            height, width = mask.shape
-            pixels = (torch.from_numpy(image).float() - mean) / std
+            share = long_side_px / max(mask.shape)
+            width, height = round(mask.shape[1] * share), round(mask.shape[0] * share)
+            small = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+            truth = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+            pixels = (torch.from_numpy(np.array(small)).float() - mean) / std
             down, along = -(-(height - 1) // unit) * unit + 1, -(-(width - 1) // unit) * unit + 1
             padded = F.pad(pixels.permute(2, 0, 1), (0, along - width, 0, down - height))
             scores = network(padded[None].contiguous(memory_format=torch.channels_last)).float()
-            scores = F.interpolate(scores, (down // 2 + 1, along // 2 + 1), mode="bilinear", align_corners=True)
-            truth = mask[::2, ::2]
-            predicted = scores[0, :, : truth.shape[0], : truth.shape[1]].argmax(0).numpy().astype(np.uint8)
+            scores = F.interpolate(scores, (down, along), mode="bilinear", align_corners=True)
+            predicted = scores[0, :, :height, :width].argmax(0).numpy().astype(np.uint8)
             counts += count_pixels(truth, predicted, len(voc.CLASSES))
-    network.take_halved(True)
     values = iou(counts)[list(FREQUENT)] * 100
     names = [voc.CLASSES[label] for label in FREQUENT]
     return {"miou_percent": round(float(values.mean()), 2)} | {
-        n: round(float(v), 1) for n, v in zip(names, values, strict=True)
+        name: round(float(value), 1) for name, value in zip(names, values, strict=True)
     }
 
 

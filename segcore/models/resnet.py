@@ -119,19 +119,26 @@ class SevenStem(nn.Module):
         return features
 
 
-class HalvingStem(SevenStem):
-    """Half the size, then a SevenStem: (N, 3, H, W) -> (N, 64, h, w), stride 8.
+class ShrinkingStem(SevenStem):
+    """A SevenStem on the photograph at a half, a third or a quarter of its size: stride 4 x `shrink`.
 
-    A small network sees whole objects in a half-size photograph, at a quarter of the work.
+    A small network sees whole objects in a small photograph, at a fraction of the work.
     """
 
-    halves = True
-    """False: the images come at half their size already, as in training."""
+    def __init__(self, shrink: int) -> None:
+        super().__init__()
+        if shrink not in (2, 3, 4):
+            raise ValueError(f"shrink must be 2, 3 or 4, got {shrink!r}.")
+        self.shrink = shrink
+        self.shrinks = True
+        """False: the images come shrunk already, as in training."""
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.halves:
-            # Weights 1, 2, 1 around every second pixel from the corner on: two averages of two. Padding is the mean.
-            images = F.avg_pool2d(F.avg_pool2d(F.pad(images, (1, 1, 1, 1)), 2, 1), 2, 2)
+        if self.shrinks:
+            # Two averages: a triangle around every second (third, fourth) pixel from the corner on; padding is the mean
+            side = self.shrink
+            images = F.pad(images, (side - 1,) * 4)
+            images = F.avg_pool2d(F.avg_pool2d(images, side, 1), side, side)
         return super().forward(images)
 
 
@@ -219,18 +226,19 @@ class ResNet(nn.Module):
                 part.bn = frozen
 
 
-class HalvedResNet(ResNet):
-    """Basic blocks 2, 2, 2, 2 behind a HalvingStem, evaluated at every eighth pixel of the photograph by holes.
+class CompactResNet(ResNet):
+    """A narrow ResNet-14 (basic blocks 1, 1, 2, 2) behind a ShrinkingStem, all at the stem's stride by holes.
 
-    Without holes it is an ordinary ResNet-18 whose grid has a step of 64 pixels. `sample_every` goes back and forth
-    between the two with the same weights.
+    Without holes it is an ordinary ResNet with three more strides of 2. `sample_every` goes back and forth between the
+    two with the same weights.
     """
 
     STRIDES = (1, 1, 1, 1)
     DILATIONS = (1, 1, 1, 1)
+    WIDTHS = (64, 96, 192, 320)
 
-    def __init__(self) -> None:
-        super().__init__(HalvingStem(), BasicBlock, (2, 2, 2, 2), stride_on_first=False)
+    def __init__(self, shrink: int) -> None:
+        super().__init__(ShrinkingStem(shrink), BasicBlock, (1, 1, 2, 2), stride_on_first=False)
         self.sample_every(1)
 
     def sample_every(self, step: int) -> int:
