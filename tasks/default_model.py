@@ -287,12 +287,27 @@ def _gradients(
 
 def _sum_gradients(replicas: list[CompactPspNet]) -> None:
     """Add the gradients of all into the first, whose parameters are everybody's."""
-    own = [value for value in replicas[0].parameters()]
+    own = list(replicas[0].parameters())
     for other in replicas[1:]:
         for value, more in zip(own, other.parameters(), strict=True):
             assert value.grad is not None and more.grad is not None
             value.grad += more.grad
         other.zero_grad(set_to_none=True)
+
+
+def _save(path: Path, network: nn.Module, average: Average, adam: torch.optim.Optimizer, progress: Progress) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    torch.save(
+        {
+            "network": network.state_dict(),
+            "average": average.module.state_dict(),
+            "average_steps": average.steps,
+            "optimiser": adam.state_dict(),
+            "progress": vars(progress),
+        },
+        unfinished,
+    )
+    unfinished.replace(path)
 
 
 _validation: dict[Path, Photographs] = {}
