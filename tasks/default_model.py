@@ -394,10 +394,11 @@ def full_score(model: Path, data: Path, num_threads: int = 2) -> dict[str, float
         values = 100 * iou(of.sum(0))[chosen]
         low, high = np.percentile(100 * bootstrap_mean_iou(of, chosen), [2.5, 97.5])
         prefix = f"voc2012-val-300/{name}"
-        metrics[f"{prefix}/miou_7_percent"] = round(float(values.mean()), 2)
+        metrics[f"{prefix}/miou_7_percent"] = round(float(np.nanmean(values)), 2)
         metrics[f"{prefix}/miou_7_low"] = round(float(low), 2)
         metrics[f"{prefix}/miou_7_high"] = round(float(high), 2)
-        for label, value in zip(FREQUENT, values, strict=True):
+        present = [(label, value) for label, value in zip(FREQUENT, values, strict=True) if np.isfinite(value)]
+        for label, value in present:
             metrics[f"{prefix}/{voc.CLASSES[label]}_percent"] = round(float(value), 2)
     return metrics
 
