@@ -161,7 +161,7 @@ class Trainer:
             # DistributedDataParallel takes the mean of the workers' gradients, and this is a part of one sum
             total = torch.stack(weighted).sum() * _num_workers()
             middle = time.perf_counter()
-            total.backward()
+            total.backward()  # type: ignore[no-untyped-call]
             sums.append([part[name].detach() for name in names])
             seconds["forward"] += middle - began
             seconds["backward"] += time.perf_counter() - middle
