@@ -87,6 +87,10 @@ class TrainJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=
     num_workers: Annotated[int, annotated_types.Ge(0)] = 0
     """Workers of Ray Train; 0: one for each GPU, or one where there is none."""
 
+    num_threads: Annotated[int, annotated_types.Ge(0)] = 0
+    """CPU threads of each worker; 0: the free CPUs, shared evenly. A resumed training keeps its number, since sums in
+    another order are other weights in the last bit."""
+
     images_at_once: Annotated[int, annotated_types.Ge(0)] = 0
     """Images of one forward pass on one worker; the gradients of the passes of a step are added up. 0: all at once."""
 
@@ -397,7 +401,7 @@ def _begin(resolved: _Resolved) -> dict[str, Any]:
         "split": resolved.job.split,
         "validation_split": resolved.job.validation_split,
         "commit": resolved.card.commit,
-        # The same number of threads in every session: sums in another order are other weights in the last bit
+        # Filled in with the first session's
         "num_threads": 0,
     }
     _write_record(resolved.output, record)
@@ -426,7 +430,7 @@ class _Driver:
             raise JobError(
                 f"A batch of {resolved.recipe.batch_size} images cannot be shared evenly by {self.num_workers} workers."
             )
-        self.num_threads = int(record.get("num_threads") or max(1, int(cpus / self.num_workers)))
+        self.num_threads = int(record.get("num_threads") or job.num_threads or max(1, int(cpus / self.num_workers)))
         if not measure_steps and not record.get("num_threads"):
             record["num_threads"] = self.num_threads
             _write_record(resolved.output, record)
