@@ -622,6 +622,7 @@ def _finish(resolved: _Resolved) -> dict[str, Any]:
     record = _read_record(output) | {
         "status": "finished",
         "metrics": found,
+        "mean_iou": next((v for v in reversed(table.column("mean_iou").to_pylist()) if v is not None), None),
         "loss": _last_loss(table),
         "best": state["progress"],
     }
@@ -689,7 +690,7 @@ def _report(resolved: _Resolved, record: dict[str, Any], *, start: int, seconds:
         images_per_s=len(now) * recipe.batch_size / spent if spent else 0.0,
         device_busy=1 - sum(row["seconds_data"] for row in now) / spent if spent else 0.0,
         loss=record["loss"],
-        mean_iou=record["metrics"]["miou_percent"] / 100 if record["metrics"] else None,
+        mean_iou=record["mean_iou"],
         best_mean_iou=best if best >= 0 else None,
         restarts=restarts,
     )
