@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from segcore.augment import AugmentParams
+from segcore.schedules import parameter_groups, torch_groups
 from segcore.voc import IGNORE_LABEL
 
 
@@ -157,9 +158,7 @@ def initialise(module: nn.Module, seed: int) -> None:
 
 def optimiser(module: nn.Module, plan: Plan) -> torch.optim.AdamW:
     """AdamW with decay on kernels only."""
-    kernels = [value for value in module.parameters() if value.ndim > 1]
-    vectors = [value for value in module.parameters() if value.ndim <= 1]
+    groups = parameter_groups(module, (), plan.weight_decay, decay_biases=False)
     return torch.optim.AdamW(
-        [{"params": kernels, "weight_decay": plan.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=plan.learning_rate, betas=(0.9, 0.99), fused=True,
-    )  # fmt: skip
+        torch_groups(module, groups, plan.learning_rate), lr=plan.learning_rate, betas=(0.9, 0.99), fused=True
+    )
