@@ -13,9 +13,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="Wall time of the whole training.")] = 65,
     threads: Annotated[int, typer.Option(help="Threads of the network.")] = 2,
     commit: Annotated[str, typer.Option(help="Written into the card.")] = "",
-    score: Annotated[
-        bool, typer.Option(help="Score the model on val; --no-score leaves it.")
-    ] = True,
+    score: Annotated[bool, typer.Option(help="Score the model on val; --no-score leaves it.")] = True,
     train: Annotated[bool, typer.Option(help="--no-train writes the model from the checkpoint as it is.")] = True,
 ) -> None:
     """Train the default model within a budget of time, and write it as a model directory with its score."""

@@ -62,9 +62,9 @@ def _views(crop_px: int, step: int, scales: tuple[float, float]) -> AugmentParam
 
 PLAN = Plan(
     phases=(
-        Phase(until=0.35, step=8, batch=40, views=_views(97, 8, (0.26, 0.50))),
-        Phase(until=0.85, step=8, batch=40, views=_views(129, 8, (0.33, 0.67))),
-        Phase(until=1.00, step=4, batch=40, views=_views(129, 4, (0.36, 0.60)), teacher=0.3),
+        Phase(until=0.25, step=8, batch=40, views=_views(97, 8, (0.26, 0.50))),
+        Phase(until=0.80, step=8, batch=40, views=_views(129, 8, (0.33, 0.67))),
+        Phase(until=1.00, step=8, batch=40, views=_views(129, 8, (0.36, 0.60)), teacher=0.3),
     ),
     learning_rate=2.5e-3,
 )
@@ -92,6 +92,8 @@ class Progress:
     seconds: float = 0.0
     """Of wall time, over all sessions."""
     cpu_seconds: float = 0.0
+    share: float = 0.0
+    """Of the plan that is done, 0 to 1."""
     sessions: int = 1
     scores: list[dict[str, Any]] = field(default_factory=list)
 
@@ -174,6 +176,8 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
           score_every_minutes: float = 12.0, save_every_minutes: float = 2.0) -> Path:  # fmt: skip
     """Train for `minutes` of wall time in all, going on from the checkpoint in `output` where there is one.
 
+    A session spreads what is left of the plan over what is left of the time, so another budget may be given each time.
+
     data: folder with small/, ImageSets/ and, for the score, JPEGImages/ and SegmentationClassAug/.
     Returns the checkpoint, whose average is the result.
     """
@@ -199,17 +203,20 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
         adam.load_state_dict(state["optimiser"])
         progress = Progress(**state["progress"])
         progress.sessions += 1
-        print(f"Going on from step {progress.steps}, {progress.seconds / 60:.1f} of {minutes:g} minutes spent.")
+        print(
+            f"Going on from step {progress.steps}: {progress.seconds / 60:.1f} of {minutes:g} minutes are spent, "
+            f"{100 * progress.share:.0f} % of the plan is done."
+        )
 
     replicas = [network, *(_replica(network) for _ in range(num_threads - 1))]
     threads = ThreadPoolExecutor(len(replicas))
     batches = Batches(photographs, weights, plan.seed)
-    budget = minutes * 60
+    share_before = share = progress.share
+    remaining = max(1e-9, minutes * 60 - progress.seconds)
     before, cpu_before = progress.seconds, progress.cpu_seconds
     start, cpu_start = time.monotonic(), time.process_time()
     last_saved = last_scored = last_told = progress.seconds
     told_images, losses = progress.images, []
-    share = progress.seconds / budget
     following = batches.ahead(progress.steps, plan.phase(share))
     following_phase = plan.phase(share)
     while share < 1:
@@ -240,7 +247,8 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
         progress.images += len(images)
         progress.seconds = before + time.monotonic() - start
         progress.cpu_seconds = cpu_before + time.process_time() - cpu_start
-        share = progress.seconds / budget
+        share = min(1.0, share_before + (1 - share_before) * (progress.seconds - before) / remaining)
+        progress.share = share
         if progress.seconds - last_told > 30:
             _tell(progress, (progress.images - told_images) / (progress.seconds - last_told), float(np.mean(losses)))
             last_told, told_images, losses = progress.seconds, progress.images, []
@@ -261,8 +269,8 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
 def _tell(progress: Progress, rate: float, loss: float) -> None:
     spent, computed = progress.seconds / 60, progress.cpu_seconds / 60
     print(
-        f"{spent:6.1f} min, {computed:.1f} of CPU  step {progress.steps}  {progress.images} views  {rate:.1f}/s  "
-        f"loss {loss:.4f}",
+        f"{spent:6.1f} min, {computed:.1f} of CPU, {100 * progress.share:.1f} %  step {progress.steps}  "
+        f"{progress.images} views  {rate:.1f}/s  loss {loss:.4f}",
         flush=True,
     )
 
