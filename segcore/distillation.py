@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ class Phase:
     teacher: float = 0.5
     """Share of the target that is the teacher's; the mask has the rest, the teacher all where the mask is void."""
 
+    mix: float = 0.0
+    """Share of batches in which a rectangle of each view comes from another one (CutMix, Yun et al. 2019)."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -67,9 +70,6 @@ class Plan:
 
     seed: int = 0
     """Of initial weights, order and views."""
-
-    mix_probability: float = field(default=0.0)
-    """Share of batches in which a rectangle of each view comes from another one (CutMix, Yun et al. 2019)."""
 
     def phase(self, share: float) -> Phase:
         """The phase at a share of the budget, 0 to 1."""

@@ -60,11 +60,20 @@ def _views(crop_px: int, step: int, scales: tuple[float, float]) -> AugmentParam
     )  # fmt: skip
 
 
+def _strong(views: AugmentParams) -> AugmentParams:
+    return replace(
+        views, rotation_degrees=12.0, brightness=0.35, contrast=0.35, saturation=0.45, hue_degrees=12.0,
+        blur_probability=0.1,
+    )  # fmt: skip
+
+
 PLAN = Plan(
     phases=(
         Phase(until=0.25, step=8, batch=40, views=_views(97, 8, (0.26, 0.50))),
-        Phase(until=0.80, step=8, batch=40, views=_views(129, 8, (0.33, 0.67))),
-        Phase(until=1.00, step=8, batch=40, views=_views(129, 8, (0.36, 0.60)), teacher=0.3),
+        Phase(until=0.62, step=8, batch=40, views=_views(129, 8, (0.33, 0.67))),
+        # From here on it would learn the photographs by heart
+        Phase(until=0.92, step=8, batch=40, views=_strong(_views(161, 8, (0.36, 0.85))), mix=0.5),
+        Phase(until=1.00, step=8, batch=40, views=_strong(_views(161, 8, (0.40, 0.75)))),
     ),
     learning_rate=2.5e-3,
 )
@@ -225,7 +234,7 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
         following_phase = plan.phase(share)
         following = batches.ahead(progress.steps + 1, following_phase)
         rng = np.random.default_rng([plan.seed, progress.steps, 1])
-        if rng.random() < plan.mix_probability:
+        if rng.random() < phase.mix:
             cut_mix(images, targets, phase.views.stride_px, rng)
         parts = [
             threads.submit(_gradients, replica, phase.step, own, target, counts, len(replicas))

@@ -15,9 +15,7 @@ from tasks import default_model
 from tasks.errors import JobError
 from tests.conftest import photograph
 
-PLAN = Plan(
-    phases=(Phase(until=1.0, step=8, batch=4, views=AugmentParams(crop_px=33, stride_px=32)),), mix_probability=0.5
-)
+PLAN = Plan(phases=(Phase(until=1.0, step=8, batch=4, views=AugmentParams(crop_px=33, stride_px=32), mix=0.5),))
 CLASSES = (8, 12, 13, 15)
 
 
