@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from segcore import checkpoint, models
 from segcore.augment import AugmentParams
 from segcore.distillation import Phase, Plan
+from segcore.models.pspnet import CompactPspNet
 from tasks import default_model
 from tasks.errors import JobError
 from tests.conftest import photograph
@@ -42,15 +43,33 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_training_goes_on_and_ends_as_the_model_that_was_averaged(data: Path, tmp_path: Path) -> None:
+def test_a_training_goes_on_and_ends_as_the_model_that_was_averaged(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work, model = tmp_path / "work", tmp_path / "models" / "pspnet14"
-    first = torch.load(default_model.train(data, work, 0.02, plan=PLAN), weights_only=True)["progress"]
-    assert first["steps"] >= 1
-    assert first["images"] == 4 * first["steps"]
-    state = torch.load(default_model.train(data, work, 0.04, plan=PLAN), weights_only=True)
-    assert state["progress"]["steps"] > first["steps"]
-    assert state["progress"]["seconds"] >= 0.04 * 60
-    assert state["progress"]["sessions"] == 2
+    calls = iter(range(7))
+    original = default_model._sum_gradients
+
+    def interrupted(replicas: list[CompactPspNet]) -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        original(replicas)
+
+    monkeypatch.setattr(default_model, "_sum_gradients", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        default_model.train(data, work, 30.0, plan=PLAN, save_every_minutes=0.0)
+    monkeypatch.undo()
+    first = torch.load(work / "checkpoint.pt", weights_only=True)["progress"]
+    assert (first["steps"], first["images"], first["sessions"]) == (7, 28, 1)
+    assert 0 < first["share"] < 1
+
+    # What is left of the plan in what is left of another budget
+    minutes = first["seconds"] / 60 + 0.02
+    state = torch.load(default_model.train(data, work, minutes, plan=PLAN), weights_only=True)
+    assert state["progress"]["steps"] > 7
+    assert (state["progress"]["share"], state["progress"]["sessions"]) == (1.0, 2)
+    again = torch.load(default_model.train(data, work, minutes, plan=PLAN), weights_only=True)
+    assert again["progress"] == state["progress"], "a training that is done does nothing"
 
     metrics = default_model.finish(work / "checkpoint.pt", model, data, commit="abc")
     tensors = load_file(model / "model.safetensors")
