@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 ENGINE := $(wildcard segcore/crf/* CMakeLists.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-slow demo bench up down sanitize lock clean
+.PHONY: help setup check test test-slow demo bench up down sanitize aarch64 lock clean
 
 help:  ## This list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## A virtual environment in .venv with everything, at the pinned versions
 
@@ -47,6 +47,9 @@ down:  ## End what make up started, and nothing else
 
 sanitize: setup  ## The CRF engine under address and undefined-behaviour sanitizers
 	sh tests/sanitize.sh $(CURDIR)/$(BIN)/python
+
+aarch64: setup  ## The CRF engine compiled for aarch64, run in qemu, equal to this processor's
+	sh tests/aarch64.sh $(CURDIR)/$(BIN)/python
 
 lock:  ## Write constraints.txt from what is installed
 	{ echo "# Versions that are known to work together, written by \`make lock\`; the Makefile installs with them."; \
