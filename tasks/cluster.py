@@ -96,6 +96,8 @@ def connected() -> Iterator[None]:
 
 
 def _start_local(quiet: dict[str, Any]) -> None:
+    # Ray's processes have dozens of threads; an allocation arena for each keeps what the others could use
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     ray.init(
         address="local",  # Never a cluster that somebody else has left running on this machine
         num_cpus=usable_cpus(),

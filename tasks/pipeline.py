@@ -7,6 +7,8 @@ size and stride-8 scores in float16, never full-resolution probabilities.
 """
 
 import collections
+import contextlib
+import ctypes
 import dataclasses
 import errno
 import hashlib
@@ -208,6 +210,7 @@ def read_unit(table: pa.Table, params: MaskParams, destination: Destination) -> 
     if storage.exists(destination.file_of(name)):
         return _unit_row(name, None, 0.0, [], [])
     entries: tuple[Entry, ...] = pickle.loads(zlib.decompress(table["entries"][0].as_py()))
+    _give_back_memory()
     records, pixels = [], []
     for entry, data in read_entries(destination.source, entries):
         record = Record(entry)  # Of the bytes that were read, where they are newer than the listing
@@ -242,6 +245,7 @@ class Score:
         name, records, seconds, pixels, _ = _open_row(table)
         if records is None:
             return table
+        _give_back_memory()
         usable = [record for record in records if not record.error]
         images = _split(pixels, [(*record.shape, 3) for record in usable])
         scores = []
@@ -290,6 +294,7 @@ class Refine:
         if records is None:
             report.done_elsewhere = True
             return pa.table({"report": [pickle.dumps(report)]})
+        _give_back_memory()
         self.begin(records)
         usable = [record for record in records if not record.error]
         images = iter(_split(pixels, [(*record.shape, 3) for record in usable]))
@@ -369,6 +374,13 @@ class Refine:
                 write_png(self.destination.png, row["image_id"], row["mask"])
         # Last, since its existence means that the unit is done
         write_rows(self.destination.file_of(unit), rows)
+
+
+def _give_back_memory() -> None:
+    """Return what the last unit has left free to the system: buffers of ever other sizes leave holes that add up."""
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError):  # Only the GNU C library has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def write_rows(place: Location, rows: list[dict[str, Any]] | pa.Table) -> None:
