@@ -36,7 +36,7 @@ def _commands() -> None:
 def run(
     source: Annotated[str, typer.Argument(help="Folder, file, s3://bucket/prefix, tar shards or Parquet dataset.")],
     output: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix for manifest, masks and run records.")],
-    model: Annotated[str | None, typer.Option(help="Name of a model, or path of a model directory.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of a model, or path or URI of a model directory.")] = None,
     untrained: Annotated[bool, typer.Option("--untrained", help="Seeded random weights, marked in every row.")] = False,
     crf: Annotated[bool, typer.Option("--crf/--no-crf", help="Sharpen by the fully connected CRF.")] = True,
     crf_preset: Annotated[str | None, typer.Option(help="CRF parameters of a published model; see the README.")] = None,

@@ -220,9 +220,13 @@ def workers_below(pid: int) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_lost_worker_is_survived(dataset, undisturbed, tmp_path):
-    """One of two workers is killed midway: both start again from the newest checkpoint, and end where one would."""
-    output = str(tmp_path / "out")
+def test_a_lost_worker_is_survived(dataset, ray_cluster, tmp_path):
+    """One of two workers is killed midway: both start again from the newest checkpoint, and nothing can be told of it.
+
+    Against an undisturbed training of two workers, since one worker adds up in another order.
+    """
+    undisturbed, output = str(tmp_path / "undisturbed"), str(tmp_path / "out")
+    assert train.fn(job(dataset, undisturbed, num_workers=2)).restarts == 0
     reports = []
     training = threading.Thread(target=lambda: reports.append(train.fn(job(dataset, output, num_workers=2))))
     training.start()
@@ -232,9 +236,8 @@ def test_a_lost_worker_is_survived(dataset, undisturbed, tmp_path):
     os.kill(workers[1], signal.SIGKILL)
     training.join()
     assert [report.restarts for report in reports] == [1]
-    found = weights(output)
-    for name, value in undisturbed.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    found, expected = weights(output), weights(undisturbed)
+    assert [name for name in found if not found[name].equal(expected[name])] == []
 
 
 @pytest.mark.slow
