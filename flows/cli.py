@@ -17,7 +17,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import typer
 
-from flows import tune_cli, weights_cli
+from flows import train_cli, tune_cli, weights_cli
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,7 +36,7 @@ def _commands() -> None:
 def run(
     source: Annotated[str, typer.Argument(help="Folder, file, s3://bucket/prefix, tar shards or Parquet dataset.")],
     output: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix for manifest, masks and run records.")],
-    model: Annotated[str | None, typer.Option(help="Name of a model, or path of a model directory.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of a model, or path or URI of a model directory.")] = None,
     untrained: Annotated[bool, typer.Option("--untrained", help="Seeded random weights, marked in every row.")] = False,
     crf: Annotated[bool, typer.Option("--crf/--no-crf", help="Sharpen by the fully connected CRF.")] = True,
     crf_preset: Annotated[str | None, typer.Option(help="CRF parameters of a published model; see the README.")] = None,
@@ -159,6 +159,7 @@ def _fail(sentence: str) -> NoReturn:
 
 weights_cli.mount(app)
 tune_cli.mount(app)
+train_cli.mount(app)
 
 
 def main() -> None:

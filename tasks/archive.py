@@ -30,6 +30,7 @@ from tasks import cluster, progress, runs, storage
 from tasks.errors import JobError
 from tasks.manifest import PART_IMAGES, Manifest, Part, extend
 from tasks.pipeline import STAGES, Destination, MaskParams, Unit, mask_file, stream
+from tasks.remote_models import local_model
 from tasks.schema import SCHEMA_VERSION
 from tasks.sources import Source, list_source
 from tasks.storage import Location
@@ -55,7 +56,7 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     """URI that manifest, masks and run records are written under."""
 
     model: str = DEFAULT_MODEL
-    """Name of a model, or path of a model directory."""
+    """Name of a model, or path or URI of a model directory."""
 
     untrained: bool = False
     """Use seeded random weights where no trained ones exist; every output says so."""
@@ -295,7 +296,7 @@ def identify(job: ArchiveJob) -> Identity:
 @functools.lru_cache(maxsize=8)
 def _identify(job: ArchiveJob) -> Identity:
     try:
-        card, digest = checkpoint.describe(job.model, untrained=job.untrained, seed=job.seed)
+        card, digest = checkpoint.describe(local_model(job.model), untrained=job.untrained, seed=job.seed)
     except ValueError as error:
         raise JobError(str(error)) from None
     have: Literal["native", "pydensecrf"] = "native" if refinement.engine_name().startswith("native") else "pydensecrf"

@@ -36,7 +36,7 @@ from segcore.refinement import Backend, CrfParams, Refined, refine_scores
 from tasks import storage
 from tasks.cluster import READ_CPUS, REFINE_CPUS, Plan
 from tasks.errors import JobError
-from tasks.registry import local_copy
+from tasks.remote_models import local_model
 from tasks.schema import MASKS, empty_row
 from tasks.sources import Entry, read_entries
 from tasks.storage import Location
@@ -233,7 +233,7 @@ class Score:
     """Stage 2: actor around `segcore.inference.Scorer`; holds the model."""
 
     def __init__(self, params: MaskParams) -> None:
-        self.model = load(local_copy(params.model), untrained=params.untrained, seed=params.seed)
+        self.model = load(local_model(params.model), untrained=params.untrained, seed=params.seed)
         if self.model.digest != params.model_digest:
             raise JobError(f"The model {params.model} is not the one that the run began with: was it replaced?")
         # One thread on a CPU: there is a scorer on every core

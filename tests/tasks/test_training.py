@@ -1,0 +1,249 @@
+"""A training on Ray Train that is killed, loses a worker, or goes astray; and what it refuses before it begins."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from segcore import checkpoint
+from segcore.recipes import RECIPES, LossParams
+from tasks import checkpoints, remote_models, storage
+from tasks.errors import JobError
+from tasks.shards import read_manifest
+from tasks.storage import Location, locate
+from tasks.training import TrainJob, train
+from tasks.training_data import Loader, SplitReader, read_teacher
+from tests.conftest import Bucket
+from tests.flows.test_reliability import kill_tree
+from tests.tasks.small_dataset import write_dataset
+
+# Frozen batch normalisation, no dropout: two workers can equal one
+RECIPE = dataclasses.replace(
+    RECIPES["deeplab_v2_resnet18"],
+    batch_size=4,
+    iterations=24,
+    loss=LossParams(),
+    augmentation=dataclasses.replace(RECIPES["deeplab_v2_resnet18"].augmentation, crop_px=33),
+)
+
+
+def job(dataset: str, output: str, **changes) -> TrainJob:
+    given = {
+        "recipe": RECIPE,
+        "split": "train",
+        "validation_images": 0,
+        "checkpoint_every": 4,
+        "num_workers": 1,
+        "num_threads": 1,
+    }
+    return TrainJob(dataset=dataset, output=output, **{**given, **changes})
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> str:
+    return write_dataset(str(tmp_path_factory.mktemp("dataset"))).uri
+
+
+def test_what_cannot_be_trained_is_refused_at_once(dataset, tmp_path):
+    output = str(tmp_path / "out")
+    with pytest.raises(JobError, match="no prepared dataset"):
+        train.fn(job(str(tmp_path), output))
+    with pytest.raises(JobError, match="no split 'train_aug'; it has train, val"):
+        train.fn(job(dataset, output, split="train_aug"))
+    with pytest.raises(JobError, match="learns from a teacher"):
+        soft = dataclasses.replace(RECIPE, loss=LossParams(soft_weight=0.5))
+        train.fn(job(dataset, output, recipe=soft))
+    with pytest.raises(JobError, match="weighs 2 classes, the dataset has 3"):
+        weighted = dataclasses.replace(RECIPE, loss=LossParams(class_weights=(1.0, 2.0)))
+        train.fn(job(dataset, output, recipe=weighted))
+    with pytest.raises(JobError, match="33 would be"):
+        train.fn(job(dataset, output, crop_px=40))
+    with pytest.raises(JobError, match="initial weights cannot be used"):
+        train.fn(job(dataset, output, initial=str(tmp_path / "nothing")))
+    with pytest.raises(ValueError, match="did you mean"):
+        job(dataset, output, recipe="pspnet102")
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoints_are_kept_and_removed(tmp_path, bucket: Bucket):
+    for output in (locate(str(tmp_path)), locate(f"s3://{bucket.name}/out")):
+        for step in (2, 4, 6, 8):
+            checkpoints.write_checkpoint(output, step, {"weights": torch.full((3,), float(step))})
+            checkpoints.remove_old(output, keep=2, best=2)
+        assert checkpoints.checkpoint_steps(output) == [2, 6, 8]
+        assert checkpoints.read_checkpoint(output, 6)["weights"].tolist() == [6, 6, 6]
+        data = storage.read_bytes(checkpoints.place_of(output, 8))
+        storage.write_whole(checkpoints.place_of(output, 8), data[: len(data) // 2])
+        with pytest.raises(JobError, match=r"step-00000008\.pt is damaged"):
+            checkpoints.read_checkpoint(output, 8)
+
+
+def loader(dataset: str, rank: int, num_workers: int, num_threads: int, teacher=None) -> Loader:
+    place = locate(dataset)
+    reader = SplitReader(place, read_manifest(place).split("train"), cache_bytes=0)
+    preprocessing = checkpoint.models.variant(RECIPE.model).preprocessing
+    return Loader(
+        reader, RECIPE, preprocessing, teacher, rank=rank, num_workers=num_workers, images_at_once=1,
+        num_threads=num_threads, device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def test_batches_do_not_depend_on_workers_or_threads(dataset):
+    alone = loader(dataset, 0, 1, num_threads=1)
+    halves = [loader(dataset, rank, 2, num_threads=3) for rank in range(2)]
+    for step in range(3):
+        whole = alone.batches(step)
+        shared = [part for half in halves for part in half.batches(step)]
+        assert len(whole) == len(shared) == 4  # Parts of one image
+        for one, other in zip(whole, shared, strict=True):
+            assert one.images.equal(other.images)
+            assert one.labels.equal(other.labels)
+    for each in (alone, *halves):
+        each.stop()
+
+
+def test_a_teacher_speaks_for_the_images_it_knows(dataset, tmp_path):
+    probabilities = np.zeros((2, 3, 5, 5), np.uint8)
+    probabilities[:, 1] = 255
+    np.savez(tmp_path / "teacher.npz", ids=["photo-0", "photo-3"], probabilities=probabilities)
+    teacher = read_teacher(str(tmp_path / "teacher.npz"), 3)
+    each = loader(dataset, 0, 1, 1, teacher)
+    known = 0
+    for step in range(2):  # One epoch
+        for sample, part in zip(each.samples(step), each.batches(step), strict=True):
+            assert part.soft is not None and part.inside is not None
+            if each.reader.ids[sample.index] in ("photo-0", "photo-3"):
+                known += 1
+                assert part.inside.any()
+                assert part.soft[0, 1][part.inside[0]].min() > 0.99
+            else:
+                assert not part.inside.any()
+    each.stop()
+    assert known == 2
+    with pytest.raises(JobError, match=r"expected uint8 \(2, 21, h, w\)"):
+        read_teacher(str(tmp_path / "teacher.npz"), 21)
+
+
+def test_a_model_in_a_bucket_is_brought_once_for_each_version(tmp_path, bucket: Bucket, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = checkpoint.load("deeplab_v2_resnet18", untrained=True)
+    checkpoint.save(tmp_path / "model", model.module, model.card)
+    for name in ("model.safetensors", "card.json"):
+        bucket.put(f"models/mine/{name}", (tmp_path / "model" / name).read_bytes())
+    uri = f"s3://{bucket.name}/models/mine"
+    path = remote_models.local_model(uri)
+    assert remote_models.local_model(f"{uri}/model.safetensors") == path
+    assert checkpoint.digest_of(path) == checkpoint.digest_of(tmp_path / "model")
+    bucket.put("models/mine/card.json", (tmp_path / "model" / "card.json").read_bytes() + b" ")
+    assert remote_models.local_model(uri) != path
+    with pytest.raises(JobError, match="There is no model at s3://"):
+        remote_models.local_model(f"s3://{bucket.name}/models/other")
+
+
+def weights(output: str) -> dict[str, torch.Tensor]:
+    place = Path(remote_models.local_model(f"{output}/model"))
+    return load_file(place / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset, ray_cluster, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """Weights of a training that nothing happened to."""
+    output = str(tmp_path_factory.mktemp("undisturbed"))
+    assert train.fn(job(dataset, output)).restarts == 0
+    return weights(output)
+
+
+def wait_for_step(output: Location, step: int, alive) -> None:
+    while max(checkpoints.checkpoint_steps(output), default=0) < step:
+        assert alive(), "it has ended already"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["disk", "s3"])
+def test_killed_and_resumed_it_ends_with_the_same_weights(kind, dataset, undisturbed, tmp_path, bucket, monkeypatch):
+    """SIGKILL for the driver, Ray's servers and the workers, all at once, between two checkpoints or within one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    output = str(tmp_path / "out") if kind == "disk" else f"s3://{bucket.name}/out"
+    asked = job(dataset, output)
+    program = (
+        "import sys; from tasks.training import TrainJob, train; "
+        "train.fn(TrainJob.model_validate_json(sys.stdin.read()))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, start_new_session=True)
+    assert process.stdin is not None
+    process.stdin.write(asked.model_dump_json().encode())
+    process.stdin.close()
+    process.stdin = None
+    wait_for_step(locate(output), 4, lambda: process.poll() is None)
+    time.sleep(0.3)
+    kill_tree(process)
+    report = train.fn(asked)
+    assert 4 <= report.resumed_from < 24
+    assert report.steps_now == 24 - report.resumed_from
+    found = weights(output)
+    assert found.keys() == undisturbed.keys()
+    assert [name for name in found if not found[name].equal(undisturbed[name])] == []
+    # Every step has one row, whatever parts the killed session left
+    rows = storage.read_bytes(locate(output) / "metrics.parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    assert pq.read_table(pa.BufferReader(rows)).column("step").to_pylist() == list(range(24))
+
+
+def workers_below(pid: int) -> list[int]:
+    """Processes of Ray Train workers whose ancestor is this process."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            if b"RayTrainWorker" not in (place / "cmdline").read_bytes():
+                continue
+            at = int(place.name)
+            while at > 1 and at != pid:
+                at = int((Path("/proc") / str(at) / "stat").read_text().rpartition(")")[2].split()[1])
+            if at == pid:
+                found.append(int(place.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_lost_worker_is_survived(dataset, ray_cluster, tmp_path):
+    """One of two workers is killed midway: both start again from the newest checkpoint, and nothing can be told of it.
+
+    Against an undisturbed training of two workers, since one worker adds up in another order.
+    """
+    undisturbed, output = str(tmp_path / "undisturbed"), str(tmp_path / "out")
+    assert train.fn(job(dataset, undisturbed, num_workers=2)).restarts == 0
+    reports = []
+    training = threading.Thread(target=lambda: reports.append(train.fn(job(dataset, output, num_workers=2))))
+    training.start()
+    wait_for_step(locate(output), 4, training.is_alive)
+    workers = workers_below(os.getpid())
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    training.join()
+    assert [report.restarts for report in reports] == [1]
+    found, expected = weights(output), weights(undisturbed)
+    assert [name for name in found if not found[name].equal(expected[name])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_loss_that_is_no_number_ends_it_with_step_and_images(dataset, ray_cluster, tmp_path):
+    hopeless = dataclasses.replace(RECIPE, learning_rate=1e18)
+    with pytest.raises(JobError, match=r"The loss of step \d+ is (nan|inf).*Its batch: photo-\d, photo-\d"):
+        train.fn(job(dataset, str(tmp_path / "out"), recipe=hopeless))
+    assert not (tmp_path / "out" / "model").exists()
