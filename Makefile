@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SEGMENT_ARCHIVE_DATA ?= ../shared/data
+MINUTES ?= 66
 ENGINE := $(wildcard segcore/crf/* CMakeLists.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-slow demo bench up down sanitize aarch64 lock clean
+.PHONY: help setup check test test-slow demo default-model bench up down sanitize aarch64 lock clean
 
 help:  ## This list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +35,10 @@ test-slow: setup  ## The tests that take minutes: kills, real servers
 
 demo: setup  ## Segment the photographs of examples/, query the result, make a picture
 	$(BIN)/python -m flows.demo
+
+default-model: setup  ## Train the bundled model anew with the data of SEGMENT_ARCHIVE_DATA (MINUTES=66); goes on after a kill
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m flows.default_model $(SEGMENT_ARCHIVE_DATA)/voc2012 \
+	.run/default-model segcore/weights_bundled/pspnet14 --minutes $(MINUTES) --commit "$$(git rev-parse HEAD)"
 
 bench: setup  ## The pipeline, the CRF, the models and training; prints its conditions
 	$(BIN)/python -m benchmarks.archive

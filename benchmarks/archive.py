@@ -30,7 +30,8 @@ from tasks.archive import ArchiveJob, list_archive, segment_remaining
 from tasks.finish import publish_report
 source, output, engine, long_side = sys.argv[1:]
 job = ArchiveJob(
-    source=source, output=output, untrained=True, crf_engine=engine, inference={"long_side_px": int(long_side)}
+    source=source, output=output, model="deeplab_v1_largefov", untrained=True, crf_engine=engine,
+    inference={"long_side_px": int(long_side)},
 )
 plan = list_archive.fn(job)
 session = segment_remaining.fn(job, plan)

@@ -7,7 +7,7 @@ from pathlib import Path
 import flows.cli  # Sets what Prefect and Ray print, before they are imported
 from flows.segment_archive import segment_archive
 from tasks import progress
-from tasks.archive import ArchiveJob, has_weights
+from tasks.archive import ArchiveJob
 from tasks.contact_sheet import contact_sheet
 from tasks.finish import ArchiveReport, query
 from tasks.storage import locate
@@ -18,12 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> None:
     """Run the demo; everything that it makes is in demo-output/."""
     source, output = ROOT / "examples" / "photographs", ROOT / "demo-output"
-    trained = has_weights()
     start = time.monotonic()
     print(f"Segmenting the photographs in {source.relative_to(ROOT)}/ ...")
-    if not trained:
-        print("There is no trained default model yet: the weights are RANDOM, the masks show the pipeline, not sense.")
-    job = ArchiveJob(source=str(source), output=str(output), untrained=not trained)
+    job = ArchiveJob(source=str(source), output=str(output))
     try:
         with progress.told_to(progress.Terminal()):
             state = segment_archive(job, return_state=True)

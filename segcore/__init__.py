@@ -1,6 +1,6 @@
 """What happens to one image or one batch: NumPy and torch in, NumPy and torch out.
 
-model = segcore.load("deeplab_v1_largefov", untrained=True)
+model = segcore.load("pspnet14")
 result = model.segment(image)          # (H, W, 3) uint8 RGB or a PIL image
 result.labels                          # (H, W) uint8
 """

@@ -255,6 +255,8 @@ _FAST = TrainRecipe(
     precision="bf16",
 )
 FAST_PSPNET18 = _FAST
+# The bundled model's kind; how the bundled weights themselves came about is in `distillation.py`.
+FAST_PSPNET14 = dataclasses.replace(_FAST, model="pspnet14", loss=LossParams())
 FAST_DEEPLAB_V2_RESNET18 = dataclasses.replace(
     _FAST, model="deeplab_v2_resnet18", options={"frozen_batch_norm": False}, loss=LossParams()
 )
@@ -277,6 +279,7 @@ RECIPES: dict[str, TrainRecipe] = {
     "pspnet152": PSPNET152,
     "pspnet269": PSPNET269,
     "fast_pspnet18": FAST_PSPNET18,
+    "fast_pspnet14": FAST_PSPNET14,
     "fast_deeplab_v2_resnet18": FAST_DEEPLAB_V2_RESNET18,
 }
 """Every recipe by name; those of the papers have the name of their model."""

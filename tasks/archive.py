@@ -43,7 +43,8 @@ WAVE_UNITS = 2048
 
 _PASSES = 5
 
-DEFAULT_MODEL = "deeplab_v1_largefov"
+DEFAULT_MODEL = "pspnet14"
+"""The model whose weights ship with the project; see docs/default-model.md."""
 
 
 class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -336,15 +337,6 @@ def crf_parameters(preset: str) -> CrfParams:
     if preset not in refinement.CRF_PRESETS:
         raise JobError(f"There are no CRF parameters {preset!r}; there are {', '.join(refinement.CRF_PRESETS)}.")
     return refinement.CRF_PRESETS[preset]
-
-
-def has_weights(model: str = DEFAULT_MODEL) -> bool:
-    """Whether trained weights of a model are at hand."""
-    try:
-        checkpoint.find(model)
-    except ValueError:
-        return False
-    return True
 
 
 def _digest(value: Any) -> str:

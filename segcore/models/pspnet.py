@@ -7,6 +7,7 @@ stride 8 (473 -> 60); in training a `TrainingLogits` when there is an auxiliary 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcore.models.layers import Classifier, resize_scores
-from segcore.models.resnet import BasicBlock, Bottleneck, ConvBn, ResNet, ThreeStem
+from segcore.models.resnet import BasicBlock, Bottleneck, CompactResNet, ConvBn, ResNet, ShrinkingStem, ThreeStem
 
 Pooling = Literal["average", "max"]
 
@@ -106,6 +107,46 @@ class PspNet(nn.Module):
         return scores
 
 
+class CompactPspNet(PspNet):
+    """A PSPNet on a CompactResNet, whose head has holes too; its grid is interpolated to every eighth pixel."""
+
+    def __init__(self, num_classes: int, bins: Sequence[int], shrink: int) -> None:
+        trunk = CompactResNet(shrink)
+        pyramid = PyramidPooling(trunk.out_channels, tuple(bins), "average", reduction=True)
+        super().__init__(trunk, pyramid, num_classes, auxiliary_at=None)
+        self.pitch_px = 4 * shrink
+        self.sample_every(1)
+
+    def sample_every(self, step: int) -> None:
+        """Compute every `step`-th position of the trunk's grid only, with the same weights: 1, 2, 4 or 8.
+
+        See `CompactResNet.sample_every`; the averages of the pyramid are then over fewer positions.
+        """
+        assert isinstance(self.trunk, CompactResNet)
+        self.head.conv.place(1, self.trunk.sample_every(step))
+
+    def take_shrunk(self, shrunk: bool) -> None:
+        """Whether images come at their small size already, as in training; scores then stay on the trunk's grid."""
+        assert isinstance(self.trunk.stem, ShrinkingStem)
+        self.trunk.stem.shrinks = not shrunk
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert isinstance(self.trunk.stem, ShrinkingStem)
+        if not self.trunk.stem.shrinks or self.pitch_px == 8:
+            return self._scores(images)
+        # A rectangle on whose corners both grids have a position, then the part of it that the images are
+        height, width = images.shape[2:]
+        cell = math.lcm(self.pitch_px, 8)
+        rows, columns = -(-(height - 1) // cell), -(-(width - 1) // cell)
+        padded = F.pad(images, (0, columns * cell + 1 - width, 0, rows * cell + 1 - height))
+        scores = resize_scores(self._scores(padded), (rows * cell // 8 + 1, columns * cell // 8 + 1))
+        return scores[:, :, : (height - 1) // 8 + 1, : (width - 1) // 8 + 1]
+
+    def _scores(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.pyramid(self.trunk(images)))
+        return scores
+
+
 def _position(trunk: ResNet, text: str) -> tuple[int, int]:
     match = re.fullmatch(r"res([2-5])(?:b(\d{1,2}))?", text) if isinstance(text, str) else None
     if match is None:
@@ -142,6 +183,11 @@ def pspnet18(
 ) -> PspNet:
     """The same family for CPUs: basic blocks 2, 2, 2, 2; 12,770,773 parameters. Ours, not in the paper."""
     return _pspnet((2, 2, 2, 2), num_classes, bins, pooling, reduction, auxiliary_at, BasicBlock)
+
+
+def pspnet14(num_classes: int = 21, *, bins: Sequence[int] = (1, 3), shrink: int = 2) -> CompactPspNet:
+    """A narrow ResNet-14 on the photograph at 1 / shrink of its size: 5,358,149 parameters. Ours, not in the paper."""
+    return CompactPspNet(num_classes, bins, shrink)
 
 
 def pspnet50(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from segcore.models.layers import Conv, convolve_relu
 
@@ -39,6 +40,11 @@ class ConvBn(nn.Module):
             return convolve_relu(self.conv, features)
         rectified: Tensor = self(features).relu_()
         return rectified
+
+    def place(self, stride: int, dilation: int) -> None:
+        """Evaluate the same kernel with another stride and dilation."""
+        padding = (self.conv.kernel_size[0] - 1) // 2 * dilation
+        self.conv.stride, self.conv.dilation, self.conv.padding = (stride,) * 2, (dilation,) * 2, (padding,) * 2
 
     def fold(self) -> None:
         """Multiply the normalisation into the convolution: the same function in eval mode, one layer less."""
@@ -111,6 +117,29 @@ class SevenStem(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.pool(self.conv1.relu(images))
         return features
+
+
+class ShrinkingStem(SevenStem):
+    """A SevenStem on the photograph at a half, a third or a quarter of its size: stride 4 x `shrink`.
+
+    A small network sees whole objects in a small photograph, at a fraction of the work.
+    """
+
+    def __init__(self, shrink: int) -> None:
+        super().__init__()
+        if shrink not in (2, 3, 4):
+            raise ValueError(f"shrink must be 2, 3 or 4, got {shrink!r}.")
+        self.shrink = shrink
+        self.shrinks = True
+        """False: the images come shrunk already, as in training."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.shrinks:
+            # Two averages: a triangle around every second (third, fourth) pixel from the corner on; padding is the mean
+            side = self.shrink
+            images = F.pad(images, (side - 1,) * 4)
+            images = F.avg_pool2d(F.avg_pool2d(images, side, 1), side, side)
+        return super().forward(images)
 
 
 class ThreeStem(nn.Module):
@@ -195,6 +224,44 @@ class ResNet(nn.Module):
                 if getattr(part.bn, "ends_branch", False):
                     frozen.ends_branch = True  # type: ignore[assignment]
                 part.bn = frozen
+
+
+class CompactResNet(ResNet):
+    """A narrow ResNet-14 (basic blocks 1, 1, 2, 2) behind a ShrinkingStem, all at the stem's stride by holes.
+
+    Without holes it is an ordinary ResNet with three more strides of 2. `sample_every` goes back and forth between the
+    two with the same weights.
+    """
+
+    STRIDES = (1, 1, 1, 1)
+    DILATIONS = (1, 1, 1, 1)
+    WIDTHS = (64, 96, 192, 320)
+
+    def __init__(self, shrink: int) -> None:
+        super().__init__(ShrinkingStem(shrink), BasicBlock, (1, 1, 2, 2), stride_on_first=False)
+        self.sample_every(1)
+
+    def sample_every(self, step: int) -> int:
+        """Compute only every `step`-th position of the dense grid, corner to corner: 1, 2, 4 or 8.
+
+        The function is the same (the hole algorithm, v1 section 3.1), exactly so where the grid's sides are multiples
+        of the step, plus 1; the work is up to 30 times less. Returns the dilation that layers behind it need.
+        """
+        if step not in (1, 2, 4, 8):
+            raise ValueError(f"step must be 1, 2, 4 or 8, got {step}.")
+        dilation = 1
+        for number in (3, 4, 5):
+            stride = 2 if step > 1 else 1
+            step //= stride
+            after = dilation * 2 // stride
+            for index, block in enumerate(self.stage(number)):
+                assert isinstance(block, BasicBlock)
+                block.branch2a.place(stride if index == 0 else 1, dilation if index == 0 else after)
+                block.branch2b.place(1, after)
+                if block.branch1 is not None:
+                    block.branch1.place(stride, 1)
+            dilation = after
+        return dilation
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:

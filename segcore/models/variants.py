@@ -43,6 +43,7 @@ VARIANTS: dict[str, Variant] = {
     "deeplab_v2_resnet101_largefov": Variant(_V2, 42_887_253, DEEPLAB, "val 75.54 (v2 Table 4)"),
     "deeplab_v2_resnet18": Variant(_V2, 11_563_668, DEEPLAB),
     "pspnet18": Variant(_PSP, 12_770_773, IMAGENET_RGB),
+    "pspnet14": Variant(_PSP, 5_358_149, IMAGENET_RGB),
     "pspnet50": Variant(_PSP, 46_716_373, IMAGENET_RGB, "val 77.05, of semseg (the paper has none)"),
     "pspnet101": Variant(_PSP, 65_708_501, IMAGENET_RGB, "test 82.6, with COCO 85.4 (PSPNet section 5.3)"),
     "pspnet152": Variant(_PSP, 81_352_149, IMAGENET_RGB),

@@ -38,7 +38,9 @@ def archive(tmp_path_factory) -> Path:
 
 def start(source: str, output: str) -> subprocess.Popen:
     """The console command, as the head of a process group of its own."""
-    command = [sys.executable, "-m", "flows.cli", "run", source, output, "--untrained", "--long-side", "241"]
+    # Not the default model, which would be done before it can be killed
+    model = ["--untrained", "--model", "deeplab_v1_largefov"]
+    command = [sys.executable, "-m", "flows.cli", "run", source, output, *model, "--long-side", "241"]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

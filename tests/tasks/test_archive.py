@@ -22,7 +22,11 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def job_of(source, output, **options):
-    options = {"untrained": True, "inference": {"long_side_px": 65, "precision": "fp32"}} | options
+    options = {
+        "model": "deeplab_v1_largefov",
+        "untrained": True,
+        "inference": {"long_side_px": 65, "precision": "fp32"},
+    } | options
     return ArchiveJob(source=str(source), output=str(output), **options)
 
 
