@@ -57,7 +57,7 @@ def test_a_server_without_versions_begins_anew(server, tmp_path):
 
 def test_a_partial_file_longer_than_the_whole_begins_anew(server, tmp_path):
     (tmp_path / "w.part").write_bytes(bytes(300_005))
-    (tmp_path / "w.tag").write_text(server.version)
+    (tmp_path / "w.tag").write_text(f"{server.url}/w\n{server.version}")
     download(f"{server.url}/w", tmp_path / "w")
     assert (tmp_path / "w").read_bytes() == CONTENT
 
