@@ -116,13 +116,11 @@ def _check(
     report: str | None,
     gallery: str | None,
 ) -> None:
-    from rich.console import Console
-
     from tasks import dataset_report, progress
     from tasks.doctor import Consultation
     from tasks.errors import JobError
 
-    console = Console()
+    console = dataset_report.console()
     try:
         with progress.told_to(progress.Terminal()):
             found = Consultation(check, lists=lists, masks=masks, val_share=val_share)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from segcore import images, sbd
 from segcore.images import ImageError
@@ -200,10 +200,12 @@ def _read_labels(data: bytes, label_set: LabelSet, sbd_mask: bool, check: PairCh
             opened.load()
             is_palette_png = opened.mode == "P" and opened.format == "PNG"
             labels = _labels_of(opened, label_set, check)
+    except UnidentifiedImageError:
+        reason = "it is a JPEG, which blurs labels" if data[:3] == b"\xff\xd8\xff" else "no image format recognises it"
+        check.say(Kind.MASK_UNREADABLE, reason if data else "it is empty")
+        return None
     except Exception as error:  # Parsers raise whatever they trip over; each is this one mask's fault
-        jpeg = data[:3] == b"\xff\xd8\xff"
-        reason = "it is a JPEG, which blurs labels" if jpeg else str(error) or type(error).__name__
-        check.say(Kind.MASK_UNREADABLE, "it is empty" if not data else reason.splitlines()[0].replace("<_io.", "<"))
+        check.say(Kind.MASK_UNREADABLE, (str(error) or type(error).__name__).splitlines()[0])
         return None
     check.mask = data if is_palette_png else encode_mask(labels)
     return labels

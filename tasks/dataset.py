@@ -292,7 +292,7 @@ def usable_lists(examined: Examined, leave_out: bool) -> tuple[dict[str, list[st
     if not lists:
         raise JobError(f"Nothing of {layout.name} is left to prepare: no list has an image with a mask.")
     kept = set().union(*lists.values())
-    return lists, sorted(dataset_check.listed(layout) - kept)
+    return lists, sorted(layout.pairs.keys() - kept)
 
 
 def partitions(lists: dict[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

@@ -19,7 +19,7 @@ from tasks.errors import JobError
 from tasks.pairs import Checked
 from tasks.spread import spread
 from tasks.storage import Location
-from tasks.voc_layout import IMAGES, LISTS, Layout, Pair, is_training, is_validation
+from tasks.voc_layout import IMAGES, Layout, Pair, is_training, is_validation
 
 BEFORE_FIX = "before-fix"
 """Folder beside the dataset's own in which `--fix` keeps every file that it replaces."""
@@ -56,7 +56,7 @@ class Examined:
     """What lies where."""
 
     checks: dict[str, Checked]
-    """By id; for masks that no list names too."""
+    """By id."""
 
     findings: list[Reported] = field(default_factory=list)
     """Worst first."""
@@ -111,11 +111,6 @@ def label_counts(examined: Examined, ids: list[str]) -> tuple[np.ndarray, np.nda
     return pixels, present
 
 
-def listed(layout: Layout) -> set[str]:
-    """Ids that any list names."""
-    return set().union(*layout.lists.values()) if layout.lists else set()
-
-
 def findings_csv(findings: list[Reported]) -> bytes:
     """Every finding as CSV, worst first."""
     sheet = io.StringIO()
@@ -140,7 +135,7 @@ def fix(examined: Examined) -> list[str]:
         if check.mask_is == "mended" and pair.mask is not None:
             changed.append(_replace_mask(layout, pair))
     leaking = {f.image_id for f in examined.findings if f.kind is Kind.LEAK}
-    twice = {f.file for f in examined.findings if f.kind is Kind.TWICE_LISTED}
+    twice = {f.file.rpartition("/")[2] for f in examined.findings if f.kind is Kind.TWICE_LISTED}
     for name, place in layout.list_files.items():
         keep = [i for i in layout.lists[name] if not (is_training(name) and i in leaking)]
         if (len(keep) < len(layout.lists[name]) or place.name in twice) and _below(layout.root, place) != place.path:
@@ -174,20 +169,11 @@ def _below(root: Location, place: Location) -> str:
 
 
 def _of_pairs(examined: Examined) -> Iterator[Reported]:
-    layout, wanted = examined.layout, listed(examined.layout)
+    layout = examined.layout
     for image_id, check in examined.checks.items():
-        pair = layout.pairs[image_id]
-        if image_id not in wanted:
-            # No fault of a list that does not name it; without an image it is no pair at all
-            if pair.image is not None:
-                yield Reported(
-                    kind=Kind.UNLISTED, file=_file(layout, pair, Kind.UNLISTED), detail="", image_id=image_id
-                )
-            continue
         for found in check.findings:
-            yield Reported(
-                kind=found.kind, file=_file(layout, pair, found.kind), detail=found.detail, image_id=image_id
-            )
+            file = _file(layout, layout.pairs[image_id], found.kind)
+            yield Reported(kind=found.kind, file=file, detail=found.detail, image_id=image_id)
 
 
 def _file(layout: Layout, pair: Pair, kind: Kind) -> str:
@@ -201,7 +187,7 @@ def _of_lists(examined: Examined) -> Iterator[Reported]:
     layout = examined.layout
     for file, found in layout.findings:
         about = found.detail if found.kind is Kind.TWICE_LISTED else None
-        yield Reported(kind=found.kind, file=f"{LISTS}/{file}", detail=found.detail, image_id=about)
+        yield Reported(kind=found.kind, file=file, detail=found.detail, image_id=about)
     for training in filter(is_training, layout.lists):
         for validation in filter(is_validation, layout.lists):
             for image_id in sorted(set(layout.lists[training]) & set(layout.lists[validation])):
@@ -254,7 +240,7 @@ def _pair_finding(layout: Layout, kind: Kind, image_id: str, other: str) -> Repo
 
 def _of_classes(examined: Examined) -> Iterator[Reported]:
     label_set = examined.layout.label_set
-    _, present = label_counts(examined, sorted(listed(examined.layout)))
+    _, present = label_counts(examined, list(examined.checks))
     for label, name in enumerate(label_set.classes):
         if not present[label] and present[:IGNORE_LABEL].any():
             yield Reported(kind=Kind.CLASS_ABSENT, file=label_set.origin, detail=f"{label} {name}")

@@ -10,11 +10,17 @@ from rich.text import Text
 
 from segcore.pair_check import ADVICE, Level
 from segcore.voc import IGNORE_LABEL
-from tasks.dataset_check import Examined, Reported, label_counts, listed
+from tasks.dataset_check import Examined, Reported, label_counts
 
 _WIDTH_WITHOUT_TERMINAL = 160
 _BAR = 20
 _STYLE = {Level.ERROR: "bold red", Level.WARNING: "yellow", Level.NOTE: "dim"}
+
+
+def console() -> Console:
+    """Standard output, as wide as the terminal; wide enough for the table where it is none."""
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=_WIDTH_WITHOUT_TERMINAL)
 
 
 def print_findings(findings: Sequence[Reported], console: Console, shown: int = 3) -> None:
@@ -35,13 +41,13 @@ def print_findings(findings: Sequence[Reported], console: Console, shown: int = 
             )
         if len(found) > shown:
             table.add_row("", "", Text(f"and {len(found) - shown:,} more"), "", "")
-    _printed(console, table)
+    console.print(table)
 
 
 def print_classes(examined: Examined, console: Console) -> None:
     """How often each class is to be seen."""
     classes = examined.layout.label_set.classes
-    pixels, present = label_counts(examined, sorted(listed(examined.layout)))
+    pixels, present = label_counts(examined, list(examined.checks))
     counted = pixels[: len(classes)].sum()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("label", justify="right")
@@ -55,7 +61,7 @@ def print_classes(examined: Examined, console: Console) -> None:
         table.add_row(str(label), Text(name), f"{present[label]:,}", f"{pixels[label]:,}", bar)
     void = pixels[IGNORE_LABEL]
     table.add_row(str(IGNORE_LABEL), "void", f"{present[IGNORE_LABEL]:,}", f"{void:,}", "")
-    _printed(console, table)
+    console.print(table)
     console.print(f"Void is {void / max(1, pixels.sum()):.2%} of all pixels.", highlight=False)
 
 
@@ -71,7 +77,3 @@ def verdict(examined: Examined) -> str:
     errors, warnings = levels.count(Level.ERROR), levels.count(Level.WARNING)
     notes = len(levels) - errors - warnings
     return f"{head} {errors:,} errors, {warnings:,} warnings, {notes:,} notes."
-
-
-def _printed(console: Console, table: Table) -> None:
-    console.print(table, width=None if console.is_terminal else _WIDTH_WITHOUT_TERMINAL)

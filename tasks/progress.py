@@ -175,7 +175,7 @@ def measured(title: str, total: int | None, unit: str = "images") -> Iterator[Ca
         nonlocal last, first
         now = time.monotonic()
         first = done if first is None else first
-        if now - last < _LINE_EVERY_S:
+        if now - last < _LINE_EVERY_S or done == first:
             return
         last = now
         rate = (done - first) / (now - begin)

@@ -82,10 +82,10 @@ class Layout:
     """Where the lists were read; computed ones have none."""
 
     pairs: dict[str, Pair]
-    """Everything that a list names, and every mask besides."""
+    """Everything that a list names."""
 
     findings: list[tuple[str, Finding]] = field(default_factory=list)
-    """What is wrong with lists, by the file's name."""
+    """What is wrong with lists, with the file below the root."""
 
 
 def is_training(name: str) -> bool:
@@ -128,10 +128,11 @@ def read_layout(
             raise JobError(f"No image of {(root / IMAGES).uri} has a mask in {mask_folder.uri} under the same name.")
         layout.lists = divide(both, val_share)
     listed = set().union(*layout.lists.values())
-    # Masks that no list names are looked at too; images without a mask are common and no fault
-    for image_id in sorted(listed | mask_files.keys()):
-        mask = mask_files.get(image_id)
-        layout.pairs[image_id] = Pair(image_id, images.get(image_id), mask, layout.name)
+    for image_id in sorted(listed):
+        layout.pairs[image_id] = Pair(image_id, images.get(image_id), mask_files.get(image_id), layout.name)
+    if lists is None:  # Images without a mask are common and no fault, nor is a pair that a chosen list leaves out
+        for image_id in sorted((images.keys() & mask_files.keys()) - listed):
+            layout.findings.append((f"{IMAGES}/{image_id}", Finding(Kind.UNLISTED, "")))
     return layout
 
 
@@ -277,7 +278,7 @@ def _read_list(place: Location, name: str, known: Iterable[str], layout: Layout)
     except FileNotFoundError:
         raise JobError(f"{place.uri} is missing: it should list the ids of {name}, one a line.") from None
     except UnicodeDecodeError:
-        layout.findings.append((place.name, Finding(Kind.LIST_BROKEN, "no text in UTF-8")))
+        layout.findings.append((f"{LISTS}/{place.name}", Finding(Kind.LIST_BROKEN, "no text in UTF-8")))
         return []
     known = known if isinstance(known, set) else set(known)
     ids: dict[str, None] = {}
@@ -286,10 +287,10 @@ def _read_list(place: Location, name: str, known: Iterable[str], layout: Layout)
             continue
         image_id = _id_of(line.strip(), known)
         if image_id in ids:
-            layout.findings.append((place.name, Finding(Kind.TWICE_LISTED, image_id)))
+            layout.findings.append((f"{LISTS}/{place.name}", Finding(Kind.TWICE_LISTED, image_id)))
         ids[image_id] = None
     if not ids:
-        layout.findings.append((place.name, Finding(Kind.LIST_BROKEN, "it names nothing")))
+        layout.findings.append((f"{LISTS}/{place.name}", Finding(Kind.LIST_BROKEN, "it names nothing")))
     return list(ids)
 
 
