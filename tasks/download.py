@@ -56,7 +56,7 @@ def download(
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, tag = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.tag")
     told_url, _, version = tag.read_text().partition("\n") if tag.exists() else ("", "", "")
-    resumable = partial.exists() and (bool(version) if told_url == url else expected is not None)
+    resumable = partial.exists() and (expected is not None or (told_url == url and bool(version)))
     have = partial.stat().st_size if resumable else 0
     if expected is not None and expected.bytes is not None and have >= expected.bytes:
         have = have if have == expected.bytes else 0

@@ -72,14 +72,15 @@ class Fetched:
 
 def read_mirrors(path: Path = MIRRORS) -> dict[str, Published]:
     """Archives by short name. Raises JobError that names file and culprit."""
+    published = {}
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))
-        published = {name: Published.model_validate(values) for name, values in entries.items()}
+        for name, values in tomllib.loads(path.read_text(encoding="utf-8")).items():
+            published[name] = Published.model_validate(values)
     except FileNotFoundError:
         raise JobError(f"{path} does not exist; it should list the mirrors, as {MIRRORS.name} does.") from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise JobError(f"{path.name}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+        raise JobError(f"{path.name}: {'.'.join(map(str, (name, *first['loc'])))}: {first['msg']}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise JobError(f"{path.name} is no TOML file: {error}.") from None
     if missing := {"voc", "sbd"} - published.keys():

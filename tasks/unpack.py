@@ -93,15 +93,18 @@ def _write(archive: Path, member: _Member, place: Path) -> None:
     temporary = place.with_name(f"{TEMPORARY_PREFIX}{os.getpid():032x}")
     source = member.read()
     assert source is not None
-    with source, temporary.open("wb") as out:
-        left = member.size
-        while left and (piece := source.read(min(left, 1 << 20))):
-            out.write(piece)
-            left -= len(piece)
-    if left:
-        temporary.unlink()
-        raise JobError(f"{archive} ends within {member.name}: it is cut; fetch it again.")
-    temporary.replace(place)
+    left = member.size
+    try:
+        with source, temporary.open("wb") as out:
+            while left and (piece := source.read(min(left, 1 << 20))):
+                out.write(piece)
+                left -= len(piece)
+        if left:
+            raise JobError(f"{archive} ends within {member.name}: it is cut; fetch it again.")
+        temporary.replace(place)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
