@@ -106,8 +106,9 @@ def label_counts(examined: Examined, ids: list[str]) -> tuple[np.ndarray, np.nda
     pixels, present = np.zeros(256, np.int64), np.zeros(256, np.int64)
     for image_id in ids:
         check = examined.checks[image_id]
-        pixels[check.labels] += check.pixels
-        present[check.labels] += 1
+        labels = np.array(check.labels, np.int64)
+        pixels[labels] += np.array(check.pixels, np.int64)
+        present[labels] += 1
     return pixels, present
 
 
