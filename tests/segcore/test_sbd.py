@@ -9,7 +9,7 @@ from PIL import Image
 
 from segcore import sbd
 from segcore.masks import decode_mask, encode_mask
-from tests.sbd_files import annotation
+from tests.sbd_files import annotation, quick_annotation
 
 
 def labels_of(seed: int, height: int, width: int) -> np.ndarray:
@@ -32,6 +32,13 @@ def test_annotations_are_read_bit_for_bit():
             assert ours.dtype == np.uint8 and ours.flags["C_CONTIGUOUS"]
             np.testing.assert_array_equal(ours, theirs)
             np.testing.assert_array_equal(ours, labels)
+
+
+def test_quickly_made_annotations_are_read_by_others_too():
+    labels = labels_of(3, 33, 21)
+    data = quick_annotation(labels)
+    np.testing.assert_array_equal(scipy.io.loadmat(io.BytesIO(data))["GTcls"][0]["Segmentation"][0], labels)
+    np.testing.assert_array_equal(sbd.decode_annotation(data), labels)
 
 
 def test_real_masks_survive_the_way_through_matlab(voc):
