@@ -34,10 +34,11 @@ test-slow: setup  ## The tests that take minutes: kills, real servers
 demo: setup  ## Segment the photographs of examples/, query the result, make a picture
 	$(BIN)/python -m flows.demo
 
-bench: setup  ## The pipeline, the CRF and the models, each against its yardstick; prints its conditions
+bench: setup  ## Pipeline, CRF, models and dataset, each against its yardstick; prints its conditions
 	$(BIN)/python -m benchmarks.archive
 	$(BIN)/python -m benchmarks.crf
 	$(BIN)/python -m benchmarks.models
+	$(BIN)/python -m benchmarks.dataset
 
 up: setup  ## A local Prefect server and worker, S3 server and Ray; make down ends them
 	$(BIN)/python infra/local.py up
