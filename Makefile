@@ -40,11 +40,12 @@ default-model: setup  ## Train the bundled model anew with the data of SEGMENT_A
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m flows.default_model $(SEGMENT_ARCHIVE_DATA)/voc2012 \
 	.run/default-model segcore/weights_bundled/pspnet14 --minutes $(MINUTES) --commit "$$(git rev-parse HEAD)"
 
-bench: setup  ## The pipeline, the CRF, the models and training; prints its conditions
+bench: setup  ## Every published speed and size, each against its yardstick; prints its conditions
 	$(BIN)/python -m benchmarks.archive
 	$(BIN)/python -m benchmarks.crf
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.dataset
 
 up: setup  ## A local Prefect server and worker, S3 server and Ray; make down ends them
 	$(BIN)/python infra/local.py up
