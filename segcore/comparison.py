@@ -94,9 +94,7 @@ def compare(
         for (name, label), was, is_now, spread in zip(keys, before_values, now_values, error, strict=True):
             low, high = is_now - was - multiple * spread, is_now - was + multiple * spread
             worse = bool(high < -params.tolerance_points / 100)
-            differences.append(
-                Difference(name, label, float(was), float(is_now), float(low), float(high), worse)
-            )
+            differences.append(Difference(name, label, float(was), float(is_now), float(low), float(high), worse))
         results.append(differences)
     return results
 
@@ -117,13 +115,13 @@ def _figures(counts: NDArray[Any], labels: NDArray[np.intp]) -> NDArray[np.float
 def _multiple(deviations: list[NDArray[Any]], errors: list[NDArray[Any]], share: float) -> float:
     """The multiple of their standard errors that the largest deviation of all figures exceeds in `share` of the draws.
 
-    Two-sided, so that lower and upper ends hold together.
+    One-sided, since only a fall raises an alarm: all upper ends hold together at 1 - share.
     """
     largest = np.zeros(len(deviations[0]))
     for deviation, error in zip(deviations, errors, strict=True):
         # A figure that no image changes has no deviation either
         moving = error > 1e-12
-        scaled = np.abs(deviation[:, moving]) / error[moving]
+        scaled = -deviation[:, moving] / error[moving]
         if scaled.size:
             largest = np.maximum(largest, np.nan_to_num(scaled, nan=0.0).max(axis=1))
     return float(np.quantile(largest, 1 - share))
