@@ -5,16 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from segcore import checkpoint, masks
+from segcore.images import decode
 from segcore.inference import InferenceParams, Scorer
 from segcore.refinement import refine_scores
 from segcore.voc import CLASSES
+from tasks.evaluation import COUNTS, UNIT_IMAGES, Evaluation, ReevaluateJob, counts_folder, judged, write_counts
 from tasks.shards import (
     DatasetManifest,
     ShardRow,
     Split,
     dataset_digest,
+    read_manifest,
     row_digest,
     split_digest,
     write_manifest,
@@ -41,7 +45,9 @@ def small_dataset(folder: Path, seed: int | None = 0, num_images: int = 24, name
         random = np.random.default_rng(0)
         truth = [random.integers(0, 3, image.shape[:2]).astype(np.uint8) for image in images]
     else:
-        scorer = Scorer(checkpoint.load(VARIANT, untrained=True, seed=seed), InferenceParams(**INFERENCE), num_threads=1)
+        scorer = Scorer(
+            checkpoint.load(VARIANT, untrained=True, seed=seed), InferenceParams(**INFERENCE), num_threads=1
+        )
         maps = scorer(images)
         pairs = zip(images, maps, strict=True)
         truth = [refine_scores(image, m.scores, None, extent_px=m.extent_px).labels for image, m in pairs]
@@ -94,3 +100,22 @@ def write_dataset(dataset: Location, name: str, splits: dict[str, list[ShardRow]
     manifest = DatasetManifest(name=name, classes=list(CLASSES), splits=written, digest=digest, provenance={})
     write_manifest(dataset, manifest)
     return dataset.uri
+
+
+def judged_in_process(job: ReevaluateJob, asked: Evaluation) -> None:
+    """Counts of every image without Ray, where an evaluation looks for them."""
+    dataset = locate(job.dataset)
+    scorer = Scorer(checkpoint.load(asked.uri), asked.inference, num_threads=1)
+    split = read_manifest(dataset).split(job.split)
+    for number, file in enumerate(split.files):
+        rows = []
+        for row in pq.read_table(f"{job.dataset}/{file.path}", partitioning=None).to_pylist():
+            image = decode(row["image"]).image
+            (scored,) = scorer([image])
+            refined = refine_scores(image, scored.scores, asked.crf, extent_px=scored.extent_px)
+            truth = masks.decode_mask(row["mask"])
+            columns = judged(truth, refined, asked.crf is not None, len(asked.classes), asked.around)
+            rows.append(dict.fromkeys(COUNTS.names) | {"image_id": row["id"]} | columns)
+        for start in range(0, len(rows), UNIT_IMAGES):
+            place = counts_folder(locate(job.output), asked.id) / f"part-{number:05d}-{start:06d}.parquet"
+            write_counts(place, rows[start : start + UNIT_IMAGES])
