@@ -307,6 +307,7 @@ def evaluations_of(job: ReevaluateJob, model: RegisteredModel, manifest: Dataset
     found = []
     for protocol, inference in protocols.items():
         deciding = {
+            "name": model.name,  # Two directories with the same weights are two models to a person
             "model": digest,
             "inference": asdict(inference),
             "crf": None if job.crf is None else asdict(job.crf),
