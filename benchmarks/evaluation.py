@@ -146,7 +146,7 @@ def lowered_by(images: list[Photograph], before: np.ndarray, label: int, drop: f
     """Counts with the scores of a class lowered until its IoU has fallen by `drop`: whole objects change class."""
     wanted = float(evaluation.iou(before.sum(axis=0))[label]) - drop
     low, high, counts = 0.0, 10.0, before
-    for _ in range(8):
+    for _ in range(7):
         middle = (low + high) / 2
         counts = noisy(images, 0, (0, 0), (label, middle))
         value = float(evaluation.iou(counts.sum(axis=0))[label])
@@ -155,7 +155,7 @@ def lowered_by(images: list[Photograph], before: np.ndarray, label: int, drop: f
 
 
 def alarms(pairs: list[tuple[np.ndarray, np.ndarray]], seed: int) -> bool:
-    params = AlarmParams(num_samples=2000, seed=seed)
+    params = AlarmParams(num_samples=1000, seed=seed)
     return any(d.worse for differences in compare(pairs, params) for d in differences)
 
 
@@ -203,8 +203,8 @@ def calibration(images: list[Photograph], nights: int = 100) -> None:
     print("training. Lowered: the score of the class is lower everywhere, so whole objects change their class.\n")
     print("| class | drop, points | thinned | thinned, with noise | lowered |\n|---|---|---|---|---|")
     before, noise = plain[0], replicas["like a short further training"]
-    for label in (8, 12, 15, 17):
-        for drop in (0.02, 0.03, 0.05, 0.08):
+    for drop in (0.03, 0.05, 0.08):
+        for label in (8, 12, 15):
             lowered = lowered_by(images, before, label, drop)
             found = np.zeros(3, int)
             for night in range(nights):

@@ -61,9 +61,11 @@ def evaluate(
             state = reevaluate(job, return_state=True)
     except Exception as error:  # Before Prefect has a run that could have a state
         _fail(f"Prefect could not start the run: {type(error).__name__}: {error}.")
-    measured = _show(output)
-    if sheet and measured:
-        _show_sheet(output)
+    # Where the job could not begin, an earlier night is not what was asked for
+    if state.name == "Skipped" or _is_of_latest_night(output, state.message or ""):
+        _show(output)
+        if sheet:
+            _show_sheet(output)
     if not state.is_completed():
         _fail(state.message or "The evaluation did not end well.")
     print(state.message)
@@ -108,13 +110,17 @@ def mount(app: typer.Typer) -> None:
     app.command("submission")(submission)
 
 
-def _show(output: str) -> bool:
-    """Print the figures of the latest night; whether there is one."""
+def _is_of_latest_night(output: str, sentence: str) -> bool:
+    from tasks.nightly import latest_sentence
+
+    return latest_sentence(output) == sentence
+
+
+def _show(output: str) -> None:
+    """Print the figures of the latest night."""
     from tasks.evaluation_report import summary
 
-    lines = summary(output)
-    print("\n".join(lines))
-    return bool(lines)
+    print("\n".join(summary(output)))
 
 
 def _show_sheet(output: str) -> None:

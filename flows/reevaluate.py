@@ -12,7 +12,7 @@ from tasks.evaluation_report import publish_night
 from tasks.nightly import close_night, evaluate_models, judge_night, plan_night, stale
 
 
-@flow(name="reevaluate", flow_run_name="{job.models} on {job.dataset}")
+@flow(name="reevaluate", flow_run_name="{job.dataset}")
 def reevaluate(job: ReevaluateJob) -> State[Any]:
     """Say how good every model is, how certain that is, and whether one became worse; quiet where none did."""
     if late := stale(job):

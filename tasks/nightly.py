@@ -260,7 +260,8 @@ def judge_night(job: ReevaluateJob, night: Night) -> Night:
 def close_night(job: ReevaluateJob, night: Night) -> None:
     """Write the record of the night: the last thing of it, so that what was cut short is done again."""
     place = storage.locate(job.output) / "nights" / f"{night.run}.json"
-    storage.write_whole(place, json.dumps(asdict(night), indent=1).encode())
+    content = asdict(night) | {"sentence": night.sentence}
+    storage.write_whole(place, json.dumps(content, indent=1).encode())
 
 
 def stale(job: ReevaluateJob) -> str | None:
@@ -396,6 +397,14 @@ def last_night(output: Location) -> dict[str, Any] | None:
     if not names:
         return None
     return dict(json.loads(storage.read_bytes(output / "nights" / names[-1])))
+
+
+def latest_sentence(output: str) -> str | None:
+    """What the latest night told; None where there is none that can be read."""
+    with contextlib.suppress(Exception):
+        last = last_night(storage.locate(output))
+        return None if last is None else str(last["sentence"])
+    return None
 
 
 def baseline_of(output: Location, model: str) -> Location:
