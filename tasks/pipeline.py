@@ -34,6 +34,7 @@ from segcore.refinement import Backend, CrfParams, Refined, refine_scores
 from tasks import storage
 from tasks.cluster import READ_CPUS, REFINE_CPUS, Plan
 from tasks.errors import JobError
+from tasks.registry import local_copy
 from tasks.schema import MASKS, empty_row
 from tasks.sources import Entry, read_entries
 from tasks.storage import Location
@@ -52,7 +53,7 @@ class MaskParams:
     """Everything that the stages need to turn an image into a row."""
 
     model: str
-    """Name, or path of a model directory."""
+    """Name, or path or URI of a model directory."""
 
     untrained: bool
     seed: int
@@ -125,7 +126,7 @@ class UnitReport:
 
 
 @dataclass
-class _Record:
+class Record:
     """One image on its way: pixels and scores travel beside it, in one buffer for the unit."""
 
     entry: Entry
@@ -143,9 +144,16 @@ def mask_file(unit: str) -> str:
     return f"part-{unit}.parquet"
 
 
-def stream(units: Iterable[Unit], params: MaskParams, destination: Destination, plan: Plan) -> Iterator[UnitReport]:
+def stream(
+    units: Iterable[Unit],
+    params: MaskParams,
+    destination: Destination,
+    plan: Plan,
+    last: "type[Refine] | None" = None,
+) -> Iterator[UnitReport]:
     """Send units through the three stages on the connected Ray cluster; yield a report as each is committed.
 
+    last: what becomes of the scores; `Refine`, or a kind of it that writes other rows (the evaluation's).
     Memory is bounded by Ray Data's back-pressure, not by the number of units.
     """
     context = DataContext.get_current()
@@ -179,7 +187,7 @@ def stream(units: Iterable[Unit], params: MaskParams, destination: Destination, 
             **whole,
         )
         .map_batches(
-            Refine,
+            last or Refine,
             fn_constructor_kwargs={"params": params, "destination": destination},
             num_cpus=REFINE_CPUS,
             max_task_retries=_RETRIES,
@@ -202,7 +210,7 @@ def read_unit(table: pa.Table, params: MaskParams, destination: Destination) -> 
     entries: tuple[Entry, ...] = pickle.loads(zlib.decompress(table["entries"][0].as_py()))
     records, pixels = [], []
     for entry, data in read_entries(destination.source, entries):
-        record = _Record(entry)  # Of the bytes that were read, where they are newer than the listing
+        record = Record(entry)  # Of the bytes that were read, where they are newer than the listing
         try:
             if isinstance(data, ImageError):
                 raise data
@@ -222,7 +230,7 @@ class Score:
     """Stage 2: actor around `segcore.inference.Scorer`; holds the model."""
 
     def __init__(self, params: MaskParams) -> None:
-        self.model = load(params.model, untrained=params.untrained, seed=params.seed)
+        self.model = load(local_copy(params.model), untrained=params.untrained, seed=params.seed)
         if self.model.digest != params.model_digest:
             raise JobError(f"The model {params.model} is not the one that the run began with: was it replaced?")
         # One thread on a CPU: there is a scorer on every core
@@ -264,7 +272,13 @@ class Score:
 
 
 class Refine:
-    """Stage 3: actor that sharpens, encodes and commits a unit."""
+    """Stage 3: actor that sharpens, encodes and commits a unit.
+
+    Who wants other rows than masks overrides `begin`, `base_row`, `columns` and `commit`.
+    """
+
+    what = "refinement"
+    """What an error row says has failed."""
 
     def __init__(self, params: MaskParams, destination: Destination) -> None:
         self.params, self.destination = params, destination
@@ -276,28 +290,33 @@ class Refine:
         if records is None:
             report.done_elsewhere = True
             return pa.table({"report": [pickle.dumps(report)]})
+        self.begin(records)
         usable = [record for record in records if not record.error]
         images = iter(_split(pixels, [(*record.shape, 3) for record in usable]))
         maps = iter(_split(scores.view(np.float16), [record.scores_shape for record in usable]))
         device = table["device"][0].as_py()
         rows = []
         for record in records:
-            row = self._base_row(record)
+            row = self.base_row(record)
             if record.error is None:
                 try:
-                    row |= self._mask_columns(record, next(images), next(maps), device)
+                    row |= self.columns(record, next(images), next(maps), device)
                 except Exception as error:
-                    record.error = ImageError(ErrorKind.FAILED, f"refinement failed: {error}")
-                    row = self._base_row(record)
+                    record.error = ImageError(ErrorKind.FAILED, f"{self.what} failed: {error}")
+                    row = self.base_row(record)
             rows.append(row)
             report.images += 1
             if record.error is not None:
                 report.errors[record.error.kind.value] += 1
-        self._commit(name, rows)
+        self.commit(name, rows)
         report.seconds = {**seconds, "refine": time.perf_counter() - start}
         return pa.table({"report": [pickle.dumps(report)]})
 
-    def _base_row(self, record: _Record) -> dict[str, Any]:
+    def begin(self, records: list[Record]) -> None:
+        """Called once a unit, before its images are refined."""
+
+    def base_row(self, record: Record) -> dict[str, Any]:
+        """The row of an image as far as no mask is needed, with its error where it has one."""
         entry = record.entry
         row = empty_row() | {
             "image_id": entry.image_id,
@@ -313,7 +332,8 @@ class Refine:
             row |= {"error_kind": record.error.kind.value, "error": str(record.error)}
         return row
 
-    def _mask_columns(self, record: _Record, image: np.ndarray, scores: np.ndarray, device: str) -> dict[str, Any]:
+    def columns(self, record: Record, image: np.ndarray, scores: np.ndarray, device: str) -> dict[str, Any]:
+        """What the scores of an image add to its row."""
         refined: Refined = refine_scores(
             image, scores, self.params.crf, extent_px=record.extent_px, backend=self.params.crf_backend
         )
@@ -342,7 +362,8 @@ class Refine:
             columns["mask_before_crf"] = masks.encode_mask(resize_labels(refined.labels_before, width, height))
         return columns
 
-    def _commit(self, unit: str, rows: list[dict[str, Any]]) -> None:
+    def commit(self, unit: str, rows: list[dict[str, Any]]) -> None:
+        """Write the rows of a unit, whole or not at all."""
         if self.destination.png is not None:
             for row in rows:
                 write_png(self.destination.png, row["image_id"], row["mask"])
@@ -391,7 +412,7 @@ def _named_by_digest(image_id: str) -> str:
 
 def _unit_row(
     name: str,
-    records: list[_Record] | None,
+    records: list[Record] | None,
     seconds: float | dict[str, float],
     pixels: list[np.ndarray],
     scores: list[np.ndarray],
@@ -410,7 +431,7 @@ def _unit_row(
     )
 
 
-def _open_row(table: pa.Table) -> tuple[str, list[_Record] | None, dict[str, float], np.ndarray, np.ndarray]:
+def _open_row(table: pa.Table) -> tuple[str, list[Record] | None, dict[str, float], np.ndarray, np.ndarray]:
     records, seconds = pickle.loads(table["records"][0].as_py())
     buffers = [np.frombuffer(table[c][0].as_buffer(), dtype=np.uint8) for c in ("pixels", "scores")]
     return table["unit"][0].as_py(), records, seconds, buffers[0], buffers[1]
