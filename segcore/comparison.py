@@ -94,9 +94,7 @@ def compare(
         for (name, label), was, is_now, spread in zip(keys, before_values, now_values, error, strict=True):
             low, high = is_now - was - multiple * spread, is_now - was + multiple * spread
             worse = bool(high < -params.tolerance_points / 100)
-            differences.append(
-                Difference(name, label, float(was), float(is_now), float(low), float(high), worse)
-            )
+            differences.append(Difference(name, label, float(was), float(is_now), float(low), float(high), worse))
         results.append(differences)
     return results
 

@@ -153,9 +153,7 @@ def resampling(num_images: int, num_samples: int, seed: int) -> NDArray[np.float
     """
     if num_images < 1:
         raise ValueError("A bootstrap needs one image at least")
-    weights = np.random.default_rng(seed).multinomial(
-        num_images, np.full(num_images, 1 / num_images), size=num_samples
-    )
+    weights = np.random.default_rng(seed).multinomial(num_images, np.full(num_images, 1 / num_images), size=num_samples)
     return weights.astype(np.float64)
 
 

@@ -6,6 +6,7 @@ figures go to the run record and, as metrics, to Ray's exporter for Prometheus.
 
 import collections
 import logging
+import threading
 import time
 from typing import Any
 
@@ -39,6 +40,7 @@ class Meter:
         """Images refined on each node, by its name and address."""
 
         self.gpus = False
+        self._lock = threading.Lock()
         self._worker_seconds: collections.Counter[str] = collections.Counter()
         self._start = self._changed = time.monotonic()
         self._looked = self._start + _FIRST_LOOK_S - _LOOK_EVERY_S
@@ -47,15 +49,13 @@ class Meter:
 
     def begin(self, plan: Plan) -> None:
         """These workers take part from now on."""
-        self._settle()
-        self.workers.update(_counts(plan))
+        self._settle(plan)
         self.gpus |= plan.score_gpus > 0
         self._metrics.workers(self.workers)
 
     def end(self, plan: Plan) -> None:
         """These workers have gone."""
-        self._settle()
-        self.workers.subtract(_counts(plan))
+        self._settle(plan, -1)
         self._metrics.workers(self.workers)
 
     def add(self, report: UnitReport) -> None:
@@ -107,10 +107,13 @@ class Meter:
         self._said = said
         return said
 
-    def _settle(self) -> None:
-        now = time.monotonic()
-        self._worker_seconds.update({stage: n * (now - self._changed) for stage, n in self.workers.items()})
-        self._changed = now
+    def _settle(self, change: Plan | None = None, sign: int = 1) -> None:
+        with self._lock:  # Streams begin and end in threads of their own
+            now = time.monotonic()
+            self._worker_seconds.update({stage: n * (now - self._changed) for stage, n in self.workers.items()})
+            self._changed = now
+            if change is not None:
+                self.workers.update({stage: sign * n for stage, n in _counts(change).items()})
 
 
 def starving(stages: dict[str, dict[str, float]], *, gpus: bool) -> str:

@@ -36,11 +36,14 @@ _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "To
 
 _ONE_PUT_BYTES = 64 * 2**20  # s3fs sends larger objects in parts
 
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "PREFECT_API_KEY")
-_SECRETS += ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "RAY_AUTH_TOKEN")
+_SECRETS = {"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "PREFECT_API_KEY"}
+_SECRETS |= {"PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "RAY_AUTH_TOKEN"}
 _LEAST_SECRET = 4  # Characters; a shorter value would blank out ordinary words
 TEMPORARY_PREFIX = ".tmp-"
 """Start of the name of a file that is still being written; never read, removed when an hour old."""
+
+FOLDER = "SEGMENT_ARCHIVE_FOLDER"
+"""Environment variable of workers on a cluster: the driver's folder."""
 
 _TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"(probe-)?[0-9a-f]{32}")
 
@@ -92,7 +95,8 @@ def locate(uri: str) -> Location:
         raise JobError("An empty text names no place; give a folder or a URI such as s3://bucket/prefix.")
     protocol, separator, rest = uri.partition("://")
     if not separator:
-        return Location("file", os.path.abspath(Path(uri).expanduser()))  # noqa: PTH100 - also folds `..`
+        # In a worker that stands in a folder of its own, a relative path means what it means to the driver
+        return Location("file", os.path.abspath(Path(os.environ.get(FOLDER, ""), Path(uri).expanduser())))  # noqa: PTH100
     if protocol in ("file", "local"):
         return Location("file", os.path.abspath(rest or "/"))  # noqa: PTH100
     if "@" in rest.partition("/")[0]:
