@@ -96,7 +96,7 @@ def nodes(tmp_path, s3_server) -> Iterator[Nodes]:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     environment = clean | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-    environment |= {"SEGMENT_ARCHIVE_MARK": secrets.token_hex(8), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    environment |= {"SEGMENT_ARCHIVE_MARK": secrets.token_hex(8)}
     made = Nodes(folder, python, environment)
     try:
         yield made
