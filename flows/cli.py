@@ -17,7 +17,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import typer
 
-from flows import tune_cli, weights_cli
+from flows import operate_cli, tune_cli, weights_cli
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -159,6 +159,7 @@ def _fail(sentence: str) -> NoReturn:
 
 weights_cli.mount(app)
 tune_cli.mount(app)
+operate_cli.mount(app)
 
 
 def main() -> None:

@@ -9,8 +9,10 @@ import functools
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -95,7 +97,8 @@ def connected() -> Iterator[None]:
         try:
             # Never credentials: Ray writes the runtime environment to its logs. The nodes have their own
             environment = {"working_dir": package(), "env_vars": {storage.FOLDER: os.getcwd()}}  # noqa: PTH109
-            ray.init(address=address, runtime_env=environment, **quiet)
+            with _own_signals():
+                ray.init(address=address, runtime_env=environment, **quiet)
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise JobError(
@@ -103,7 +106,7 @@ def connected() -> Iterator[None]:
                 "RAY_AUTH_MODE and its token set? Unset RAY_ADDRESS to run on this machine alone."
             ) from None
     else:
-        with _quiet_start():
+        with _quiet_start(), _own_signals():
             _start_local(quiet)
     try:
         yield
@@ -196,6 +199,17 @@ def _start_local(quiet: dict[str, Any]) -> None:
         include_dashboard=False,
         **quiet,
     )
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep who listens to SIGTERM: Ray would end the process itself, and Prefect calls that crashed, not cancelled."""
+    listening = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and listening is not None:
+            signal.signal(signal.SIGTERM, listening)
 
 
 @contextlib.contextmanager

@@ -172,7 +172,7 @@ def stream(
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # The run record and the progress say what it says
     context.print_on_execution_start = False
     context.execution_options.preserve_order = False
-    rows = [{"unit": u.name, "entries": zlib.compress(pickle.dumps(u.entries))} for u in units]
+    rows = [_row(unit) for unit in units]
     if not rows:
         return
     # Ray 2.60 announces other names for the retries below, and does not have them yet
@@ -210,6 +210,15 @@ def stream(
         table: Any = batch
         for report in table["report"].to_pylist():
             yield pickle.loads(report)
+
+
+def unit_table(unit: Unit) -> pa.Table:
+    """What the first stage is handed."""
+    return pa.Table.from_pylist([_row(unit)])
+
+
+def _row(unit: Unit) -> dict[str, Any]:
+    return {"unit": unit.name, "entries": zlib.compress(pickle.dumps(unit.entries))}
 
 
 def read_unit(table: pa.Table, params: MaskParams, destination: Destination) -> pa.Table:
@@ -305,7 +314,9 @@ class Refine:
                 "everywhere, or use --crf-engine pydensecrf."
             )
         self.params, self.destination = params, destination
-        self.node = f"{platform.node()} {ray.get_runtime_context().get_node_id()[:8]}"
+        self.node = platform.node()
+        if ray.is_initialized():
+            self.node += f" {ray.get_runtime_context().get_node_id()[:8]}"
 
     def __call__(self, table: pa.Table) -> pa.Table:
         start = time.perf_counter()
