@@ -17,7 +17,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import typer
 
-from flows import evaluate_cli, prepare_cli, train_cli, tune_cli, weights_cli
+from flows import evaluate_cli, operate_cli, prepare_cli, train_cli, tune_cli, weights_cli
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -162,6 +162,7 @@ tune_cli.mount(app)
 train_cli.mount(app)
 prepare_cli.mount(app)
 evaluate_cli.mount(app)
+operate_cli.mount(app)
 
 
 def main() -> None:

@@ -117,7 +117,7 @@ def _check(
     gallery: str | None,
 ) -> None:
     from tasks import dataset_report, progress
-    from tasks.doctor import Consultation
+    from tasks.dataset_doctor import Consultation
     from tasks.errors import JobError
 
     console = dataset_report.console()

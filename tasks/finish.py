@@ -19,6 +19,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 
 from tasks import runs, storage
 from tasks.archive import (
+    RETRIES,
     ArchiveJob,
     ArchivePlan,
     Identity,
@@ -88,7 +89,7 @@ class _FileCheck:
     classes: dict[str, ClassCount]
 
 
-@task(name="publish-report", cache_policy=NO_CACHE)
+@task(name="publish-report", cache_policy=NO_CACHE, **RETRIES)
 def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -> ArchiveReport:
     """Check that every image has exactly one row, write the run record, and show what is in the archive."""
     output = storage.locate(job.output)
@@ -189,10 +190,14 @@ def summary(report: ArchiveReport) -> str:
             f"This session did {session.images} images in {session.seconds:.0f} s "
             f"({session.images / max(1e-9, session.seconds):.2f} images/s; {session.workers}).",
             "",
-            "| stage | busy share of its workers | images/s of one worker |",
-            "|---|---|---|",
-            *(f"| {n} | {s['busy_share']:.0%} | {s['images_per_s']:.2f} |" for n, s in session.stages.items()),
+            "| stage | busy share of its workers | images/s of one worker | units that wait before it |",
+            "|---|---|---|---|",
+            *(
+                f"| {n} | {s['busy_share']:.0%} | {s['images_per_s']:.2f} | {s['queue_units']:.1f} |"
+                for n, s in session.stages.items()
+            ),
             "",
+            *([f"**{session.warning}**", ""] if session.warning else []),
         ]
     if report.errors:
         lines += ["| error | images |", "|---|---|", *(f"| {kind} | {n} |" for kind, n in report.errors.items()), ""]

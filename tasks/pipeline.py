@@ -15,6 +15,7 @@ import hashlib
 import io
 import logging
 import pickle
+import platform
 import time
 import warnings
 import zlib
@@ -28,12 +29,12 @@ import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
-from segcore import masks
-from segcore.checkpoint import load
+from segcore import checkpoint, masks, refinement
+from segcore.checkpoint import PackedModel
 from segcore.images import ErrorKind, ImageError, decode, resize_labels
 from segcore.inference import InferenceParams, ScoreMap, Scorer
 from segcore.refinement import Backend, CrfParams, Refined, refine_scores
-from tasks import storage
+from tasks import logs, storage
 from tasks.cluster import READ_CPUS, REFINE_CPUS, Plan
 from tasks.errors import JobError
 from tasks.remote_models import local_model
@@ -44,6 +45,8 @@ from tasks.storage import Location
 STAGES = ("read", "score", "refine")
 
 _PRECISIONS = {"torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "fp32"}
+
+_HANDED_ON, _WAITED = "handed on at", "waited for "  # Beside the busy times of the stages, on the way with a unit
 
 _RETRIES = 5  # Of a unit whose worker died under it; Ray's own bound is none
 
@@ -123,6 +126,12 @@ class UnitReport:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     """Busy time of each stage."""
 
+    waits: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Time that the unit has waited before each stage, in s; between machines only as good as their clocks."""
+
+    node: str = ""
+    """Where it was refined: name and Ray's number of the node."""
+
     done_elsewhere: bool = False
     """Whether another run of the same job had committed it already."""
 
@@ -152,10 +161,12 @@ def stream(
     destination: Destination,
     plan: Plan,
     last: "type[Refine] | None" = None,
+    packed: "ray.ObjectRef[PackedModel] | None" = None,
 ) -> Iterator[UnitReport]:
     """Send units through the three stages on the connected Ray cluster; yield a report as each is committed.
 
     last: what becomes of the scores; `Refine`, or a kind of it that writes other rows (the evaluation's).
+    packed: the model, where the workers cannot read it by its path.
     Memory is bounded by Ray Data's back-pressure, not by the number of units.
     """
     context = DataContext.get_current()
@@ -163,7 +174,7 @@ def stream(
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # The run record and the progress say what it says
     context.print_on_execution_start = False
     context.execution_options.preserve_order = False
-    rows = [{"unit": u.name, "entries": zlib.compress(pickle.dumps(u.entries))} for u in units]
+    rows = [_row(unit) for unit in units]
     if not rows:
         return
     # Ray 2.60 announces other names for the retries below, and does not have them yet
@@ -181,7 +192,7 @@ def stream(
         )
         .map_batches(
             Score,
-            fn_constructor_kwargs={"params": params},
+            fn_constructor_kwargs={"params": params, "packed": packed},
             num_cpus=plan.score_cpus,
             num_gpus=plan.score_gpus or None,
             max_task_retries=_RETRIES,
@@ -203,9 +214,19 @@ def stream(
             yield pickle.loads(report)
 
 
+def unit_table(unit: Unit) -> pa.Table:
+    """What the first stage is handed."""
+    return pa.Table.from_pylist([_row(unit)])
+
+
+def _row(unit: Unit) -> dict[str, Any]:
+    return {"unit": unit.name, "entries": zlib.compress(pickle.dumps(unit.entries))}
+
+
 def read_unit(table: pa.Table, params: MaskParams, destination: Destination) -> pa.Table:
     """Stage 1: read and decode the images of a unit, scaled to working size."""
     start = time.perf_counter()
+    logs.in_worker()
     name: str = table["unit"][0].as_py()
     if storage.exists(destination.file_of(name)):
         return _unit_row(name, None, 0.0, [], [])
@@ -232,8 +253,12 @@ def read_unit(table: pa.Table, params: MaskParams, destination: Destination) -> 
 class Score:
     """Stage 2: actor around `segcore.inference.Scorer`; holds the model."""
 
-    def __init__(self, params: MaskParams) -> None:
-        self.model = load(local_model(params.model), untrained=params.untrained, seed=params.seed)
+    def __init__(self, params: MaskParams, packed: "ray.ObjectRef[PackedModel] | None" = None) -> None:
+        logs.in_worker()
+        if packed is not None:
+            self.model = checkpoint.load_packed(ray.get(packed))
+        else:
+            self.model = checkpoint.load(local_model(params.model), untrained=params.untrained, seed=params.seed)
         if self.model.digest != params.model_digest:
             raise JobError(f"The model {params.model} is not the one that the run began with: was it replaced?")
         # One thread on a CPU: there is a scorer on every core
@@ -246,6 +271,7 @@ class Score:
         if records is None:
             return table
         _give_back_memory()
+        seconds |= _wait("score", seconds)
         usable = [record for record in records if not record.error]
         images = _split(pixels, [(*record.shape, 3) for record in usable])
         scores = []
@@ -256,7 +282,7 @@ class Score:
             record.scores_shape, record.extent_px = outcome.scores.shape, outcome.extent_px
             scores.append(outcome.scores)
         kept = [image for record, image in zip(usable, images, strict=True) if not record.error]
-        seconds = {**seconds, "score": time.perf_counter() - start}
+        seconds = {**seconds, "score": time.perf_counter() - start, _HANDED_ON: time.time()}
         return _unit_row(name, records, seconds, kept, scores, device=self.device)
 
     def _score(self, images: list[np.ndarray]) -> list[ScoreMap | Exception]:
@@ -285,16 +311,26 @@ class Refine:
     """What an error row says has failed."""
 
     def __init__(self, params: MaskParams, destination: Destination) -> None:
+        logs.in_worker()
+        if params.crf_backend == "native" and not refinement.engine_name().startswith("native"):
+            raise JobError(
+                "The run began with the native CRF engine, which is not built on every node: install the same image "
+                "everywhere, or use --crf-engine pydensecrf."
+            )
         self.params, self.destination = params, destination
+        self.node = platform.node()
+        if ray.is_initialized():
+            self.node += f" {ray.get_runtime_context().get_node_id()[:8]}"
 
     def __call__(self, table: pa.Table) -> pa.Table:
         start = time.perf_counter()
         name, records, seconds, pixels, scores = _open_row(table)
-        report = UnitReport(name)
+        report = UnitReport(name, node=self.node)
         if records is None:
             report.done_elsewhere = True
             return pa.table({"report": [pickle.dumps(report)]})
         _give_back_memory()
+        seconds |= _wait("refine", seconds)
         self.begin(records)
         usable = [record for record in records if not record.error]
         images = iter(_split(pixels, [(*record.shape, 3) for record in usable]))
@@ -314,7 +350,18 @@ class Refine:
             if record.error is not None:
                 report.errors[record.error.kind.value] += 1
         self.commit(name, rows)
-        report.seconds = {**seconds, "refine": time.perf_counter() - start}
+        report.seconds = {"refine": time.perf_counter() - start}
+        report.seconds |= {stage: seconds[stage] for stage in STAGES if stage in seconds}
+        report.waits = {stage: seconds[_WAITED + stage] for stage in STAGES if _WAITED + stage in seconds}
+        if report.errors:
+            logs.event(
+                f"unit {name} has {report.errors.total()} error rows",
+                run=self.destination.run_id,
+                stage="refine",
+                level=logging.WARNING,
+                unit=name,
+                errors={row["image_id"]: row["error"] for row in rows if row.get("error")},
+            )
         return pa.table({"report": [pickle.dumps(report)]})
 
     def begin(self, records: list[Record]) -> None:
@@ -431,7 +478,7 @@ def _unit_row(
     device: str = "",
 ) -> pa.Table:
     if isinstance(seconds, float):
-        seconds = {"read": seconds}
+        seconds = {"read": seconds, _HANDED_ON: time.time()}
     return pa.table(
         {
             "unit": [name],
@@ -447,6 +494,11 @@ def _open_row(table: pa.Table) -> tuple[str, list[Record] | None, dict[str, floa
     records, seconds = pickle.loads(table["records"][0].as_py())
     buffers = [np.frombuffer(table[c][0].as_buffer(), dtype=np.uint8) for c in ("pixels", "scores")]
     return table["unit"][0].as_py(), records, seconds, buffers[0], buffers[1]
+
+
+def _wait(stage: str, seconds: dict[str, float]) -> dict[str, float]:
+    """How long the unit has waited since the stage before handed it on; clocks of two machines may differ."""
+    return {_WAITED + stage: max(0.0, time.time() - seconds.get(_HANDED_ON, time.time()))}
 
 
 def _join(arrays: list[np.ndarray]) -> memoryview:

@@ -124,7 +124,7 @@ def test_faults_that_may_pass_are_tried_again(monkeypatch):
 
     with pytest.raises(EndpointConnectionError):
         storage.retried(unreachable)
-    assert len(calls) == 5
+    assert len(calls) == 6
     with pytest.raises(FileNotFoundError):
         storage.retried(lambda: (_ for _ in ()).throw(FileNotFoundError("gone")))
 
@@ -135,7 +135,7 @@ def test_faults_that_may_pass_are_tried_again(monkeypatch):
     calls.clear()
     with pytest.raises(TimeoutError):
         storage.retried(always)
-    assert len(calls) == 5
+    assert len(calls) == 6
 
 
 def test_what_cannot_be_written_is_said_in_one_sentence(tmp_path, s3_server):
