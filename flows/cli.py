@@ -17,7 +17,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import typer
 
-from flows import tune_cli, weights_cli
+from flows import results_cli, tune_cli, weights_cli
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -157,6 +157,7 @@ def _fail(sentence: str) -> NoReturn:
     raise typer.Exit(1)
 
 
+results_cli.mount(app)
 weights_cli.mount(app)
 tune_cli.mount(app)
 

@@ -31,7 +31,8 @@ from tasks.archive import (
 )
 from tasks.errors import JobError
 from tasks.manifest import Manifest
-from tasks.pipeline import mask_file, png_name, write_png, write_rows
+from tasks.pipeline import mask_file, write_rows
+from tasks.png_files import png_name, write_png
 from tasks.storage import Location
 
 _READERS = 16

@@ -10,10 +10,12 @@ import hashlib
 import os
 import random
 import re
+import shutil
 import stat as statistics
 import time
+import urllib.parse
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,6 +102,28 @@ def filesystem(location: Location) -> Any:
     return _filesystem(location.protocol, os.getpid())
 
 
+def arrow_filesystem(location: Location) -> Any:
+    """The storage of a location for Arrow, which fetches ranges itself: nothing is read ahead."""
+    import pyarrow.fs
+
+    if location.protocol == "file":
+        return pyarrow.fs.LocalFileSystem()
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(_filesystem(location.protocol, os.getpid(), sparse=True)))
+
+
+def web_address(location: Location) -> str:
+    """What a browser opens: `file://`, or the address of an object at its endpoint (readable only where it is public)."""
+    path = urllib.parse.quote(location.path, safe="/=")
+    if location.protocol == "file":
+        return f"file://{path}"
+    if location.protocol != "s3":
+        return location.uri
+    if endpoint := _endpoint():
+        return f"{re.sub(r'//[^/@]*@', '//', endpoint).rstrip('/')}/{path}"
+    bucket, _, key = path.partition("/")
+    return f"https://{bucket}.s3.amazonaws.com/{key}"
+
+
 def read_bytes(location: Location) -> bytes:
     """Contents of one file."""
     if location.protocol == "file":
@@ -137,13 +161,16 @@ def open_for_reading(location: Location, *, sparse: bool = False) -> Any:
     return retried(lambda: filesystem(location).open(location.path, "rb", **options))
 
 
-def write_whole(location: Location, data: bytes) -> None:
+def write_whole(location: Location, data: bytes, *, durable: bool = True, content_type: str | None = None) -> None:
     """Write one file so that it appears whole under its final name or not at all; an older one is replaced.
 
     Local: written beside, fsync, renamed, folder fsync. Object storage: one PUT or a completed multipart upload.
+    durable: False leaves out the fsyncs, for what can be made again.
+    content_type: what a bucket tells a browser that the file is.
     """
     if location.protocol != "file":
-        retried(lambda: filesystem(location).pipe_file(location.path, data))
+        options = {"ContentType": content_type} if content_type and location.protocol == "s3" else {}
+        retried(lambda: filesystem(location).pipe_file(location.path, data, **options))
         return
     target = Path(location.path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -152,16 +179,48 @@ def write_whole(location: Location, data: bytes) -> None:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if not durable:
+        return
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # Makes the new name itself survive a power cut
     finally:
         os.close(folder)
+
+
+def write_stream(location: Location, chunks: Iterable[bytes]) -> None:
+    """Write one file of any length, chunk by chunk; like `write_whole` it appears whole or not at all."""
+    if location.protocol != "file":
+        file = filesystem(location).open(location.path, "wb")
+        try:
+            for chunk in chunks:
+                file.write(chunk)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                file.discard()
+            file.closed = True  # Closing would complete the upload
+            raise
+        file.close()
+        return
+    target = Path(location.path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        with temporary.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def remove(location: Location) -> None:
@@ -171,6 +230,15 @@ def remove(location: Location) -> None:
             Path(location.path).unlink()
         else:
             retried(lambda: filesystem(location).rm_file(location.path))
+
+
+def remove_folder(location: Location) -> None:
+    """Remove everything below a folder or prefix; nothing happens where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        if location.protocol == "file":
+            shutil.rmtree(location.path)
+        else:
+            retried(lambda: filesystem(location).rm(location.path, recursive=True))
 
 
 def exists(location: Location) -> bool:
@@ -298,9 +366,11 @@ def answers(folder: Location) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def _filesystem(protocol: str, process: int) -> Any:
+def _filesystem(protocol: str, process: int, sparse: bool = False) -> Any:
     options: dict[str, Any] = {"skip_instance_cache": True}
     if protocol == "s3":
+        if sparse:
+            options["default_cache_type"] = "none"
         options["use_listings_cache"] = False  # Other processes write to the same prefix
         options["config_kwargs"] = {
             "retries": {"max_attempts": 5, "mode": "standard"},
@@ -310,9 +380,13 @@ def _filesystem(protocol: str, process: int) -> Any:
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         }
-        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        if endpoint := _endpoint():
             options["endpoint_url"] = endpoint
     return fsspec.filesystem(protocol, **options)
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def _may_pass(error: Exception) -> bool:
