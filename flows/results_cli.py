@@ -30,11 +30,16 @@ def query(
     from tasks import query as asking
 
     if sql is None:
-        answer = _or_fail(lambda: asking.ask(output, "SELECT run_id, status, model, images FROM runs WHERE chosen", run))
+        answer = _or_fail(
+            lambda: asking.ask(output, "SELECT run_id, status, model, images FROM runs WHERE chosen", run)
+        )
         [(run_id, status, model, images)] = answer.rows()
         print(f"Run {run_id} ({status}): {images} images by {model}. It can be asked:")
         print(asking.views_told())
-        print("For example: segment-archive query OUTPUT \"SELECT class, count(*) FROM objects GROUP BY ALL ORDER BY 2 DESC\"")
+        print(
+            "For example: segment-archive query OUTPUT "
+            '"SELECT class, count(*) FROM objects GROUP BY ALL ORDER BY 2 DESC"'
+        )
         print('Columns of a view: segment-archive query OUTPUT "DESCRIBE objects"')
         return
     _show(lambda: asking.ask(output, sql, run), format_, to)
@@ -45,7 +50,9 @@ def find(
     classes: Annotated[
         list[str] | None, typer.Option("--class", help="Class that the mask holds; several times: all of them.")
     ] = None,
-    min_share: Annotated[float | None, typer.Option(help="Least share of the image that the class has, 0 to 1.")] = None,
+    min_share: Annotated[
+        float | None, typer.Option(help="Least share of the image that the class has, 0 to 1.")
+    ] = None,
     max_share: Annotated[float | None, typer.Option(help="Greatest share.")] = None,
     min_confidence: Annotated[float | None, typer.Option(help="Least confidence, 0 to 1.")] = None,
     max_confidence: Annotated[float | None, typer.Option(help="Greatest confidence.")] = None,

@@ -1,7 +1,7 @@
 """A run in the formats of other tools: COCO with RLE, a tree of palette PNG, the layout of PASCAL VOC.
 
-One mask file of the run is exported at a time, and leaves a fragment with its counts when it is done: what has a fragment
-is not done again. A fragment's name is a function of the run as it stands, so nothing old is mixed with anything new.
+One mask file of the run is exported at a time, and leaves a fragment with its counts: what has a fragment is not done
+again. A fragment's name is a function of the run as it stands, so nothing old is mixed with anything new.
 """
 
 import collections
@@ -201,7 +201,9 @@ class _Writer:
         classes = dict(sorted(report.classes.items(), key=lambda item: item[1]))
         text = "".join(f"{label} {name}\n" for name, label in classes.items())
         if self.job.to == "coco":
-            storage.write_stream(self.destination / "annotations.json", _coco_document(self.results, classes, fragments))
+            storage.write_stream(
+                self.destination / "annotations.json", _coco_document(self.results, classes, fragments)
+            )
             return
         storage.write_whole(self.destination / "labels.txt", text.encode())
         if self.job.to == "voc":
@@ -336,7 +338,9 @@ def _finished_before(destination: Location, key: str) -> ExportReport | None:
 def _require_ours(destination: Location) -> None:
     first = next(storage.list_files(destination), None)
     if first is not None and next(storage.list_files(destination / _FRAGMENTS), None) is None:
-        raise JobError(f"{destination.uri} is not empty ({first.path}): give an empty folder, so that nothing is mixed.")
+        raise JobError(
+            f"{destination.uri} is not empty ({first.path}): give an empty folder, so that nothing is mixed."
+        )
 
 
 def _safe(name: str) -> str:

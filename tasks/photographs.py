@@ -36,7 +36,9 @@ class Photographs:
             # Together, so that a tar shard is opened once
             together = list(group)
             try:
-                outcomes = [data for _, data in read_entries(self._source(), [entries[r["image_id"]] for r in together])]
+                outcomes = [
+                    data for _, data in read_entries(self._source(), [entries[r["image_id"]] for r in together])
+                ]
             except JobError as error:
                 outcomes = [ImageError(ErrorKind.UNREADABLE, str(error))] * len(together)
             yield from zip(together, outcomes, strict=True)

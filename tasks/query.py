@@ -1,4 +1,4 @@
-"""Questions to one run in SQL: DuckDB with views over exactly the files of that run, and the usual questions ready made.
+"""Questions to one run in SQL: DuckDB with views over exactly its files, and the usual questions ready made.
 
 The views read nothing until they are asked, and then only the columns and row groups that the question needs.
 """
@@ -111,13 +111,16 @@ def connect(results: Results) -> duckdb.DuckDBPyConnection:
     connection.execute(
         "CREATE VIEW objects AS SELECT image_id, uri, object.name AS class, object.index AS label, "
         "object.pixels AS pixels, object.pixels / area AS share, object.confidence AS confidence, object.box AS box "
-        f"FROM (SELECT image_id, uri, mask_width::BIGINT * mask_height AS area, unnest(classes) AS object FROM {source})"
+        "FROM (SELECT image_id, uri, mask_width::BIGINT * mask_height AS area, unnest(classes) AS object "
+        f"FROM {source})"
     )
     connection.execute(
         "CREATE VIEW errors AS SELECT image_id, uri, source_size, error_kind, error "
         f"FROM {source} WHERE error_kind IS NOT NULL"
     )
-    connection.execute(f"CREATE VIEW masks AS SELECT image_id, mask, mask_before_crf FROM {source} WHERE mask IS NOT NULL")
+    connection.execute(
+        f"CREATE VIEW masks AS SELECT image_id, mask, mask_before_crf FROM {source} WHERE mask IS NOT NULL"
+    )
     connection.register("runs", _runs_table(results))
     connection.register("metrics", _metrics_table(results))
     return connection
@@ -155,7 +158,7 @@ def _find_sql(job: FindJob) -> tuple[str, dict[str, Any]]:
         "confidence <= $max_confidence": ("max_confidence", job.max_confidence),
     }
     wanted = {text: pair for text, pair in limits.items() if pair[1] is not None}
-    parameters: dict[str, Any] = {name: value for name, value in wanted.values()}
+    parameters: dict[str, Any] = dict(wanted.values())
     images = f"SELECT *, {ANNOTATE} AS annotate FROM images WHERE error_kind IS NULL"
     if job.classes:
         parameters["classes"] = list(job.classes)
@@ -172,7 +175,8 @@ def _find_sql(job: FindJob) -> tuple[str, dict[str, Any]]:
             return _ordered(f"SELECT {columns}{box} FROM ({first})", order, job), parameters
         columns = (
             "f.image_id, round(f.share, 4) AS share, round(f.class_confidence, 4) AS confidence, "
-            "round(i.entropy, 4) AS entropy, round(i.changed_by_crf, 4) AS changed_by_crf, round(i.annotate, 4) AS annotate"
+            "round(i.entropy, 4) AS entropy, round(i.changed_by_crf, 4) AS changed_by_crf, "
+            "round(i.annotate, 4) AS annotate"
         )
         sql = f"SELECT {columns} FROM ({first}) AS f JOIN ({images}) AS i USING (image_id)"
         return _ordered(sql, f"i.{_SORTS[job.sort]}", job), parameters
@@ -241,10 +245,8 @@ def _metrics_table(results: Results) -> pa.Table:
                 rows.append((number, "session", name, float(value)))
         for stage, values in (session.get("stages") or {}).items():
             rows += [(number, stage, name, float(value)) for name, value in values.items()]
-    columns = list(zip(*rows, strict=True)) or [[], [], [], []]
-    types = (pa.int32(), pa.string(), pa.string(), pa.float64())
-    arrays = [pa.array(column, type_) for column, type_ in zip(columns, types, strict=True)]
-    return pa.table(arrays, names=["session", "stage", "name", "value"])
+    types = {"session": pa.int32(), "stage": pa.string(), "name": pa.string(), "value": pa.float64()}
+    return pa.Table.from_pylist([dict(zip(types, row, strict=True)) for row in rows], schema=pa.schema(types))
 
 
 class _told_plainly:  # noqa: N801 - reads as a word of the with statement

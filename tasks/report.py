@@ -57,10 +57,8 @@ _SHEET_IMAGES = 12
 _WORKERS = min(16, 2 * len(os.sched_getaffinity(0)))
 _ASSETS = Path(__file__).parent / "report_assets"
 _OURS = re.compile(r"(index\.html|report\.json|contact-sheet\.png|data-[0-9a-f]{8}/.*)")
-_COLUMNS = (
-    "image_id uri source_size width height mask mask_before_crf mask_width mask_height classes confidence entropy "
-    "changed_by_crf device error_kind error"
-).split()
+_COLUMNS = ["image_id", "uri", "source_size", "width", "height", "mask", "mask_before_crf", "mask_width", "mask_height"]
+_COLUMNS += ["classes", "confidence", "entropy", "changed_by_crf", "device", "error_kind", "error"]
 
 
 class ReportJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -82,7 +80,7 @@ class ReportJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings
     """Condition on the view images, in SQL; by default all."""
 
     order: str | None = None
-    """Which images come first where there are more, in SQL; by default a sample that depends on the identities alone."""
+    """Which images come first where there are more, in SQL; by default a sample by their identities."""
 
 
 @dataclass
@@ -165,7 +163,7 @@ def build_report(job: ReportJob, advance: Callable[[int, int], None] | None = No
         notice = f"{len(ids):,} of {matching:,} images are shown: {how}.{capped} This query selects them:"
     summary = {
         "kind": "run",
-        "title": f"Run {results.run_id}",
+        "title": _title(results),
         "layers": {"mask": "After the CRF", "before": "Before the CRF", "changes": "Changed by the CRF"},
         "changed": "Changed by CRF",
         "notice": notice,
@@ -260,7 +258,8 @@ def _build(
         _write_script(folder / "summary.js", "archive.summary(", summary)
         for name, kind in (("report.css", "text/css"), ("report.js", "text/javascript")):
             _write(folder / name, (_ASSETS / name).read_bytes(), kind)
-        pictures = [image.picture for image in done if image.picture is not None][:_SHEET_IMAGES]
+        pictures = [image.picture for image in done if image.picture is not None]
+        pictures = pictures[:: max(1, round(len(pictures) / _SHEET_IMAGES))][:_SHEET_IMAGES]
         if pictures:
             buffer = io.BytesIO()
             contact_sheet(pictures).save(buffer, format="PNG")
@@ -361,10 +360,14 @@ def _write_image(gallery: _Gallery, number: int, row: dict[str, Any], data: byte
     done.classes = {c["index"]: c["name"] for c in row["classes"] or ()}
     if number in gallery.sheet and labels is not None and image is not None:
         small = _smaller(image, _THUMB_SIDE_PX)
-        told = [f"{c['name']} {c['pixels'] / area:.0%}" for c in row["classes"] if c["index"] != 0][:3]
+        told = [f"{c['name']} {_percent(c['pixels'] / area)}" for c in row["classes"] if c["index"] != 0][:3]
         caption = f"{row['image_id'].rpartition('/')[2]}: {', '.join(told) or row['classes'][0]['name']}"
         done.picture = (small, resize_labels(shown, small.shape[1], small.shape[0]), caption)
     return done
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.005 else "<1%"
 
 
 def _decode(data: bytes | ImageError) -> tuple[np.ndarray | None, str | None]:
@@ -411,18 +414,18 @@ def _about(results: Results) -> dict[str, Any]:
     job = record.get("job") or {}
     sessions = [s for s in record.get("sessions", []) if isinstance(s, dict)]
     images, seconds = sum(s.get("images", 0) for s in sessions), sum(s.get("seconds", 0) for s in sessions)
-    facts = [
-        ["Run", results.run_id],
-        ["Status", record.get("status")],
-        ["Model", record.get("model")],
-        ["Source", job.get("source")],
-        ["Output", results.output.uri],
-        ["Started", record.get("started")],
-        ["Finished", record.get("finished")],
-        ["Scored at", _working_size(job.get("inference"))],
-        ["CRF", _crf(job.get("crf")) if "crf" in job else None],
-        ["Throughput", f"{images / seconds:.2f} images/s over {len(sessions)} session(s)" if seconds else None],
-        ["Workers", sessions[-1].get("workers") if sessions else None],
+    facts: list[tuple[str, Any]] = [
+        ("Run", results.run_id),
+        ("Status", record.get("status")),
+        ("Model", record.get("model")),
+        ("Source", job.get("source")),
+        ("Output", results.output.uri),
+        ("Started", record.get("started")),
+        ("Finished", record.get("finished")),
+        ("Scored at", _working_size(job.get("inference"))),
+        ("CRF", _crf(job.get("crf")) if "crf" in job else None),
+        ("Throughput", f"{images / seconds:.2f} images/s over {len(sessions)} session(s)" if seconds else None),
+        ("Workers", sessions[-1].get("workers") if sessions else None),
     ]
     counts = record.get("classes")
     if counts is None:  # Not finished: counted now
@@ -431,7 +434,9 @@ def _about(results: Results) -> dict[str, Any]:
         counts = {name: {"images": images, "pixels": pixels} for name, images, pixels in rows}
     errors = record.get("errors")
     if errors is None:
-        rows = query.ask(results.output.uri, "SELECT error_kind, count(*) FROM errors GROUP BY 1", results.run_id).rows()
+        rows = query.ask(
+            results.output.uri, "SELECT error_kind, count(*) FROM errors GROUP BY 1", results.run_id
+        ).rows()
         errors = dict(rows)
     num_rows = results.num_rows
     return {
@@ -445,6 +450,12 @@ def _about(results: Results) -> dict[str, Any]:
         "class_counts": counts,
         "facts": [[name, str(value)] for name, value in facts if value],
     }
+
+
+def _title(results: Results) -> str:
+    """What a person calls the archive: the last part of its source."""
+    source = str((results.record.get("job") or {}).get("source") or "")
+    return source.rstrip("/").rpartition("/")[2] or f"Run {results.run_id}"
 
 
 def _working_size(inference: Any) -> str | None:
@@ -500,4 +511,3 @@ def _remove_older(place: Location, version: str) -> None:
     older = {f.path.partition("/")[0] for f in storage.list_files(place) if f.path.startswith("data-")} - {version}
     for name in sorted(older):
         storage.remove_folder(place / name)
-

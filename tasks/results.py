@@ -151,7 +151,7 @@ class Results:
     @cached_property
     def num_rows(self) -> int:
         """Images, error rows included; from the files' footers."""
-        return self.dataset.count_rows()
+        return int(self.dataset.count_rows())
 
     def __len__(self) -> int:
         return self.num_rows

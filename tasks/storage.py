@@ -112,7 +112,7 @@ def arrow_filesystem(location: Location) -> Any:
 
 
 def web_address(location: Location) -> str:
-    """What a browser opens: `file://`, or the address of an object at its endpoint (readable only where it is public)."""
+    """What a browser opens: `file://`, or an object at its endpoint (readable only where it is public)."""
     path = urllib.parse.quote(location.path, safe="/=")
     if location.protocol == "file":
         return f"file://{path}"

@@ -32,7 +32,14 @@ def mask_row(
     sure = np.full(256, 0.9) if confidence is None else confidence
     found = masks.summarise(labels, sure)
     height, width = labels.shape
-    row = empty_row() | {"image_id": image_id, "uri": uri, "width": width, "height": height, "model": "test", "run_id": ""}
+    row = empty_row() | {
+        "image_id": image_id,
+        "uri": uri,
+        "width": width,
+        "height": height,
+        "model": "test",
+        "run_id": "",
+    }
     row |= {"mask": masks.encode_mask(labels), "mask_width": width, "mask_height": height, "device": "cpu/fp32"}
     row["mask_before_crf"] = None if before is None else masks.encode_mask(before)
     row["changed_by_crf"] = 0.0 if before is None else float((labels != before).mean())
@@ -49,7 +56,9 @@ def mask_row(
     return row | {"confidence": 0.9, "entropy": 0.1} | facts
 
 
-def error_row(image_id: str, uri: str, kind: str = "truncated", reason: str = "image file is truncated") -> dict[str, Any]:
+def error_row(
+    image_id: str, uri: str, kind: str = "truncated", reason: str = "image file is truncated"
+) -> dict[str, Any]:
     """A row of an image without a mask."""
     row = empty_row() | {"image_id": image_id, "uri": uri, "model": "test", "run_id": "", "source_size": 12}
     return row | {"error_kind": kind, "error": reason}

@@ -38,7 +38,7 @@ function make(tag, properties = {}, ...children) {
     else if (name === "class") element.className = value;
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return element;
 }
 
@@ -169,7 +169,7 @@ function paint(masks, fill, lines, lit = null) {
   }
   fill.getContext("2d").putImageData(image, 0, 0);
   const edges = new ImageData(width, height), edge = new Uint32Array(edges.data.buffer);
-  const step = width > 1.2 * THUMB_SIDE_PX || height > 1.2 * THUMB_SIDE_PX ? 2 : 1;
+  const step = Math.max(width, height) > 640 ? 2 : 1;
   const light = rgba("#ffffff"), shade = rgba("#000000", 190);
   for (let y = 0, i = 0; y < height; y++) {
     for (let x = 0; x < width; x++, i++) {
@@ -191,7 +191,7 @@ let order = []; // Numbers of the images that fit, in the order asked for
 let repaint = () => {}; // Draws again what is on the screen, after the look has changed
 
 const SORTS = {
-  archive: ["As in the archive", null],
+  archive: ["Archive order", null],
   name: ["Name", (a, b) => (a[ID] < b[ID] ? -1 : a[ID] > b[ID] ? 1 : 0)],
   doubt: ["Least confident first", byNumber((e) => e[CONFIDENCE])],
   confidence: ["Most confident first", byNumber((e) => -e[CONFIDENCE])],
@@ -355,7 +355,7 @@ function tile(n) {
   const entry = entries[n];
   const { frame, fill, lines } = picture(n, "thumbs", false);
   const measure = entry[ERROR] !== null ? "" : asked.sort === "entropy" ? `entropy ${digits(entry[ENTROPY])}`
-    : asked.sort === "changed" ? `${summary.changed.toLowerCase()} ${percent(entry[CHANGED] ?? 0)}` : `confidence ${digits(entry[CONFIDENCE])}`;
+    : asked.sort === "changed" ? `${summary.changed.toLowerCase()} ${percent(entry[CHANGED] ?? 0)}` : `conf. ${digits(entry[CONFIDENCE])}`;
   const element = make("li", { vars: { "--ratio": entry[RATIO] } },
     make("a", { class: "tile", href: `#/image/${encodeURIComponent(entry[ID])}`, "data-number": n },
       frame,
@@ -382,13 +382,14 @@ function galleryPage() {
       make("li", {}, make("b", {}, number.format(summary.images)), " images"),
       make("li", {}, make("b", {}, number.format(summary.masks)), " masks"),
       make("li", {}, make("b", {}, number.format(numErrors)), " without mask"),
-      make("li", {}, summary.model || "")),
+      make("li", {}, summary.model || ""),
+      summary.kind === "run" ? make("li", {}, `run ${summary.run_id}`) : null),
     summary.finished ? null : make("p", { class: "notice warn" }, "This run is not finished: more rows may come, and counts are those of now."),
     summary.notice ? make("div", { class: "notice" }, summary.notice, make("pre", {}, summary.query),
       make("details", {}, make("summary", {}, "Show others"), make("pre", {}, summary.again))) : null);
 
   const sort = make("select", { id: "sort", "aria-label": "Order", onchange: () => ask({ sort: sort.value }) },
-    Object.entries(SORTS).map(([value, [name]]) => make("option", { value }, name)));
+    Object.entries(SORTS).map(([value, [name]]) => make("option", { value }, value === "archive" && summary.kind === "diff" ? "As compared" : name)));
   sort.value = asked.sort;
   const filters = make("form", { class: "filters", id: "filters", "aria-label": "Filters", onsubmit: (event) => event.preventDefault() }, filterSections());
   const toggle = make("button", {
@@ -528,6 +529,7 @@ async function imagePage(id) {
       make("td", { class: "number" }, percent(share)), make("td", { class: "number" }, number.format(pixels)), make("td", { class: "number" }, digits(confidence)));
     const light = (on) => {
       lit = on ? label : null;
+      frame.toggleAttribute("data-lit", on);
       frame.querySelector(".box")?.remove();
       for (const other of row.parentNode.children) other.classList.toggle("lit", on && other === row);
       if (on && masks) {
@@ -592,11 +594,11 @@ function runPage() {
     const most = Math.max(1e-9, ...list.map(([, value]) => value));
     return make("ul", { class: `histogram${kind}` }, list.map(([name, value, told, found]) => make("li", {},
       found ? swatch(found) : make("span"),
-      link ? make("a", { href: link(name) }, name) : make("span", {}, name),
+      link ? make("a", { href: link(name) }, kind === " bad" ? name.replaceAll("_", " ") : name) : make("span", {}, name),
       make("span", { class: "level", "aria-hidden": "true", vars: { "--part": `${Math.max(0.7, (100 * value) / most)}%` } }),
       make("span", { class: "value" }, told))));
   };
-  const classes = summary.classes.map((found) => [found.name, found.images, `${counted(found.images, "image")}, ${percent(found.pixel_share)} of pixels`, found.label === null ? null : found]);
+  const classes = summary.classes.map((found) => [found.name, found.images, `${number.format(found.images)} · ${percent(found.pixel_share)}`, found.label === null ? null : found]);
   const errors = Object.entries(summary.errors).sort((a, b) => b[1] - a[1]).map(([kind, count]) => [kind, count, counted(count, "image")]);
   const agreement = summary.agreement ? summary.agreement.map(([name, value]) => [name, value ?? 0, value === null ? "–" : value.toFixed(3), summary.classes.find((found) => found.name === name)]) : null;
   const main = document.getElementById("main");
@@ -605,7 +607,7 @@ function runPage() {
     make("div", { class: "columns" },
       make("section", {}, make("h2", {}, "The run"), make("dl", {}, summary.facts.map(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]))),
       agreement ? make("section", {}, make("h2", {}, "Agreement (IoU between the two runs)"), bars(agreement, "", null)) : null,
-      make("section", {}, make("h2", {}, "Classes"), bars(classes, "", (name) => hashOf({ ...blank, classes: [name] }))),
+      make("section", {}, make("h2", {}, "Classes"), make("p", { class: "muted" }, "Images that hold the class · its share of all pixels"), bars(classes, "", (name) => hashOf({ ...blank, classes: [name] }))),
       make("section", {}, make("h2", {}, "Errors by reason"), errors.length ? bars(errors, " bad", (kind) => hashOf({ ...blank, kind })) : make("p", { class: "muted" }, "None: every image has a mask."))),
     make("section", {}, make("h2", {}, "What this gallery shows"), make("pre", {}, summary.query), make("p", { class: "muted" }, "Another selection:"), make("pre", {}, summary.again)),
     make("section", {}, make("h2", {}, "Keys"), make("p", { class: "keys" },
