@@ -141,7 +141,10 @@ def small_output(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     folder = tmp_path_factory.mktemp("small")
     output = str(folder / "out [1]")  # A name that a pattern would misread
-    errors = [error_row("bad/empty.jpg", "/nowhere/empty.jpg", "empty", "the file is empty"), error_row("z.txt", "/z.txt")]
+    errors = [
+        error_row("bad/empty.jpg", "/nowhere/empty.jpg", "empty", "the file is empty"),
+        error_row("z.txt", "/z.txt"),
+    ]
     first = small_rows(folder / "photographs", seed=1)
     second = small_rows(folder / "photographs", seed=2)
     second[:10] = first[:10]

@@ -147,11 +147,13 @@ HOSTILE_NAMES = [
 ]
 """Identities that somebody may give a file."""
 
-HOSTILE_CLASSES = ("background", "<b onmouseover=alert(3)>dog</b>", "a,b \"c\"", "cat")
+HOSTILE_CLASSES = ("background", "<b onmouseover=alert(3)>dog</b>", 'a,b "c"', "cat")
 """Class names that somebody may give a model."""
 
 
-def small_rows(photographs: Path, *, num_images: int = 30, names: Sequence[str] = CLASSES, seed: int = 0) -> list[dict[str, Any]]:
+def small_rows(
+    photographs: Path, *, num_images: int = 30, names: Sequence[str] = CLASSES, seed: int = 0
+) -> list[dict[str, Any]]:
     """Rows of drawn photographs that are written to a folder: rectangles of two classes on background."""
     from tests.conftest import photograph
 
@@ -165,7 +167,7 @@ def small_rows(photographs: Path, *, num_images: int = 30, names: Sequence[str] 
             photograph(number, (width, height)).save(place)
         labels = np.zeros((height, width), np.uint8)
         y, x = int(random.integers(0, height - 20)), int(random.integers(0, width - 20))
-        labels[y : y + 20, x : x + 12 + number % 8] = 1 + number % (len(names) - 1)
+        labels[y : y + 20, x : x + 20 + number % 8] = 1 + number % (len(names) - 1)
         labels[:5, :4] = len(names) - 1
         before = labels.copy()
         before[y : y + 3, x : x + 9] = 0

@@ -23,17 +23,17 @@ def test_the_run_that_finished_last_is_opened_and_never_two(small_output):
 
 
 def test_what_cannot_be_opened_is_named(small_output, tmp_path):
-    with pytest.raises(JobError, match="holds no run"):
+    with pytest.raises(JobError, match=r"holds no run"):
         open_results(str(tmp_path))
-    with pytest.raises(JobError, match="no run 'dddd'; there are bbbb22220000 .finished."):
+    with pytest.raises(JobError, match=r"no run 'dddd'; there are bbbb22220000 .finished."):
         open_results(small_output, "dddd")
     write_run(str(tmp_path / "out"), "eeee", [error_row("a", "a")], status="running")
-    with pytest.raises(JobError, match="No run .* has finished; name one with --run .*: eeee .running."):
+    with pytest.raises(JobError, match=r"No run .* has finished; name one with --run .*: eeee .running."):
         open_results(str(tmp_path / "out"))
     write_run(str(tmp_path / "out"), "ffff", [], status="failed")
-    with pytest.raises(JobError, match="ffff .* has no rows yet; its status is failed"):
+    with pytest.raises(JobError, match=r"ffff .* has no rows yet; its status is failed"):
         open_results(str(tmp_path / "out"), "ffff")
-    with pytest.raises(JobError, match="no column 'msk'"):
+    with pytest.raises(JobError, match=r"no column 'msk'"):
         list(open_results(small_output).rows(["msk"]))
 
 
@@ -65,7 +65,7 @@ def test_tables_hold_every_row_and_no_mask_unless_asked(small_output):
 
 def test_a_missing_image_and_an_error_row_are_told_apart(small_output):
     opened = open_results(small_output)
-    with pytest.raises(JobError, match="has no image 'nobody.jpg'"):
+    with pytest.raises(JobError, match=r"has no image 'nobody.jpg'"):
         opened.row("nobody.jpg")
     with pytest.raises(JobError, match=r"bad/empty.jpg has no mask: the file is empty \(empty\)"):
         opened.mask("bad/empty.jpg")
@@ -137,5 +137,7 @@ def test_a_broken_run_record_is_passed_over(tmp_path):
     write_run(str(tmp_path), "good", [error_row("a", "a")])
     storage.write_whole(locate(str(tmp_path)) / "runs" / "broken.json", b"{")
     storage.write_whole(locate(str(tmp_path)) / "runs" / "list.json", json.dumps([1]).encode())
-    write_rows(locate(str(tmp_path)) / "masks" / "run=other" / "part-0.parquet", [error_row("b", "b") | {"run_id": "o"}])
+    write_rows(
+        locate(str(tmp_path)) / "masks" / "run=other" / "part-0.parquet", [error_row("b", "b") | {"run_id": "o"}]
+    )
     assert [row["image_id"] for row in open_results(str(tmp_path)).rows()] == ["a"]
