@@ -47,6 +47,7 @@ bench: setup  ## Every published speed and size, each against its yardstick; pri
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.dataset
 	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.results
 
 up: setup  ## A local Prefect server and worker, S3 server and Ray; make down ends them
 	$(BIN)/python infra/local.py up

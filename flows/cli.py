@@ -17,7 +17,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import typer
 
-from flows import evaluate_cli, operate_cli, prepare_cli, train_cli, tune_cli, weights_cli
+from flows import evaluate_cli, operate_cli, prepare_cli, results_cli, train_cli, tune_cli, weights_cli
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,6 +52,7 @@ def run(
         bool, typer.Option("--keep-mask-before-crf", help="Store the mask before the CRF too.")
     ] = False,
     png: Annotated[bool, typer.Option("--png", help="Write each mask as a PNG file of its own too.")] = False,
+    gallery_images: Annotated[int, typer.Option(help="Images of the gallery made at the end; 0: none.")] = 100,
     max_pixels: Annotated[int, typer.Option(help="Larger photographs become error rows.")] = 100_000_000,
     id_column: Annotated[str | None, typer.Option(help="Parquet source: column with the identity.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Parquet source: column with the image bytes.")] = None,
@@ -85,6 +86,7 @@ def run(
         "mask_size": mask_size,
         "keep_mask_before_crf": keep_mask_before_crf,
         "png": png,
+        "gallery_images": gallery_images,
         "max_pixels": max_pixels,
         "id_column": id_column,
         "image_column": image_column,
@@ -144,6 +146,10 @@ def show(report: Any, source: str) -> None:
         top = list(report.classes.items())[:8]
         print("In the most images: " + ", ".join(f"{name} {count.images}" for name, count in top))
     print(f"Masks: {report.output}/masks/run={report.run_id}/")
+    if report.gallery:
+        print(f"Look at them: {report.gallery}")
+    if report.contact_sheet:
+        print(f"In one picture: {report.contact_sheet}")
     print(f"Ask them, for example with DuckDB:\n{query(report)}")
 
 
@@ -157,6 +163,7 @@ def _fail(sentence: str) -> NoReturn:
     raise typer.Exit(1)
 
 
+results_cli.mount(app)
 weights_cli.mount(app)
 tune_cli.mount(app)
 train_cli.mount(app)

@@ -94,6 +94,9 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     png: bool = False
     """Write each mask as a PNG file of its own too, under png/."""
 
+    gallery_images: Annotated[int, annotated_types.Interval(ge=0, le=10_000)] = 100
+    """Images of the gallery that is made at the end, a sample; 0 makes none."""
+
     max_pixels: Annotated[int, annotated_types.Interval(ge=1, le=MAX_PIXELS)] = 100_000_000
     """Photographs with more pixels become error rows."""
 

@@ -12,10 +12,12 @@ import hashlib
 import os
 import random
 import re
+import shutil
 import stat as statistics
 import time
+import urllib.parse
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,6 +119,28 @@ def filesystem(location: Location) -> Any:
     return _filesystem(location.protocol, os.getpid())
 
 
+def arrow_filesystem(location: Location) -> Any:
+    """The storage of a location for Arrow, which fetches ranges itself: nothing is read ahead."""
+    import pyarrow.fs
+
+    if location.protocol == "file":
+        return pyarrow.fs.LocalFileSystem()
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(_filesystem(location.protocol, os.getpid(), sparse=True)))
+
+
+def web_address(location: Location) -> str:
+    """What a browser opens: `file://`, or an object at its endpoint (readable only where it is public)."""
+    path = urllib.parse.quote(location.path, safe="/=")
+    if location.protocol == "file":
+        return f"file://{path}"
+    if location.protocol != "s3":
+        return location.uri
+    if endpoint := _endpoint():
+        return f"{re.sub(r'//[^/@]*@', '//', endpoint).rstrip('/')}/{path}"
+    bucket, _, key = path.partition("/")
+    return f"https://{bucket}.s3.amazonaws.com/{key}"
+
+
 def read_bytes(location: Location) -> bytes:
     """Contents of one file."""
     if location.protocol == "file":
@@ -154,14 +178,16 @@ def open_for_reading(location: Location, *, sparse: bool = False) -> Any:
     return retried(lambda: filesystem(location).open(location.path, "rb", **options))
 
 
-def write_whole(location: Location, data: bytes) -> None:
+def write_whole(location: Location, data: bytes, *, durable: bool = True, content_type: str | None = None) -> None:
     """Write one file so that it appears whole under its final name or not at all; an older one is replaced.
 
     Local: written beside, fsync, renamed, folder fsync. Object storage: one PUT or a completed multipart upload, whose
     size is compared with what was sent, and its digest by the store itself where it went in one piece.
+    durable: False leaves out the fsyncs, for what can be made again.
+    content_type: what a bucket tells a browser that the file is.
     """
     if location.protocol != "file":
-        retried(lambda: _upload(location, data))
+        retried(lambda: _upload(location, data, content_type))
         return
     target = Path(location.path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -170,16 +196,48 @@ def write_whole(location: Location, data: bytes) -> None:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if not durable:
+        return
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # Makes the new name itself survive a power cut
     finally:
         os.close(folder)
+
+
+def write_stream(location: Location, chunks: Iterable[bytes]) -> None:
+    """Write one file of any length, chunk by chunk; like `write_whole` it appears whole or not at all."""
+    if location.protocol != "file":
+        file = filesystem(location).open(location.path, "wb")
+        try:
+            for chunk in chunks:
+                file.write(chunk)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                file.discard()
+            file.closed = True  # Closing would complete the upload
+            raise
+        file.close()
+        return
+    target = Path(location.path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        with temporary.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def remove(location: Location) -> None:
@@ -189,6 +247,15 @@ def remove(location: Location) -> None:
             Path(location.path).unlink()
         else:
             retried(lambda: filesystem(location).rm_file(location.path))
+
+
+def remove_folder(location: Location) -> None:
+    """Remove everything below a folder or prefix; nothing happens where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        if location.protocol == "file":
+            shutil.rmtree(location.path)
+        else:
+            retried(lambda: filesystem(location).rm(location.path, recursive=True))
 
 
 def exists(location: Location) -> bool:
@@ -337,9 +404,11 @@ def answers(folder: Location) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def _filesystem(protocol: str, process: int) -> Any:
+def _filesystem(protocol: str, process: int, sparse: bool = False) -> Any:
     options: dict[str, Any] = {"skip_instance_cache": True}
     if protocol == "s3":
+        if sparse:
+            options["default_cache_type"] = "none"
         options["use_listings_cache"] = False  # Other processes write to the same prefix
         options["config_kwargs"] = {
             "retries": {"max_attempts": 5, "mode": "standard"},
@@ -349,7 +418,7 @@ def _filesystem(protocol: str, process: int) -> Any:
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         }
-        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        if endpoint := _endpoint():
             options["endpoint_url"] = endpoint
     return fsspec.filesystem(protocol, **options)
 
@@ -358,9 +427,11 @@ class _NotAsSentError(OSError):
     """What the store holds is not what was sent."""
 
 
-def _upload(location: Location, data: bytes) -> None:
+def _upload(location: Location, data: bytes, content_type: str | None = None) -> None:
     store = filesystem(location)
     options: dict[str, str] = {}
+    if content_type and location.protocol == "s3":
+        options["ContentType"] = content_type
     if location.protocol == "s3" and len(data) < _ONE_PUT_BYTES:
         # The store itself compares: an etag need not be a digest, least of all where objects are encrypted
         options["ContentMD5"] = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
@@ -391,6 +462,10 @@ def _status(error: BaseException) -> int | None:
             status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
             return int(status) if status is not None else None
     return None
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def _may_pass(error: Exception) -> bool:
