@@ -37,7 +37,7 @@ class Level(IntEnum):
 
 
 class Kind(StrEnum):
-    """What can be wrong with a dataset."""
+    """What can be wrong with a dataset; within a level the worst first."""
 
     LEAK = "in train and in val"
     SAME_IMAGE = "the same photograph in train and in val"

@@ -93,11 +93,8 @@ def examine(layout: Layout, store: Location | None = None) -> Examined:
     next(fresh, None)  # Ends the cluster
     examined = Examined(layout, checks, chunk_names=names)
     found = [*_of_pairs(examined), *_of_lists(examined), *_of_duplicates(examined), *_of_classes(examined)]
-    count = Counter(finding.kind for finding in found)
-    order = list(Kind)
-    examined.findings = sorted(
-        found, key=lambda f: (f.level, -count[f.kind], order.index(f.kind), f.file, f.image_id or "", f.detail)
-    )
+    order = {kind: number for number, kind in enumerate(Kind)}  # Kinds are listed from the worst on
+    examined.findings = sorted(found, key=lambda f: (f.level, order[f.kind], f.file, f.image_id or "", f.detail))
     return examined
 
 

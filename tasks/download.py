@@ -43,13 +43,16 @@ def download(
     *,
     progress: Progress | None = None,
     expected: Expected | None = None,
-    otherwise: str = "without a network, bring the file and use `segment-archive weights import`",
+    otherwise: str = (
+        ": without a network, bring the file and use `segment-archive weights import`; otherwise the same command "
+        "continues the download"
+    ),
 ) -> None:
     """Fetch `url` to `target`; goes on where an earlier attempt stopped if the server still has the same file.
 
     Beside an unfinished `<target>.part` stands `<target>.tag`, the server's name for that version; without one the
     download begins anew, so that two versions are never joined. Where `expected` proves the whole, pieces of several
-    mirrors are joined too. otherwise: what a person can do where the server cannot be reached.
+    mirrors are joined too. otherwise: end of the sentence about a server that cannot be reached, with the remedy.
     BrokenOffError where the transfer stops early, ValueError in one sentence when the server cannot be reached,
     refuses, sends too much or another file.
     """
@@ -121,9 +124,7 @@ def _transfer(
                 f"The disk of {partial.parent} is full after {have} bytes: make room and run again."
             ) from None
         reason = getattr(error, "reason", error)
-        raise BrokenOffError(
-            f"{url} could not be fetched ({reason}): {otherwise}; otherwise the same command continues the download."
-        ) from error
+        raise BrokenOffError(f"{url} could not be fetched ({reason}){otherwise}.") from error
     if total is not None and have < total:
         raise BrokenOffError(f"{url} stopped after {have} of {total} bytes; the same command continues.")
     return None

@@ -25,7 +25,6 @@ _STALLS = 3
 _FIRST_WAIT_S = 1.0
 _PIECE_BYTES = 32 << 20
 _SPARE_BYTES = 200_000_000
-_OTHERWISE = "the official hosts are often down, so bring the file and name it with --voc or --sbd"
 
 
 class Published(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -141,8 +140,8 @@ def _from_mirrors(published: Published, urls: list[str], work: Path, room_for: i
             said.append(str(error).removesuffix("."))
             progress.say(f"{published.name}: {error}")
     raise JobError(
-        f"{published.name} could not be fetched. {'; '.join(said)}. Bring {published.file} (md5 {published.md5}) and "
-        f"name it with --voc or --sbd, or run the same command again: it continues."
+        f"{published.name}: {'; '.join(said)}. The official hosts are often down: bring {published.file} (md5 "
+        f"{published.md5}) and name it with --voc or --sbd, or run the same command later: it continues."
     )
 
 
@@ -155,7 +154,7 @@ def _persistently(url: str, target: Path, published: Published) -> None:
         before = partial.stat().st_size if partial.exists() else 0
         try:
             with progress.measured(published.file, published.bytes or published.about_bytes or None, "bytes") as tell:
-                download(url, target, progress=lambda done, _: tell(done), expected=expected, otherwise=_OTHERWISE)
+                download(url, target, progress=lambda done, _: tell(done), expected=expected, otherwise="")
             return
         except BrokenOffError as error:
             after = partial.stat().st_size if partial.exists() else 0

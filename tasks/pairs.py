@@ -94,7 +94,7 @@ def check_chunk(pairs: list[Pair], label_set: LabelSet, store: Location | None, 
     if root.protocol == "file" and not Path(root.path).is_dir():
         raise JobError(f"A worker of the cluster does not see {root.path}: use a shared folder or a bucket.")
     table = pa.Table.from_pylist([asdict(_check(pair, label_set)) for pair in pairs], CHECKED)
-    # What could not be read is looked at again next time: it may have been the storage's fault
+    # What could not be read is looked at again next time: it may be there by then
     failed = {Kind.IMAGE_UNREADABLE.name, Kind.MASK_UNREADABLE.name}
     if place is not None and not any(failed & set(kinds) for kinds in table["kinds"].to_pylist()):
         sink = pa.BufferOutputStream()
@@ -201,11 +201,14 @@ def _read(file: FileRef | None, missing: Kind, unreadable: Kind, findings: list[
     if file.size > MAX_FILE_BYTES:
         findings.append(Finding(unreadable, f"it has {file.size} bytes, more than {MAX_FILE_BYTES}"))
         return None
-    try:
-        return storage.read_bytes(file.place)
-    except OSError as error:  # One file's fault; an outage shows as this at every file, and stops the job as errors do
-        findings.append(Finding(unreadable, storage.explain(error, file.place)))
-        return None
+    # An outage or credentials that have expired stop the job, or every pair would be called broken and left out
+    own_fault = (FileNotFoundError, PermissionError) if file.place.protocol == "file" else FileNotFoundError
+    with storage.explained(file.place):
+        try:
+            return storage.read_bytes(file.place)
+        except own_fault as error:
+            findings.append(Finding(unreadable, storage.explain(error, file.place)))
+            return None
 
 
 def _is_sbd(mask: FileRef) -> bool:

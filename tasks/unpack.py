@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from tasks import progress
+from tasks import progress, storage
 from tasks.errors import JobError
-from tasks.storage import TEMPORARY_PREFIX
+from tasks.storage import TEMPORARY_PREFIX, Location
 
 MAX_FILE_BYTES = 256 << 20
 """A photograph or mask is smaller; a larger member is refused."""
@@ -54,6 +54,7 @@ def unpack(archive: Path, target: Path, wanted: Wanted, *, key: str, title: str)
     if marker.is_file() and marker.read_text().startswith(f"{key}\n"):
         return int(marker.read_text().splitlines()[1])
     target.mkdir(parents=True, exist_ok=True)
+    storage.sweep_temporary(Location("file", str(target)))
     files, total = 0, 0
     with _opened(archive) as members, progress.measured(title, None, "files") as tell:
         for number, member in enumerate(members):

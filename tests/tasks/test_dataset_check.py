@@ -168,3 +168,18 @@ def test_a_worker_that_does_not_see_the_folder_says_so(mine):
     layout.root = locate("/somewhere/else")
     with pytest.raises(JobError, match="does not see /somewhere/else"):
         examine(layout)
+
+
+def test_an_outage_is_no_fault_of_the_pairs(mine, monkeypatch, tmp_path):
+    (mine / "JPEGImages/img-1.jpg").unlink()
+    (mine / "JPEGImages/img-1.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    kinds = found(mine)
+    assert list(kinds) == [Kind.IMAGE_UNREADABLE] and "img-1.jpg does not exist" in kinds[Kind.IMAGE_UNREADABLE][0]
+
+    def gone(place):
+        raise TimeoutError("the server does not answer")
+
+    layout = read_layout(locate(str(mine)))
+    monkeypatch.setattr(dataset_check.pairs.storage, "read_bytes", gone)
+    with pytest.raises(JobError, match="the server does not answer"):
+        examine(layout)
