@@ -9,6 +9,7 @@ The sheet puts our numbers beside the papers'. Numbers come from `tasks/nightly.
 import base64
 import html
 import io
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,15 @@ from segcore.refinement import CrfParams
 from segcore.voc import CLASSES
 from tasks import storage
 from tasks.errors import JobError
-from tasks.evaluation import Evaluation, ReevaluateJob, evaluation_of, read_counts, read_masks, read_record
+from tasks.evaluation import (
+    LEAST_IMAGES,
+    Evaluation,
+    ReevaluateJob,
+    evaluation_of,
+    read_counts,
+    read_masks,
+    read_record,
+)
 from tasks.nightly import Alarm, Night, last_night, lost_images, read_baseline, read_metrics, worst_images
 from tasks.shards import DatasetManifest, RowGroup, read_index, read_manifest, read_row_group
 from tasks.storage import Location
@@ -104,15 +113,13 @@ def write_report(output: Location, night: Night, dataset: str) -> str:
         name = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{of.model}-{of.protocol}")
         title = f"{of.model}, {of.protocol}"
         sections.append(f"<h2>{html.escape(title)}</h2>{_facts(record, of)}")
-        bars = {
-            stage: {c: Figure(v["value"], v["low"], v["high"]) for c, v in record["figures"][stage]["iou"].items()}
-            for stage in of.stages
-        }
+        bars = {stage: {c: _class_figure(v) for c, v in record["figures"][stage]["iou"].items()} for stage in of.stages}
         subject = f"{title}: {of.images} images of {of.dataset}"
         shown(
             f"{name}-classes",
             charts.class_bars(bars, f"IoU by class, {subject}", _paper_classes(of)),
-            "IoU of each class; bars are 95 % intervals over images. "
+            f"IoU of each class; in brackets the images that hold it. Bars are 95 % intervals over images; below "
+            f"{LEAST_IMAGES} images there is none. "
             f"Absent, and part of no mean: {', '.join(record['figures'][of.stages[-1]]['absent']) or 'none'}.",
         )
         for measure, told in (("mean_iou", "mean IoU"), ("pixel_accuracy", "pixel accuracy")):
@@ -337,6 +344,12 @@ def _history(output: Location, night: Night) -> dict[str, list[tuple[Any, Figure
             label = f"{name[0]}, {name[1]}, {row['stage']}"
             found.setdefault(label, []).append((row["time"], Figure(row["value"], row["low"], row["high"])))
     return found
+
+
+def _class_figure(stored: dict[str, Any]) -> tuple[Figure, int]:
+    """Figure of a class, its ends NaN where there is no interval, and how many images hold it."""
+    low, high = (math.nan if stored[end] is None else stored[end] for end in ("low", "high"))
+    return Figure(stored["value"], low, high), stored["images"]
 
 
 def _paper_classes(of: Evaluation) -> tuple[str, dict[str, float]] | None:
