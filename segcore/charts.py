@@ -77,7 +77,7 @@ def class_bars(
     axis.set(ylabel="IoU, %", ylim=(0, 100), title=title)
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
-    canvas.legend(loc="outside lower center", ncols=3, frameon=False)
+    canvas.legend(loc="outside lower center", ncols=3 if paper is None else 1, frameon=False)
     return _png(canvas)
 
 
