@@ -29,13 +29,14 @@ _GAP_PX = 6
 
 
 def class_bars(
-    series: Mapping[str, Mapping[str, Figure]],
+    series: Mapping[str, Mapping[str, tuple[Figure, int]]],
     title: str,
     paper: tuple[str, Mapping[str, float]] | None = None,
 ) -> bytes:
     """IoU of each class with its interval, one bar a series; a tick beside it for the paper's number.
 
-    series: by name, figures by class name, 0 to 1. paper: what its numbers are of, and percent by class name.
+    series: by name, figures by class name, 0 to 1, with the images that hold the class; NaN ends are no interval.
+    paper: what its numbers are of, and percent by class name.
     """
     names = list(dict.fromkeys(name for figures in series.values() for name in figures))
     canvas = Canvas(figsize=(max(6.0, 0.62 * len(names) + 2), 4.6), layout="constrained")
@@ -43,10 +44,9 @@ def class_bars(
     width = 0.8 / len(series)
     for k, (label, figures) in enumerate(series.items()):
         at = np.array([names.index(name) for name in figures]) + (k - (len(series) - 1) / 2) * width
-        values = 100 * np.array([f.value for f in figures.values()])
-        errors = 100 * np.array(
-            [[max(0.0, f.value - f.low), max(0.0, f.high - f.value)] for f in figures.values()]
-        ).T.reshape(2, -1)
+        values = 100 * np.array([f.value for f, _ in figures.values()])
+        errors = 100 * np.array([[f.value - f.low, f.high - f.value] for f, _ in figures.values()]).T.reshape(2, -1)
+        errors = np.maximum(errors, 0)  # NaN stays, and is not drawn
         axis.bar(
             at,
             values,
@@ -72,11 +72,12 @@ def class_bars(
             color="#D55E00",
             label=f"paper, other images: {told}",
         )
-    axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    held = {name: images for figures in series.values() for name, (_, images) in figures.items()}
+    axis.set_xticks(range(len(names)), [f"{name} ({held[name]})" for name in names], rotation=45, ha="right")
     axis.set(ylabel="IoU, %", ylim=(0, 100), title=title)
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
-    canvas.legend(loc="outside lower center", ncols=3, frameon=False)
+    canvas.legend(loc="outside lower center", ncols=3 if paper is None else 1, frameon=False)
     return _png(canvas)
 
 
@@ -137,14 +138,14 @@ def confusion_picture(confusion: NDArray[Any], names: Sequence[str], title: str)
 
 def history(series: Mapping[str, Sequence[tuple[datetime, Figure]]], title: str) -> bytes:
     """Mean IoU over time with its interval, one line a model."""
-    canvas = Canvas(figsize=(8, 4.2), layout="constrained")
+    canvas = Canvas(figsize=(9, 4.2), layout="constrained")
     axis = canvas.subplots()
+    nights = sorted({time for points in series.values() for time, _ in points})
     for k, (label, points) in enumerate(series.items()):
-        times: Any = [time for time, _ in points]
         values = 100 * np.array([f.value for _, f in points])
         errors = 100 * np.array([[max(0.0, f.value - f.low), max(0.0, f.high - f.value)] for _, f in points]).T
         axis.errorbar(
-            times,
+            [nights.index(time) + 0.08 * (k - (len(series) - 1) / 2) for time, _ in points],
             values,
             yerr=errors,
             label=label,
@@ -153,9 +154,11 @@ def history(series: Mapping[str, Sequence[tuple[datetime, Figure]]], title: str)
             linestyle=_DASHES[k % 6],
             capsize=3,
         )
-    axis.set(xlabel="night (UTC)", ylabel="mean IoU, %", title=title)
+    # A night is a step, however long ago the last one was; of many nights a dozen are named
+    shown = range(0, len(nights), -(-len(nights) // 12))
+    axis.set_xticks(list(shown), [f"{nights[n]:%Y-%m-%d %H:%M}" for n in shown], rotation=30, ha="right")
+    axis.set(xlabel="night (UTC)", ylabel="mean IoU, %", title=title, xlim=(-0.5, len(nights) - 0.5))
     axis.grid(alpha=0.3)
-    canvas.autofmt_xdate(rotation=30)
     canvas.legend(loc="outside right upper", frameon=False)
     return _png(canvas)
 

@@ -5,6 +5,7 @@ is measured is a function of counts of single images, so a subset, a sum or a bo
 Whether one model is worse than another is decided in `comparison.py`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -182,6 +183,23 @@ def bootstrap_mean_iou(
     """
     weights = resampling(len(counts), num_samples, seed)
     return mean_iou(resampled_sums(counts[:, classes], weights))
+
+
+def paired_difference(
+    first: NDArray[Any],
+    second: NDArray[Any],
+    measure: Callable[[NDArray[Any]], NDArray[np.float64]],
+    weights: NDArray[np.float64],
+) -> Figure:
+    """A measure of the second result minus that of the first, with its 95 % interval from the same draws of images.
+
+    first, second: (N, C, 3) counts of the same images in the same order. measure: such as `mean_iou`.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"Only results on the same images can be compared; these are {first.shape}, {second.shape}.")
+    value = measure(second.sum(axis=0)) - measure(first.sum(axis=0))
+    low, high = interval(measure(resampled_sums(second, weights)) - measure(resampled_sums(first, weights)))
+    return Figure(float(value), float(low), float(high))
 
 
 def absent_classes(counts: NDArray[Any]) -> NDArray[np.intp]:

@@ -55,6 +55,9 @@ STAGES = ("without CRF", "with CRF")
 
 BOOTSTRAP_SAMPLES = 1000
 
+LEAST_IMAGES = 5
+"""A class that fewer images hold has no interval: draws of the same one or two images would make it look certain."""
+
 _CONFUSION = pa.list_(pa.struct([("truth", pa.uint8()), ("predicted", pa.uint8()), ("pixels", pa.int64())]))
 _TRIMAP = pa.list_(
     pa.struct(
@@ -502,8 +505,8 @@ def read_masks(output: Location, of: Evaluation, stage: str, ids: list[str]) -> 
 def figures(counts: Counts, stage: str, classes: tuple[str, ...]) -> dict[str, Any]:
     """Every figure of a stage with its 95 % bootstrap interval over images, as JSON values, 0 to 1.
 
-    mean_iou, pixel_accuracy, class_accuracy; iou and images by class; trimap by measure and width (index 0: 1 px);
-    absent: the classes that are in neither truth nor prediction.
+    mean_iou, pixel_accuracy, class_accuracy; iou and images by class, without interval where few images hold it;
+    trimap by measure and width (index 0: 1 px); absent: the classes that are in neither truth nor prediction.
     """
     single = counts.of(stage)
     weights = evaluation.resampling(len(single), BOOTSTRAP_SAMPLES, seed=0)
@@ -517,11 +520,12 @@ def figures(counts: Counts, stage: str, classes: tuple[str, ...]) -> dict[str, A
     holding = (single[..., 1] > 0).sum(axis=0)
     absent = set(evaluation.absent_classes(single))
     found["absent"] = [classes[c] for c in sorted(absent)]
-    found["iou"] = {
-        name: asdict(Figure(float(by_class[c]), float(low[c]), float(high[c]))) | {"images": int(holding[c])}
-        for c, name in enumerate(classes)
-        if c not in absent
-    }
+    found["iou"] = {}
+    for c, name in enumerate(classes):
+        if c not in absent:
+            certain = holding[c] >= LEAST_IMAGES
+            ends = {"low": float(low[c]) if certain else None, "high": float(high[c]) if certain else None}
+            found["iou"][name] = {"value": float(by_class[c]), **ends, "images": int(holding[c])}
     bands = np.cumsum(counts.trimap[stage], axis=1)  # (N, 40, C, 3): all that is nearer is in a wider trimap
     band_sums = bands.sum(axis=0)
     band_samples = np.cumsum(evaluation.resampled_sums(counts.trimap[stage], weights), axis=1)

@@ -9,6 +9,8 @@ The sheet puts our numbers beside the papers'. Numbers come from `tasks/nightly.
 import base64
 import html
 import io
+import itertools
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +32,16 @@ from segcore.refinement import CrfParams
 from segcore.voc import CLASSES
 from tasks import storage
 from tasks.errors import JobError
-from tasks.evaluation import Evaluation, ReevaluateJob, evaluation_of, read_counts, read_masks, read_record
+from tasks.evaluation import (
+    BOOTSTRAP_SAMPLES,
+    LEAST_IMAGES,
+    Evaluation,
+    ReevaluateJob,
+    evaluation_of,
+    read_counts,
+    read_masks,
+    read_record,
+)
 from tasks.nightly import Alarm, Night, last_night, lost_images, read_baseline, read_metrics, worst_images
 from tasks.shards import DatasetManifest, RowGroup, read_index, read_manifest, read_row_group
 from tasks.storage import Location
@@ -95,24 +106,24 @@ def write_report(output: Location, night: Night, dataset: str) -> str:
             f"<figcaption>{html.escape(told)}</figcaption></figure>"
         )
 
+    measured: list[tuple[Evaluation, str, list[str], Any]] = []
     past = _history(output, night)
     if past:
         shown("history", charts.history(past, f"Mean IoU by night, {night.dataset}"), "Bars are 95 % intervals.")
     for record in records.values():
         of = evaluation_of(record)
         counts = read_counts(output, of)
+        measured += [(of, stage, counts.ids, counts.of(stage)) for stage in of.stages]
         name = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{of.model}-{of.protocol}")
         title = f"{of.model}, {of.protocol}"
         sections.append(f"<h2>{html.escape(title)}</h2>{_facts(record, of)}")
-        bars = {
-            stage: {c: Figure(v["value"], v["low"], v["high"]) for c, v in record["figures"][stage]["iou"].items()}
-            for stage in of.stages
-        }
+        bars = {stage: {c: _class_figure(v) for c, v in record["figures"][stage]["iou"].items()} for stage in of.stages}
         subject = f"{title}: {of.images} images of {of.dataset}"
         shown(
             f"{name}-classes",
             charts.class_bars(bars, f"IoU by class, {subject}", _paper_classes(of)),
-            "IoU of each class; bars are 95 % intervals over images. "
+            f"IoU of each class; in brackets the images that hold it. Bars are 95 % intervals over images; below "
+            f"{LEAST_IMAGES} images there is none. "
             f"Absent, and part of no mean: {', '.join(record['figures'][of.stages[-1]]['absent']) or 'none'}.",
         )
         for measure, told in (("mean_iou", "mean IoU"), ("pixel_accuracy", "pixel accuracy")):
@@ -143,6 +154,7 @@ def write_report(output: Location, night: Night, dataset: str) -> str:
             _images(output, place, manifest, of, captions, [(f"predicted {stage}", of, stage)]),
             f"The {len(worst)} worst images by their share of right pixels; void is white.",
         )
+    sections.append(_differences(measured))
     for number, alarm in enumerate(night.alarms):
         picture = lost_picture(output, night, alarm, dataset)
         if picture is not None:
@@ -339,6 +351,12 @@ def _history(output: Location, night: Night) -> dict[str, list[tuple[Any, Figure
     return found
 
 
+def _class_figure(stored: dict[str, Any]) -> tuple[Figure, int]:
+    """Figure of a class, its ends NaN where there is no interval, and how many images hold it."""
+    low, high = (math.nan if stored[end] is None else stored[end] for end in ("low", "high"))
+    return Figure(stored["value"], low, high), stored["images"]
+
+
 def _paper_classes(of: Evaluation) -> tuple[str, dict[str, float]] | None:
     if of.variant not in PUBLISHED_CLASS_IOU or of.classes != CLASSES:
         return None
@@ -424,6 +442,25 @@ def _table(head: tuple[str, ...], rows: list[list[str]]) -> str:
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><tr>{top}</tr>{body}</table>"
+
+
+def _differences(measured: list[tuple[Evaluation, str, list[str], Any]]) -> str:
+    """Every two models of the night that were measured alike, compared in pairs on the same images."""
+    rows = []
+    for (a, stage, ids, first), (b, other_stage, other_ids, second) in itertools.combinations(measured, 2):
+        if (a.protocol, stage, ids) != (b.protocol, other_stage, other_ids) or a.model == b.model:
+            continue
+        weights = evaluation.resampling(len(first), BOOTSTRAP_SAMPLES, seed=0)
+        cells = [f"{b.model} minus {a.model}", f"{a.protocol}, {stage}"]
+        for measure in (evaluation.mean_iou, evaluation.pixel_accuracy):
+            f = evaluation.paired_difference(first, second, measure, weights)
+            cells.append(f"{100 * f.value:+.2f} ({100 * f.low:+.2f} to {100 * f.high:+.2f})")
+        rows.append(cells)
+    if not rows:
+        return ""
+    told = "<p>In brackets 95 % intervals of each difference alone, from the same draws of the images for both.</p>"
+    head = ("", "", "mean IoU, points", "pixel accuracy, points")
+    return "<h2>Models against each other</h2>" + _table(head, rows) + told
 
 
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#111}

@@ -86,6 +86,7 @@ def test_nights(tmp_path: Path) -> None:
     # The page carries its pictures itself
     page = Path(str(record["report"])).read_text()
     assert page.count("data:image/png;base64,") >= 8 and "http" not in page and "taken for" in page
+    assert "other minus good" in page
     assert (Path(str(record["report"])).parent / "history.png").stat().st_size > 1000
     assert "good" in "\n".join(summary(output.uri))
 

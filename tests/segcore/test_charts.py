@@ -22,7 +22,8 @@ def opened(data: bytes) -> Image.Image:
 
 
 def test_pictures_can_be_opened() -> None:
-    bars = {"without CRF": {"cat": FIGURE, "dog": FIGURE}, "with CRF": {"dog": FIGURE}}
+    unsure = Figure(0.7, np.nan, np.nan)
+    bars = {"without CRF": {"cat": (FIGURE, 9), "dog": (unsure, 1)}, "with CRF": {"dog": (unsure, 1)}}
     opened(charts.class_bars(bars, "title", ("test", {"dog": 80.0, "cow": 1.0})))
     opened(charts.trimap_curves({"a": [FIGURE] * 40, "b": [FIGURE] * 40}, "title", "mean IoU"))
     confusion = np.array([[90, 10, 0], [0, 0, 0], [0, 0, 0]])

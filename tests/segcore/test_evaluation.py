@@ -141,6 +141,25 @@ def test_resampled_sums_are_sums_of_drawn_images() -> None:
     assert np.isnan(low[0]) and (low[1], high[1]) == (1.5, 2.5)
 
 
+def test_a_paired_difference_is_surer_than_two_intervals() -> None:
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 3, (40, 12, 12)).astype(np.uint8)
+    # Images differ much in how hard they are, the two results little
+    hard = random.uniform(0, 0.6, (40, 1, 1))
+    results = [np.where(random.random(truth.shape) < hard + more, (truth + 1) % 3, truth) for more in (0, 0.05)]
+    first, second = (
+        np.stack([count_pixels(t, p.astype(np.uint8), 3) for t, p in zip(truth, result, strict=True)])
+        for result in results
+    )
+    weights = resampling(40, 1000, seed=0)
+    paired = evaluation.paired_difference(first, second, pixel_accuracy, weights)
+    alone = interval(pixel_accuracy(resampled_sums(first, weights)))
+    assert paired.low < paired.value < paired.high < 0
+    assert paired.high - paired.low < 0.5 * float(alone[1] - alone[0])
+    with pytest.raises(ValueError, match="same images"):
+        evaluation.paired_difference(first, second[1:], pixel_accuracy, weights)
+
+
 def plain_counts(truth: np.ndarray, predicted: np.ndarray) -> list[list[int]]:
     """The definition, pixel by pixel."""
     counts = [[0, 0, 0] for _ in range(21)]

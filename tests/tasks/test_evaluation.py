@@ -114,6 +114,11 @@ def test_intervals_hold_their_figure_and_absent_classes_are_named(place: Path, t
     assert len(found["trimap"]["mean_iou"]) == 40
     json.dumps(found, allow_nan=False)
 
+    # Draws of the same few images would make a rare class look certain
+    few = Counts(counts.ids[:4], {k: v[:4] for k, v in counts.confusion.items()}, {"without CRF": trimap[:4]})
+    rare = figures(few, "without CRF", CLASSES)["iou"]["aeroplane"]
+    assert rare["low"] is rare["high"] is None and rare["images"] == 4
+
 
 def test_a_model_is_not_scored_on_what_it_learnt(tmp_path: Path) -> None:
     labels = np.zeros((8, 8), np.uint8)
