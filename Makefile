@@ -38,6 +38,7 @@ bench: setup  ## The pipeline, the CRF and the models, each against its yardstic
 	$(BIN)/python -m benchmarks.archive
 	$(BIN)/python -m benchmarks.crf
 	$(BIN)/python -m benchmarks.models
+	$(BIN)/python -m benchmarks.results
 
 up: setup  ## A local Prefect server and worker, S3 server and Ray; make down ends them
 	$(BIN)/python infra/local.py up

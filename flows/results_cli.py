@@ -136,7 +136,7 @@ def export(
         _refuse(error)
     with _Counter("images") as counter:
         done = _or_fail(lambda: export_run(job, counter))
-    if done.done_before == done.masks and not done.seconds:
+    if done.done_before == done.masks:
         print("Nothing to do: the export is complete.")
     regions = f", {done.annotations} regions" if done.format == "coco" else ""
     print(f"{done.masks} masks{regions} of run {done.run_id} as {done.format}; {done.without_mask} images have none.")

@@ -4,6 +4,7 @@ The views read nothing until they are asked, and then only the columns and row g
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -87,7 +88,8 @@ class Answer:
 
     def arrow(self) -> pa.Table:
         """All rows as one table."""
-        with _told_plainly():
+        with _told_plainly(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Of one more copy of the rows
             return self.connection.to_arrow_table()
 
 

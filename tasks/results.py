@@ -266,12 +266,9 @@ class Results:
         """The run as a Ray Data dataset, read lazily on the cluster; masks are PNG bytes, `segcore.masks` decodes."""
         import ray.data
 
-        return ray.data.read_parquet(
-            [file.place.path for file in self.files],
-            filesystem=storage.arrow_filesystem(self.output),
-            columns=_known(columns),
-            partitioning=None,
-        )
+        paths = [file.place.path for file in self.files]
+        rows = ray.data.read_parquet(paths, filesystem=storage.arrow_filesystem(self.output), partitioning=None)
+        return rows.select_columns(_known(columns))
 
     def to_torch(self) -> "MaskDataset":
         """A map-style torch dataset of (identity, label map (H, W) uint8) over the images that have a mask."""

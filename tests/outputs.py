@@ -135,3 +135,43 @@ def real_rows(
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(row_of, photographs))
+
+
+HOSTILE_NAMES = [
+    "<img src=x onerror=alert(1)>.jpg",
+    "quote\"'&amp;.jpg",
+    "a/b c/ünïcode 🐕 \u202egpj.jpg",
+    "line\nbreak\ttab.jpg",
+    "</script><script>alert(2)</script>.jpg",
+    "%2F..%2F..#?x=1.jpg",
+]
+"""Identities that somebody may give a file."""
+
+HOSTILE_CLASSES = ("background", "<b onmouseover=alert(3)>dog</b>", 'a,b "c"', "cat")
+"""Class names that somebody may give a model."""
+
+
+def small_rows(
+    photographs: Path, *, num_images: int = 30, names: Sequence[str] = CLASSES, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Rows of drawn photographs that are written to a folder: rectangles of two classes on background."""
+    from tests.conftest import photograph
+
+    photographs.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    rows = []
+    for number in range(num_images):
+        width, height = (64, 48) if number % 3 else (48, 65)
+        place = photographs / f"{number:03d}.jpg"
+        if not place.exists():
+            photograph(number, (width, height)).save(place)
+        labels = np.zeros((height, width), np.uint8)
+        y, x = int(random.integers(0, height - 20)), int(random.integers(0, width - 20))
+        labels[y : y + 20, x : x + 20 + number % 8] = 1 + number % (len(names) - 1)
+        labels[:5, :4] = len(names) - 1
+        before = labels.copy()
+        before[y : y + 3, x : x + 9] = 0
+        facts = {"entropy": 0.01 * number, "source_size": place.stat().st_size}
+        row = mask_row(f"{number:03d}.jpg", str(place), labels, names=names, before=before, **facts)
+        rows.append(row | {"confidence": 1 - 0.02 * number})
+    return rows
