@@ -171,7 +171,7 @@ def sizes(limit: int | None) -> None:
         return code
 
     codings: dict[str, tuple[Callable[[np.ndarray], bytes], Callable[[bytes], Any] | None]] = {
-        "the column as it is": (encode_mask, decode_mask),
+        "the column": (encode_mask, decode_mask),
         "PNG, zlib 1": (png(1), decode_mask),
         "PNG, zlib 3": (png(3), decode_mask),
         "PNG, zlib 6": (png(6), decode_mask),
