@@ -140,9 +140,10 @@ def find(output: str, job: FindJob, run: str | None = None) -> Answer:
     """The images that match, in the order asked for. Raises JobError for a class that the run does not have."""
     place = storage.locate(output)
     with storage.explained(place), _told_plainly():
-        connection = connect(open_results(output, run))
+        results = open_results(output, run)
+        connection = connect(results)
         if job.classes:
-            _require_classes(connection, job.classes)
+            _require_classes(connection, results, job.classes)
         sql, parameters = _find_sql(job)
         return Answer(connection.execute(sql, parameters))
 
@@ -201,11 +202,15 @@ def _ordered(sql: str, order: str, job: FindJob) -> str:
     return f"{sql} ORDER BY {order} {'ASC' if ascending else 'DESC'} NULLS LAST, image_id{limit}"
 
 
-def _require_classes(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> None:
-    counts = connection.execute("SELECT class, count(*) FROM objects GROUP BY ALL ORDER BY 2 DESC, 1").fetchall()
-    known = [name for name, _ in counts]
+def _require_classes(connection: duckdb.DuckDBPyConnection, results: Results, names: Sequence[str]) -> None:
+    counted = results.record.get("classes") if results.is_finished else None
+    if counted:  # Saves a pass over the rows
+        counts = [(name, count["images"]) for name, count in counted.items()]
+        counts.sort(key=lambda pair: (-pair[1], pair[0]))
+    else:
+        counts = connection.execute("SELECT class, count(*) FROM objects GROUP BY ALL ORDER BY 2 DESC, 1").fetchall()
     for name in names:
-        if name not in known:
+        if name not in dict(counts):
             there = ", ".join(f"{known} {count}" for known, count in counts[:40])
             raise JobError(f"No mask of this run holds {name!r}; images by class: {there or 'none'}.")
 
