@@ -140,9 +140,10 @@ def find(output: str, job: FindJob, run: str | None = None) -> Answer:
     """The images that match, in the order asked for. Raises JobError for a class that the run does not have."""
     place = storage.locate(output)
     with storage.explained(place), _told_plainly():
-        connection = connect(open_results(output, run))
+        results = open_results(output, run)
+        connection = connect(results)
         if job.classes:
-            _require_classes(connection, job.classes)
+            _require_classes(connection, results, job.classes)
         sql, parameters = _find_sql(job)
         return Answer(connection.execute(sql, parameters))
 
@@ -161,7 +162,11 @@ def _find_sql(job: FindJob) -> tuple[str, dict[str, Any]]:
     }
     wanted = {text: pair for text, pair in limits.items() if pair[1] is not None}
     parameters: dict[str, Any] = dict(wanted.values())
-    images = f"SELECT *, {ANNOTATE} AS annotate FROM images WHERE error_kind IS NULL"
+    # Ranks need every image at once, so they are taken over narrow rows, and only where they decide the order
+    rank, ranked = (
+        (f", {ANNOTATE} AS annotate", ", round(i.annotate, 4) AS annotate") if job.sort == "annotate" else ("", "")
+    )
+    images = f"SELECT image_id, confidence, entropy, changed_by_crf{rank} FROM images WHERE error_kind IS NULL"
     if job.classes:
         parameters["classes"] = list(job.classes)
         conditions = " AND ".join(["list_contains($classes, class)", *wanted])
@@ -177,8 +182,7 @@ def _find_sql(job: FindJob) -> tuple[str, dict[str, Any]]:
             return _ordered(f"SELECT {columns}{box} FROM ({first})", order, job), parameters
         columns = (
             "f.image_id, round(f.share, 4) AS share, round(f.class_confidence, 4) AS confidence, "
-            "round(i.entropy, 4) AS entropy, round(i.changed_by_crf, 4) AS changed_by_crf, "
-            "round(i.annotate, 4) AS annotate"
+            f"round(i.entropy, 4) AS entropy, round(i.changed_by_crf, 4) AS changed_by_crf{ranked}"
         )
         sql = f"SELECT {columns} FROM ({first}) AS f JOIN ({images}) AS i USING (image_id)"
         return _ordered(sql, f"i.{_SORTS[job.sort]}", job), parameters
@@ -186,13 +190,14 @@ def _find_sql(job: FindJob) -> tuple[str, dict[str, Any]]:
         raise JobError("A share is that of a class: name one with --class.")
     conditions = " AND ".join(["true", *wanted])
     columns = (
-        "image_id, round(confidence, 4) AS confidence, round(entropy, 4) AS entropy, "
-        "round(changed_by_crf, 4) AS changed_by_crf, round(annotate, 4) AS annotate, "
-        "array_to_string(list_transform(classes[:4], lambda c: "
-        "c.name || ' ' || round(100 * c.pixels / area)::INT || '%'), ', ') AS classes"
+        "i.image_id, round(i.confidence, 4) AS confidence, round(i.entropy, 4) AS entropy, "
+        f"round(i.changed_by_crf, 4) AS changed_by_crf{ranked}, "
+        "array_to_string(list_transform(n.classes[:4], lambda c: "
+        "c.name || ' ' || round(100 * c.pixels / n.area)::INT || '%'), ', ') AS classes"
     )
-    order = "images_found." + _SORTS[job.sort]
-    return _ordered(f"SELECT {columns} FROM ({images}) AS images_found WHERE {conditions}", order, job), parameters
+    chosen = _ordered(f"SELECT * FROM ({images}) WHERE {conditions}", _SORTS[job.sort], job)
+    sql = f"SELECT {columns} FROM ({chosen}) AS i JOIN images AS n USING (image_id)"
+    return _ordered(sql, f"i.{_SORTS[job.sort]}", job), parameters
 
 
 def _ordered(sql: str, order: str, job: FindJob) -> str:
@@ -201,11 +206,15 @@ def _ordered(sql: str, order: str, job: FindJob) -> str:
     return f"{sql} ORDER BY {order} {'ASC' if ascending else 'DESC'} NULLS LAST, image_id{limit}"
 
 
-def _require_classes(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> None:
-    counts = connection.execute("SELECT class, count(*) FROM objects GROUP BY ALL ORDER BY 2 DESC, 1").fetchall()
-    known = [name for name, _ in counts]
+def _require_classes(connection: duckdb.DuckDBPyConnection, results: Results, names: Sequence[str]) -> None:
+    counted = results.record.get("classes") if results.is_finished else None
+    if counted:  # Saves a pass over the rows
+        counts = [(name, count["images"]) for name, count in counted.items()]
+        counts.sort(key=lambda pair: (-pair[1], pair[0]))
+    else:
+        counts = connection.execute("SELECT class, count(*) FROM objects GROUP BY ALL ORDER BY 2 DESC, 1").fetchall()
     for name in names:
-        if name not in known:
+        if name not in dict(counts):
             there = ", ".join(f"{known} {count}" for known, count in counts[:40])
             raise JobError(f"No mask of this run holds {name!r}; images by class: {there or 'none'}.")
 

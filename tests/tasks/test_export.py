@@ -141,6 +141,7 @@ def test_a_bucket_to_a_bucket(bucket, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_four_hundred_real_masks_come_back_from_every_format(voc, tmp_path):
     write_run(str(tmp_path / "out"), "r", real_rows(voc), per_file=64)
     masks = dict(open_results(str(tmp_path / "out")))

@@ -252,6 +252,7 @@ def test_the_gallery_of_differences(browser, small_output):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_ten_thousand_images(browser, tmp_path):
     from tests.conftest import photograph
 
@@ -285,6 +286,7 @@ def rows_by_confidence(rows):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_real_photographs(browser, voc, tmp_path):
     write_run(str(tmp_path / "out"), "r", real_rows(voc), per_file=64)
     index = Path(build_report(ReportJob(output=str(tmp_path / "out"))).index)
