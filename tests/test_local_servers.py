@@ -1,4 +1,4 @@
-"""What the README says of `make up`: deployments run, bare, bucket to bucket, scheduled; cancel, resume; down ends all."""
+"""What the README says of `make up`: run bare, bucket to bucket, by schedule; cancel, resume; down ends all of it."""
 
 import contextlib
 import json
