@@ -132,8 +132,9 @@ def _prefect() -> str:
     if not address:
         return "PREFECT_API_URL is not set: runs start a server of their own"
     from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with get_client(sync_client=True) as client:
+    with temporary_settings({PREFECT_API_URL: address}), get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
         if problem is None:
             pools = [pool.name for pool in client.read_work_pools()]
