@@ -20,8 +20,8 @@ def test_the_flow_ends_with_words_and_an_artifact(tmp_path):
         async with get_client() as client:
             return await client.read_artifacts()
 
-    shown = next(a.data for a in asyncio.run(read()) if a.key == "prepare-dataset")
-    assert "# mine: train 6, val 2" in shown and "| cat | 4 |" in shown
+    shown = [a.data for a in asyncio.run(read()) if a.key == "prepare-dataset" and str(tmp_path) in a.data]
+    assert len(shown) == 1 and "# mine: train 6, val 2" in shown[0] and "| cat | 4 |" in shown[0]
 
     (mine / "JPEGImages/img-0.jpg").unlink()
     refused = prepare_dataset(job, return_state=True)

@@ -49,9 +49,12 @@ def test_a_training_goes_on_and_ends_as_the_model_that_was_averaged(data: Path, 
     first = torch.load(default_model.train(data, work, 0.02, plan=PLAN), weights_only=True)["progress"]
     assert first["steps"] >= 1
     assert first["images"] == 4 * first["steps"]
+    interrupted = torch.load(work / "checkpoint.pt", weights_only=True)
+    interrupted["progress"]["share"] = 0.5  # As a kill halfway leaves it
+    torch.save(interrupted, work / "checkpoint.pt")
     state = torch.load(default_model.train(data, work, 0.04, plan=PLAN), weights_only=True)
     assert state["progress"]["steps"] > first["steps"]
-    assert state["progress"]["seconds"] >= 0.04 * 60
+    assert state["progress"]["share"] == 1 and state["progress"]["seconds"] >= first["seconds"]
     assert state["progress"]["sessions"] == 2
 
     metrics = default_model.finish(work / "checkpoint.pt", model, data, commit="abc")
