@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.evaluation_data import INFERENCE, save_model, small_dataset
-from tests.test_local_servers import local
+from tests.test_local_servers import Operator, local
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -83,10 +83,8 @@ def test_nights_from_the_deployment(tmp_path: Path) -> None:
     pager = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pager)
     threading.Thread(target=pager.serve_forever, daemon=True).start()
     try:
-        told = local("up", environment)
-        exports = [line.strip().removeprefix("export ") for line in told.splitlines() if "export " in line]
-        environment |= dict(line.split("=", 1) for line in exports)
-        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        local("up", environment)
+        environment |= Operator(tmp_path / "run").environment
         python(WATCH, f"http://127.0.0.1:{pager.server_port}/")
 
         assert night("nightly")[:2] == ("COMPLETED", "Completed")
