@@ -8,10 +8,10 @@ MINUTES ?= 66
 ENGINE := $(wildcard segcore/crf/* CMakeLists.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-slow demo default-model bench up down sanitize lock clean
+.PHONY: help setup check test test-slow demo default-model bench up down sanitize aarch64 lock clean
 
 help:  ## This list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## A virtual environment in .venv with everything, at the pinned versions
 
@@ -40,11 +40,14 @@ default-model: setup  ## Train the bundled model anew with the data of SEGMENT_A
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m flows.default_model $(SEGMENT_ARCHIVE_DATA)/voc2012 \
 	.run/default-model segcore/weights_bundled/pspnet14 --minutes $(MINUTES) --commit "$$(git rev-parse HEAD)"
 
-bench: setup  ## The pipeline, the CRF, the models and training; prints its conditions
+bench: setup  ## Every published speed and size, each against its yardstick; prints its conditions
 	$(BIN)/python -m benchmarks.archive
 	$(BIN)/python -m benchmarks.crf
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.dataset
+	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.results
 
 up: setup  ## A local Prefect server and worker, S3 server and Ray; make down ends them
 	$(BIN)/python infra/local.py up
@@ -54,6 +57,9 @@ down:  ## End what make up started, and nothing else
 
 sanitize: setup  ## The CRF engine under address and undefined-behaviour sanitizers
 	sh tests/sanitize.sh $(CURDIR)/$(BIN)/python
+
+aarch64: setup  ## The CRF engine compiled for aarch64, run in qemu, equal to this processor's
+	sh tests/aarch64.sh $(CURDIR)/$(BIN)/python
 
 lock:  ## Write constraints.txt from what is installed
 	{ echo "# Versions that are known to work together, written by \`make lock\`; the Makefile installs with them."; \

@@ -17,7 +17,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import typer
 
-from flows import train_cli, tune_cli, weights_cli
+from flows import evaluate_cli, operate_cli, prepare_cli, results_cli, train_cli, tune_cli, weights_cli
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,7 +36,7 @@ def _commands() -> None:
 def run(
     source: Annotated[str, typer.Argument(help="Folder, file, s3://bucket/prefix, tar shards or Parquet dataset.")],
     output: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix for manifest, masks and run records.")],
-    model: Annotated[str | None, typer.Option(help="Name of a model, or path of a model directory.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of a model, or path or URI of a model directory.")] = None,
     untrained: Annotated[bool, typer.Option("--untrained", help="Seeded random weights, marked in every row.")] = False,
     crf: Annotated[bool, typer.Option("--crf/--no-crf", help="Sharpen by the fully connected CRF.")] = True,
     crf_preset: Annotated[str | None, typer.Option(help="CRF parameters of a published model; see the README.")] = None,
@@ -52,6 +52,7 @@ def run(
         bool, typer.Option("--keep-mask-before-crf", help="Store the mask before the CRF too.")
     ] = False,
     png: Annotated[bool, typer.Option("--png", help="Write each mask as a PNG file of its own too.")] = False,
+    gallery_images: Annotated[int, typer.Option(help="Images of the gallery made at the end; 0: none.")] = 100,
     max_pixels: Annotated[int, typer.Option(help="Larger photographs become error rows.")] = 100_000_000,
     id_column: Annotated[str | None, typer.Option(help="Parquet source: column with the identity.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Parquet source: column with the image bytes.")] = None,
@@ -85,6 +86,7 @@ def run(
         "mask_size": mask_size,
         "keep_mask_before_crf": keep_mask_before_crf,
         "png": png,
+        "gallery_images": gallery_images,
         "max_pixels": max_pixels,
         "id_column": id_column,
         "image_column": image_column,
@@ -144,6 +146,10 @@ def show(report: Any, source: str) -> None:
         top = list(report.classes.items())[:8]
         print("In the most images: " + ", ".join(f"{name} {count.images}" for name, count in top))
     print(f"Masks: {report.output}/masks/run={report.run_id}/")
+    if report.gallery:
+        print(f"Look at them: {report.gallery}")
+    if report.contact_sheet:
+        print(f"In one picture: {report.contact_sheet}")
     print(f"Ask them, for example with DuckDB:\n{query(report)}")
 
 
@@ -157,9 +163,13 @@ def _fail(sentence: str) -> NoReturn:
     raise typer.Exit(1)
 
 
+results_cli.mount(app)
 weights_cli.mount(app)
 tune_cli.mount(app)
 train_cli.mount(app)
+prepare_cli.mount(app)
+evaluate_cli.mount(app)
+operate_cli.mount(app)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from prefect.states import Completed, Failed
 
 from tasks.archive import ArchiveJob, list_archive, segment_remaining
 from tasks.errors import JobError
-from tasks.finish import ArchiveReport, publish_report
+from tasks.finish import ArchiveReport, publish_gallery, publish_report
 
 
 @flow(name="segment-archive", flow_run_name="{job.source}")
@@ -16,6 +16,7 @@ def segment_archive(job: ArchiveJob) -> ArchiveReport | State[ArchiveReport]:
         plan = list_archive(job)
         session = segment_remaining(job, plan)
         report = publish_report(job, plan, session)
+        report = publish_gallery(job, report)
     except JobError as error:
         return Failed(message=str(error))
     counts = f"{report.images} images: {report.masks} masks, {report.num_errors} errors"

@@ -1,24 +1,33 @@
 """`make up` and `make down`: a Prefect server with a worker, an S3 server and Ray on this machine.
 
-Everything lives in one folder (`.run/`, or SEGMENT_ARCHIVE_RUN): logs, the Prefect database, the buckets, and the
-process numbers that `down` ends. Nothing outside these processes is touched.
+Everything lives in one folder (`.run/`, or SEGMENT_ARCHIVE_RUN): logs, the Prefect database, the buckets, the settings
+for a shell that is to use it, and the mark by which `down` knows the processes to end. Nothing else is touched.
 """
 
+import contextlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = Path(os.environ.get("SEGMENT_ARCHIVE_RUN", ROOT / ".run")).resolve()
 STATE = RUN / "processes.json"
+SETTINGS = RUN / "settings.sh"
+MARK = "SEGMENT_ARCHIVE_UP"
+"""In the environment of every process that `up` starts and of all their children, also of those that lose their parent
+(Ray's servers leave the process group of who starts them)."""
+
 BIN = Path(sys.executable).parent
 POOL = "local"
 
@@ -27,7 +36,7 @@ def up() -> None:
     """Start what is not running, deploy, and print how to use it."""
     if any(alive(process) for process in state()["processes"]):
         print("Already up.")
-        tell(state()["settings"])
+        tell()
         return
     RUN.mkdir(parents=True, exist_ok=True)
     (RUN / "s3" / "photographs").mkdir(parents=True, exist_ok=True)
@@ -35,13 +44,16 @@ def up() -> None:
     for photograph in (ROOT / "examples" / "photographs").iterdir():
         shutil.copy(photograph, RUN / "s3" / "photographs")
     prefect_port, s3_port, ray_port = free_port(4200), free_port(9000), free_port(6379)
+    # Ray's sockets have names of 107 characters at most, so they cannot lie in a folder that may be deep
+    ray_folder = tempfile.mkdtemp(prefix="segment-archive-ray-")
     settings = {
         "PREFECT_HOME": str(RUN / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{prefect_port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "segment_archive",
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3_port}",
-        "AWS_ACCESS_KEY_ID": "local",
-        "AWS_SECRET_ACCESS_KEY": "local-secret",
+        "AWS_ACCESS_KEY_ID": f"local-{secrets.token_hex(8)}",
+        "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
         "AWS_REGION": "us-east-1",
         "RAY_ADDRESS": f"127.0.0.1:{ray_port}",
         # Ray listens on every address of the machine: only who has the token is let in
@@ -49,18 +61,23 @@ def up() -> None:
         "RAY_AUTH_TOKEN_PATH": str(RUN / "ray-token"),
         "RAY_USAGE_STATS_ENABLED": "0",
         "SEGMENT_ARCHIVE_HOME": str(ROOT),
+        "SEGMENT_ARCHIVE_POOL": POOL,
     }
-    token = RUN / "ray-token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    os.environ.update(settings)
+    mark = secrets.token_hex(16)
+    write_private(RUN / "ray-token", secrets.token_hex(32))
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in settings.items()]
+    path = f'export PATH={shlex.quote(str(BIN))}:"$PATH"'
+    write_private(SETTINGS, "\n".join([*lines, path, ""]))
+    write_private(STATE, json.dumps({"mark": mark, "ray_folder": ray_folder, "processes": []}))
+    os.environ.update(settings | {MARK: mark})
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    STATE.write_text(json.dumps({"processes": [], "settings": settings}))
+    # On the command line it would stand in the list of processes
+    os.environ["RCLONE_AUTH_KEY"] = f'"{settings["AWS_ACCESS_KEY_ID"]},{settings["AWS_SECRET_ACCESS_KEY"]}"'
     try:
         start("prefect-server", ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)])
-        s3 = ["rclone", "serve", "s3", str(RUN / "s3"), "--addr", f"127.0.0.1:{s3_port}"]
-        start("s3", [*s3, "--auth-key", f"{settings['AWS_ACCESS_KEY_ID']},{settings['AWS_SECRET_ACCESS_KEY']}"])
-        ray = ["ray", "start", "--head", "--block", "--port", str(ray_port)]
+        start("s3", ["rclone", "serve", "s3", str(RUN / "s3"), "--addr", f"127.0.0.1:{s3_port}"])
+        del os.environ["RCLONE_AUTH_KEY"]
+        ray = ["ray", "start", "--head", "--block", "--port", str(ray_port), "--temp-dir", ray_folder]
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         store = int(min(2 * 2**30, 0.1 * memory))
         start("ray", [*ray, "--include-dashboard", "false", "--object-store-memory", str(store)])
@@ -73,42 +90,69 @@ def up() -> None:
     except BaseException:
         down()
         raise
-    tell(settings)
+    tell()
 
 
 def down() -> None:
-    """End the processes that `up` started."""
-    running = [process for process in state()["processes"] if alive(process)]
-    for process in reversed(running):
-        signal_group(process["pid"], signal.SIGTERM)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and any(alive(process) for process in running):
-        time.sleep(0.2)
-    for process in running:
-        signal_group(process["pid"], signal.SIGKILL)
-    # A killed process with much memory takes its time to go: who is told that it is down may rely on it
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and any(alive(process) for process in running):
-        time.sleep(0.1)
-    STATE.unlink(missing_ok=True)
-    print(f"Down: {', '.join(process['name'] for process in running) or 'nothing was running'}.")
+    """End the processes that `up` started, and all that these have started."""
+    known = state()
+    named = [process["name"] for process in known["processes"] if alive(process)]
+    for number, patience in ((signal.SIGTERM, 20), (signal.SIGKILL, 30)):
+        for pid in marked(known["mark"]):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+        # A killed process with much memory takes its time to go: who is told that it is down may rely on it
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and marked(known["mark"]):
+            time.sleep(0.2)
+    if known["ray_folder"]:
+        logs = Path(known["ray_folder"]) / "session_latest" / "logs"
+        if logs.is_dir():
+            shutil.copytree(logs, RUN / "ray-logs", dirs_exist_ok=True, symlinks=True)
+        shutil.rmtree(known["ray_folder"], ignore_errors=True)
+    for file in (STATE, SETTINGS, RUN / "ray-token"):
+        file.unlink(missing_ok=True)
+    left = marked(known["mark"])
+    print(f"Down: {', '.join(named) or 'nothing was running'}.")
+    if left:
+        raise SystemExit(f"These processes do not end: {', '.join(map(str, left))}.")
 
 
-def tell(settings: dict[str, str]) -> None:
+def tell() -> None:
     """How to use what is up."""
-    print(f"Prefect's pages: {settings['PREFECT_API_URL'].removesuffix('/api')}")
+    settings = SETTINGS.read_text()
+    api = next(line.partition("=")[2] for line in settings.splitlines() if line.startswith("export PREFECT_API_URL="))
+    print(f"Prefect's pages: {api.removesuffix('/api')}")
     print(f"Logs, database and buckets: {RUN}")
     print("In a shell that is to use it:")
-    for name, value in settings.items():
-        print(f"  export {name}={value}")
-    print("Then: prefect deployment run segment-archive/default --watch")
+    print(f"  . {shlex.quote(str(SETTINGS))}")
+    print("  prefect deployment run segment-archive/default --watch")
 
 
 def state() -> dict:
     try:
         return json.loads(STATE.read_text())
     except (OSError, ValueError):
-        return {"processes": [], "settings": {}}
+        return {"mark": "", "ray_folder": "", "processes": []}
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file that only its owner reads."""
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(text)
+
+
+def marked(mark: str) -> list[int]:
+    """Living processes with our mark in their environment."""
+    if not mark:
+        return []
+    found, wanted = [], f"{MARK}={mark}".encode()
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if wanted in (place / "environ").read_bytes().split(b"\0") and int(place.name) != os.getpid():
+                found.append(int(place.name))
+    return [pid for pid in found if alive({"pid": pid, "born": born(pid)})]
 
 
 def start(name: str, command: list[str]) -> None:
@@ -117,7 +161,7 @@ def start(name: str, command: list[str]) -> None:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
     now = state()
     now["processes"].append({"name": name, "pid": process.pid, "born": born(process.pid)})
-    STATE.write_text(json.dumps(now))
+    write_private(STATE, json.dumps(now))
 
 
 def call(name: str, command: list[str]) -> None:
@@ -126,11 +170,12 @@ def call(name: str, command: list[str]) -> None:
         raise SystemExit(f"The {name} could not be made:\n{done.stdout}{done.stderr}")
 
 
-def wait_for(name: str, ready: object) -> None:
-    deadline = time.monotonic() + 90
-    while not ready():  # type: ignore[operator]
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{name} did not start within 90 s; see the logs in {RUN}.")
+def wait_for(name: str, ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 180
+    while not ready():
+        dead = [process["name"] for process in state()["processes"] if not alive(process)]
+        if dead or time.monotonic() > deadline:
+            raise SystemExit(f"{name} did not start; see the logs in {RUN}.")
         time.sleep(0.3)
 
 
@@ -170,14 +215,9 @@ def born(pid: int) -> str:
 def alive(process: dict) -> bool:
     if not process["born"] or born(process["pid"]) != process["born"]:
         return False
-    return Path(f"/proc/{process['pid']}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def signal_group(pid: int, number: int) -> None:
-    try:
-        os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        return
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process['pid']}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from segcore.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["LoadedModel", "ModelCard", "Preprocessing", "digest_of", "find", "load", "save"]
+__all__ = ["LoadedModel", "ModelCard", "Preprocessing", "digest_of", "find", "load", "load_packed", "pack", "save"]
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "card.json"
@@ -88,25 +88,52 @@ def load(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0) ->
         initialise_untrained(module, seed, card.preprocessing.input_std)
         return LoadedModel(module.eval(), card, _untrained_digest(card, seed))
 
+    return load_packed(pack(name_or_path))
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """A model as bytes, for a machine that does not have its files."""
+
+    weights: bytes
+    """Content of the safetensors file."""
+
+    card: bytes
+    """Content of the card."""
+
+    where: str
+    """Path of the weights where they come from, for messages."""
+
+
+def pack(name_or_path: str | Path) -> PackedModel:
+    """The files of a model with trained weights; the same ValueErrors as `load` for what is not there."""
     weights = find(name_or_path)
-    card = _read_card(weights)
+    return PackedModel(weights.read_bytes(), _card_bytes(weights), str(weights))
+
+
+def load_packed(packed: PackedModel) -> LoadedModel:
+    """The model of its bytes; the same ValueErrors as `load`."""
+    import torch
+
+    weights = Path(packed.where)
+    card = ModelCard.from_json(packed.card, where=str(weights.parent / CARD_FILE))
     try:
         with torch.device("meta"):
             module = models.build(card.variant, len(card.classes), **card.options)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{weights.parent / CARD_FILE} asks for a network that cannot be built: {error}") from error
-    data = weights.read_bytes()
-    _check_tensors(weights, _read_header(weights), module)
+    _check_tensors(weights, _read_header(weights, packed.weights), module)
     from safetensors import SafetensorError
     from safetensors.torch import load as parse
 
     try:
-        tensors = parse(data)
+        tensors = parse(packed.weights)
     except SafetensorError as error:
         raise ValueError(f"{weights} is not a readable safetensors file: {error}.") from error
     dtypes = {name: value.dtype for name, value in module.state_dict().items()}
     module.load_state_dict({name: value.to(dtypes[name]) for name, value in tensors.items()}, assign=True)
-    return LoadedModel(module.eval(), card, _file_digest(hashlib.sha256(data).hexdigest(), card))
+    content = hashlib.sha256(packed.weights).hexdigest()
+    return LoadedModel(module.eval(), card, _file_digest(content, card))
 
 
 def digest_of(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0) -> str:
@@ -216,6 +243,10 @@ def _digest(value: dict[str, Any]) -> str:
 
 
 def _read_card(weights: Path) -> ModelCard:
+    return ModelCard.from_json(_card_bytes(weights), where=str(weights.parent / CARD_FILE))
+
+
+def _card_bytes(weights: Path) -> bytes:
     path = weights.parent / CARD_FILE
     try:
         content = path.read_bytes()[: _MAX_CARD_BYTES + 1]
@@ -223,22 +254,19 @@ def _read_card(weights: Path) -> ModelCard:
         raise ValueError(f"{weights} has no {CARD_FILE} beside it, so nobody knows what network it is.") from None
     if len(content) > _MAX_CARD_BYTES:
         raise ValueError(f"{path} is larger than {_MAX_CARD_BYTES} bytes; that is no model card.")
-    return ModelCard.from_json(content, where=str(path))
+    return content
 
 
-def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
+def _read_header(path: Path, content: bytes) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a safetensors file, without reading the tensors."""
-    with path.open("rb") as file:
-        size = path.stat().st_size
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-        if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
-            raise ValueError(f"{path} is no safetensors file, or is cut short: its header does not fit into it.")
-        try:
-            header = json.loads(file.read(length))
-            return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path} is no safetensors file: its header is not readable ({error}).") from error
+    length = struct.unpack("<Q", content[:8])[0] if len(content) >= 8 else -1
+    if not 2 <= length <= min(len(content) - 8, _MAX_HEADER_BYTES):
+        raise ValueError(f"{path} is no safetensors file, or is cut short: its header does not fit into it.")
+    try:
+        header = json.loads(content[8 : 8 + length])
+        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is no safetensors file: its header is not readable ({error}).") from error
 
 
 def _check_tensors(path: Path, found: dict[str, tuple[int, ...]], module: nn.Module) -> None:

@@ -1,9 +1,13 @@
-"""How good label maps are: counts per class, IoU from their sums, bootstrap over images.
+"""How good label maps are: counts per class, IoU from their sums, bands around borders, bootstrap over images.
 
-As in VOC, one IoU comes from counts summed over all images, not from a mean of IoUs of single images.
+As in VOC, one IoU comes from counts summed over all images, not from a mean of IoUs of single images. Everything that
+is measured is a function of counts of single images, so a subset, a sum or a bootstrap never needs the images again.
+Whether one model is worse than another is decided in `comparison.py`.
 """
 
-from typing import Any, Final
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +17,12 @@ from segcore.voc import IGNORE_LABEL
 NUM_COUNTS: Final = 3
 """Hits, pixels of the class in the truth, pixels of the class in the prediction."""
 
+TRIMAP_WIDTHS_PX: Final = 40
+"""Bands of 1 to this many px around borders (the released MATLAB code; DeepLab v1 figure 5, v2 figure 10)."""
+
+Around = Literal["void", "borders"]
+"""What a trimap is around: void pixels (VOC's masks), or, where a dataset has none, the borders of classes."""
+
 
 def count_pixels(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], num_classes: int) -> NDArray[np.int64]:
     """What one image contributes to IoU: (C, 3) int64, hits, truth and prediction of each class.
@@ -20,22 +30,147 @@ def count_pixels(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], num_cla
     truth: (H, W) uint8; pixels of 255 are dropped from all counts.
     predicted: (H, W) uint8, 0 to num_classes - 1.
     """
+    return counts_of(confusion_matrix(truth, predicted, num_classes))
+
+
+def confusion_matrix(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], num_classes: int) -> NDArray[np.int64]:
+    """Pixels of each class of the truth (rows) by what they were taken for (columns): (C, C) int64.
+
+    truth: (H, W) uint8; pixels of 255 are dropped, whatever the prediction has there.
+    predicted: (H, W) uint8, 0 to num_classes - 1.
+    Raises ValueError for maps of two sizes and for labels out of range.
+    """
     if truth.shape != predicted.shape:
         raise ValueError(f"truth is {truth.shape}, the prediction {predicted.shape}")
-    seen = truth != IGNORE_LABEL
-    truth, predicted = truth[seen], predicted[seen]
-    for what, labels in (("truth", truth), ("prediction", predicted)):
-        if labels.size and labels.max() >= num_classes:
-            raise ValueError(f"{what} has label {labels.max()}, but there are {num_classes} classes")
-    counted = [np.bincount(of, minlength=num_classes) for of in (truth[truth == predicted], truth, predicted)]
-    return np.stack(counted, axis=-1).astype(np.int64)
+    # Pairs of labels as numbers of 16 bits: one count sees labels out of range and void too, without a mask
+    pairs = (truth.astype(np.uint16) << 8) | predicted
+    counted = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
+    counted[IGNORE_LABEL] = 0
+    if counted[:num_classes, :num_classes].sum() != counted.sum():
+        for what, axis in (("truth", 1), ("prediction", 0)):
+            largest = int(np.flatnonzero(counted.sum(axis=axis)).max())
+            if largest >= num_classes:
+                raise ValueError(f"{what} has label {largest}, but there are {num_classes} classes")
+    return counted[:num_classes, :num_classes].astype(np.int64)
+
+
+def counts_of(confusion: NDArray[Any]) -> NDArray[np.int64]:
+    """(..., C, C) confusion to (..., C, 3): hits, truth and prediction of each class."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return np.stack([hits, confusion.sum(axis=-1), confusion.sum(axis=-2)], axis=-1).astype(np.int64)
 
 
 def iou(counts: NDArray[Any]) -> NDArray[np.float64]:
     """(..., C, 3) counts to (..., C) IoU, 0 to 1; NaN for a class that is in neither truth nor prediction."""
     hits, truth, predicted = (counts[..., i].astype(np.float64) for i in range(NUM_COUNTS))
-    union = truth + predicted - hits
-    return np.asarray(np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0), np.float64)
+    return _ratio(hits, truth + predicted - hits)
+
+
+def mean_iou(counts: NDArray[Any], classes: NDArray[np.intp] | None = None) -> NDArray[np.float64]:
+    """(..., C, 3) counts to (...,) mean IoU over classes, 0 to 1; absent ones are left out, not zero.
+
+    classes: (k,) labels that the mean is over; all by default. NaN where none of them is there.
+    """
+    by_class = iou(counts if classes is None else counts[..., classes, :])
+    present = np.isfinite(by_class)
+    return _ratio(np.where(present, by_class, 0).sum(axis=-1), present.sum(axis=-1).astype(np.float64))
+
+
+def pixel_accuracy(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """(..., C, 3) counts to (...,) share of the pixels that are not void and have the right class, 0 to 1."""
+    return _ratio(counts[..., 0].sum(axis=-1).astype(np.float64), counts[..., 1].sum(axis=-1).astype(np.float64))
+
+
+def class_accuracy(counts: NDArray[Any], classes: NDArray[np.intp] | None = None) -> NDArray[np.float64]:
+    """(..., C, 3) counts to (...,) mean over the classes of the truth of the share of their pixels found, 0 to 1."""
+    chosen = counts if classes is None else counts[..., classes, :]
+    found = _ratio(chosen[..., 0].astype(np.float64), chosen[..., 1].astype(np.float64))
+    present = np.isfinite(found)
+    return _ratio(np.where(present, found, 0).sum(axis=-1), present.sum(axis=-1).astype(np.float64))
+
+
+def border_distance(truth: NDArray[np.uint8], around: Around, limit_px: int = TRIMAP_WIDTHS_PX) -> NDArray[np.uint8]:
+    """How far each pixel is from the nearest border, along rows or columns whichever is more: (H, W) uint8, px.
+
+    A pixel at distance d from 1 on is in the trimaps of width d and more: a dilation with a square of side 2d + 1
+    reaches it, and one of side 2d - 1 does not. 0 is the border itself, which no trimap holds; limit_px + 1 is
+    anything farther.
+    truth: (H, W) uint8. limit_px: up to 254.
+    around: "void" measures from the pixels of 255; "borders" from between neighbours of two classes, the pixels on
+        both sides being at distance 1.
+    """
+    if around == "void":
+        return _chessboard(truth == IGNORE_LABEL, limit_px)
+    seeds = np.zeros(truth.shape, bool)
+    for axis in (0, 1):
+        differ = np.diff(truth.astype(np.int16), axis=axis) != 0
+        first = (slice(None, -1), slice(None)) if axis == 0 else (slice(None), slice(None, -1))
+        second = (slice(1, None), slice(None)) if axis == 0 else (slice(None), slice(1, None))
+        seeds[first] |= differ
+        seeds[second] |= differ
+    return _chessboard(seeds, limit_px - 1) + np.uint8(1)
+
+
+def trimap_counts(
+    truth: NDArray[np.uint8],
+    predicted: NDArray[np.uint8],
+    num_classes: int,
+    around: Around,
+    distance: NDArray[np.uint8] | None = None,
+) -> NDArray[np.int64]:
+    """What one image contributes to the trimap curves: (40, C, 3) int64 counts of the pixels at distance 1 to 40 px.
+
+    The counts inside a trimap of width w are the sum of the first w. All come from one distance transform.
+    truth, predicted: (H, W) uint8, checked as `confusion_matrix` does. distance: `border_distance` of the truth, where
+        it is at hand.
+    """
+    if distance is None:
+        distance = border_distance(truth, around)
+    inside = (distance >= 1) & (distance <= TRIMAP_WIDTHS_PX) & (truth != IGNORE_LABEL)
+    # A class is looked for at its distance: one count for all widths
+    place = (distance[inside].astype(np.int32) - 1) * num_classes
+    true, said = truth[inside], predicted[inside]
+    if true.size and max(true.max(), said.max()) >= num_classes:
+        raise ValueError(f"a label is {max(true.max(), said.max())}, but there are {num_classes} classes")
+    hit = true == said
+    length = TRIMAP_WIDTHS_PX * num_classes
+    counted = [np.bincount(of, minlength=length) for of in ((place + true)[hit], place + true, place + said)]
+    return np.stack(counted, axis=-1).reshape(TRIMAP_WIDTHS_PX, num_classes, NUM_COUNTS).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number with its 95 % interval, all 0 to 1."""
+
+    value: float
+    low: float
+    high: float
+
+
+def resampling(num_images: int, num_samples: int, seed: int) -> NDArray[np.float64]:
+    """How often each image is drawn in each of many draws of all images with replacement: (samples, N) float64.
+
+    The same seed draws the same images: figures of two models from one resampling are compared in pairs.
+    """
+    if num_images < 1:
+        raise ValueError("A bootstrap needs one image at least")
+    weights = np.random.default_rng(seed).multinomial(num_images, np.full(num_images, 1 / num_images), size=num_samples)
+    return weights.astype(np.float64)
+
+
+def resampled_sums(counts: NDArray[Any], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, ...) counts of single images to (samples, ...) sums over the drawn ones: one product for all of them."""
+    flat = counts.reshape(len(counts), -1).astype(np.float64)
+    return np.asarray((weights @ flat).reshape(len(weights), *counts.shape[1:]))
+
+
+def interval(samples: NDArray[np.float64], level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(samples, ...) to the two ends of the percentile interval, each (...,); samples that are NaN are left out."""
+    tail = (1 - level) / 2
+    all_missing = ~np.isfinite(samples).any(axis=0)
+    filled = np.where(all_missing, 0.0, samples)
+    low, high = np.nanquantile(filled, [tail, 1 - tail], axis=0)
+    return np.where(all_missing, np.nan, low), np.where(all_missing, np.nan, high)
 
 
 def bootstrap_mean_iou(
@@ -46,10 +181,64 @@ def bootstrap_mean_iou(
     counts: (N, C, 3), one image each. The same seed draws the same images: two results can be
     compared in pairs.
     """
-    rng = np.random.default_rng(seed)
-    num_images = len(counts)
-    # How often each image is drawn, instead of the draws themselves: one product sums them all
-    weights = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_samples)
-    flat = counts[:, classes].reshape(num_images, -1).astype(np.float64)
-    sums = (weights @ flat).reshape(num_samples, len(classes), NUM_COUNTS)
-    return np.asarray(np.nanmean(iou(sums), axis=-1), np.float64)
+    weights = resampling(len(counts), num_samples, seed)
+    return mean_iou(resampled_sums(counts[:, classes], weights))
+
+
+def paired_difference(
+    first: NDArray[Any],
+    second: NDArray[Any],
+    measure: Callable[[NDArray[Any]], NDArray[np.float64]],
+    weights: NDArray[np.float64],
+) -> Figure:
+    """A measure of the second result minus that of the first, with its 95 % interval from the same draws of images.
+
+    first, second: (N, C, 3) counts of the same images in the same order. measure: such as `mean_iou`.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"Only results on the same images can be compared; these are {first.shape}, {second.shape}.")
+    value = measure(second.sum(axis=0)) - measure(first.sum(axis=0))
+    low, high = interval(measure(resampled_sums(second, weights)) - measure(resampled_sums(first, weights)))
+    return Figure(float(value), float(low), float(high))
+
+
+def absent_classes(counts: NDArray[Any]) -> NDArray[np.intp]:
+    """Labels of the classes that are in neither truth nor prediction of (..., C, 3) counts: part of no mean."""
+    summed = counts.reshape(-1, *counts.shape[-2:]).sum(axis=0)
+    return np.flatnonzero((summed[:, 1] == 0) & (summed[:, 2] == 0))
+
+
+def confusions(confusion: NDArray[Any], num_shown: int = 20) -> list[tuple[int, int, float, int]]:
+    """The largest mistakes by name: true label, label it was taken for, share of the class's pixels, pixels.
+
+    confusion: (C, C), summed over images. Ordered by share, largest first.
+    """
+    totals = confusion.sum(axis=1)
+    shares = np.divide(confusion, totals[:, None], out=np.zeros(confusion.shape), where=totals[:, None] > 0)
+    np.fill_diagonal(shares, 0)
+    order = np.argsort(-shares, axis=None, kind="stable")[:num_shown]
+    pairs = [(int(i) // len(confusion), int(i) % len(confusion)) for i in order]
+    return [(t, p, float(shares[t, p]), int(confusion[t, p])) for t, p in pairs if shares[t, p] > 0]
+
+
+def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0), np.float64)
+
+
+def _chessboard(seeds: NDArray[np.bool_], limit_px: int) -> NDArray[np.uint8]:
+    """(H, W) uint8: the larger of row and column distance to the nearest seed; limit_px + 1 beyond the limit."""
+    height, width = seeds.shape
+    beyond = limit_px + 1
+    columns = np.arange(width, dtype=np.int32)
+    # Along rows the nearest seed is the last one before or the first one after
+    last = np.maximum.accumulate(np.where(seeds, columns, -beyond - 1), axis=1)
+    following = np.where(seeds, columns, width + beyond)[:, ::-1]
+    first = np.minimum.accumulate(following, axis=1)[:, ::-1]
+    along = np.minimum(np.minimum(columns - last, first - columns), beyond).astype(np.uint8)
+    nearest = along.copy()
+    # k rows away, a seed is at distance k at least: eighty passes over bytes take less than one over floats
+    for k in range(1, min(limit_px, height - 1) + 1):
+        reach = np.maximum(along, np.uint8(k))
+        np.minimum(nearest[k:], reach[:-k], out=nearest[k:])
+        np.minimum(nearest[:-k], reach[k:], out=nearest[:-k])
+    return nearest

@@ -112,6 +112,21 @@ def fit_long_side(width: int, height: int, long_side_px: int | None) -> tuple[in
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
+def orientation(data: bytes) -> int:
+    """EXIF orientation of an image file, 1 to 8; 1, upright, where it says none. Just the header is read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            said = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    return said if said in _TURNS else 1
+
+
+def upright(labels: np.ndarray, orientation: int) -> np.ndarray:
+    """Label map (h, w) uint8 turned as `decode` turns an image of that EXIF orientation."""
+    turn = _TURNS.get(orientation)
+    return labels if turn is None else np.asarray(Image.fromarray(labels).transpose(turn))
+
+
 def resize_labels(labels: np.ndarray, width: int, height: int) -> np.ndarray:
     """Label map (h, w) uint8 at another size, nearest: each pixel takes the label under its centre."""
     h, w = labels.shape

@@ -9,6 +9,8 @@ from segcore.voc import palette
 _PANEL_HEIGHT_PX = 240
 _CAPTION_HEIGHT_PX = 26
 _GAP_PX = 6
+_CELL_PX = (320, 240)
+_SHEET_COLUMNS = 3
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.55) -> np.ndarray:
@@ -41,4 +43,29 @@ def side_by_side(rows: list[tuple[np.ndarray, np.ndarray, str]]) -> Image.Image:
     for line in lines:
         sheet.paste(line, (0, y))
         y += line.height + _GAP_PX
+    return sheet
+
+
+def contact_sheet(cells: list[tuple[np.ndarray, np.ndarray, str]]) -> Image.Image:
+    """One picture with an overlay and a caption per image, three in a line.
+
+    cells: as the rows of `side_by_side`; at least one.
+    """
+    font = ImageFont.load_default(size=14)
+    width, height = _CELL_PX
+    columns = min(_SHEET_COLUMNS, len(cells))
+    step_x, step_y = width + 2 * _GAP_PX, height + _CAPTION_HEIGHT_PX + 2 * _GAP_PX
+    size = (columns * step_x + 2 * _GAP_PX, -(-len(cells) // columns) * step_y + 2 * _GAP_PX)
+    sheet = Image.new("RGB", size, (24, 24, 23))
+    draw = ImageDraw.Draw(sheet)
+    for number, (image, labels, caption) in enumerate(cells):
+        x, y = (number % columns) * step_x + 2 * _GAP_PX, (number // columns) * step_y + 2 * _GAP_PX
+        scale = min(width / image.shape[1], height / image.shape[0])
+        shown = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        picture = overlay(image, resize_labels(labels, image.shape[1], image.shape[0]))
+        scaled = Image.fromarray(picture).resize(shown, Image.Resampling.LANCZOS)
+        sheet.paste(scaled, (x + (width - shown[0]) // 2, y + (height - shown[1]) // 2))
+        while font.getlength(caption) > width and len(caption) > 4:
+            caption = f"{caption[:-4]}..."
+        draw.text((x, y + height + 4), caption, fill=(236, 235, 231), font=font)
     return sheet

@@ -124,6 +124,15 @@ def recipe(name: str) -> TrainRecipe:
     return RECIPES[name]
 
 
+def with_iterations(recipe: TrainRecipe, iterations: int) -> TrainRecipe:
+    """The same training in another number of steps: stairs and warm-up shrink or grow with it."""
+    k = iterations / recipe.iterations
+    schedule = dataclasses.replace(
+        recipe.schedule, every=max(1, round(recipe.schedule.every * k)), warmup=round(recipe.schedule.warmup * k)
+    )
+    return dataclasses.replace(recipe, iterations=iterations, schedule=schedule)
+
+
 def with_batch_size(recipe: TrainRecipe, batch_size: int) -> TrainRecipe:
     """The same training with another global batch: the linear rule (Goyal et al. 2017, section 2.1).
 
@@ -133,18 +142,9 @@ def with_batch_size(recipe: TrainRecipe, batch_size: int) -> TrainRecipe:
     if batch_size == recipe.batch_size:
         return recipe
     k = batch_size / recipe.batch_size
-    schedule = dataclasses.replace(
-        recipe.schedule,
-        every=max(1, round(recipe.schedule.every / k)),
-        warmup=round(recipe.schedule.warmup / k),
-    )
-    return dataclasses.replace(
-        recipe,
-        batch_size=batch_size,
-        iterations=max(1, round(recipe.iterations / k)),
-        learning_rate=recipe.learning_rate * (k if recipe.optimiser == "sgd" else k**0.5),
-        schedule=schedule,
-    )
+    rate = recipe.learning_rate * (k if recipe.optimiser == "sgd" else k**0.5)
+    shorter = with_iterations(recipe, max(1, round(recipe.iterations / k)))
+    return dataclasses.replace(shorter, batch_size=batch_size, learning_rate=rate)
 
 
 # DeepLab v1 (section 4.1 and the released solver.prototxt). Classifier x10, biases x2 and without decay.

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from segcore import losses, models
 from segcore.models.multi_scale import MultiScaleLogits, multi_scale_logits
 from segcore.models.pspnet import TrainingLogits
+from segcore.models.resnet import FrozenBatchNorm
 from segcore.models.untrained import initialise_untrained
 from segcore.preprocessing import Preprocessing
 from segcore.recipes import LossParams, TrainRecipe
@@ -101,13 +102,16 @@ class Trainer:
     ) -> None:
         """network: as `new_network` makes it; it is trained in place. compiled: let torch.compile fuse its kernels.
 
-        ValueError: the recipe trains nothing, or has no weight for the network's auxiliary head.
+        ValueError: the recipe trains nothing, has no weight for the network's auxiliary head, or would synchronise
+        batch normalisation that is frozen.
         """
         device = torch.device(device)
         if getattr(network, "auxiliary", None) is not None and not recipe.loss.auxiliary_weight:
             raise ValueError(
                 f"{recipe.model} has an auxiliary head: give it a weight, or the option auxiliary_at None."
             )
+        if recipe.sync_batch_norm and any(isinstance(part, FrozenBatchNorm) for part in network.modules()):
+            raise ValueError(f"The batch normalisation of {recipe.model} is frozen: there is nothing to synchronise.")
         self.recipe = recipe
         self.device = device
         self.step = 0

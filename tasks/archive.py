@@ -5,7 +5,6 @@ what there is, the names of the mask files say what is done, the difference is w
 nothing else can be wrong after a crash. `tasks/finish.py` proves the result.
 """
 
-import collections
 import contextlib
 import functools
 import hashlib
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 import annotated_types
+import ray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
@@ -26,10 +26,12 @@ from segcore import checkpoint, models, refinement
 from segcore.images import MAX_PIXELS
 from segcore.inference import InferenceParams
 from segcore.refinement import CrfParams
-from tasks import cluster, progress, runs, storage
-from tasks.errors import JobError
+from tasks import cluster, logs, progress, runs, storage
+from tasks.errors import InterruptedJobError, JobError, worth_another_try
+from tasks.growth import stream_growing
 from tasks.manifest import PART_IMAGES, Manifest, Part, extend
-from tasks.pipeline import STAGES, Destination, MaskParams, Unit, mask_file, stream
+from tasks.meter import Meter
+from tasks.pipeline import Destination, MaskParams, Unit, mask_file
 from tasks.remote_models import local_model
 from tasks.schema import SCHEMA_VERSION
 from tasks.sources import Source, list_source
@@ -45,6 +47,15 @@ _PASSES = 5
 
 DEFAULT_MODEL = "pspnet14"
 """The model whose weights ship with the project; see docs/default-model.md."""
+
+RETRIES: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": [10, 60],
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": worth_another_try,
+}
+"""Of tasks that go on where they ended: a lost node or an outage is worth another try, a job that cannot run is not.
+There is no limit of time for a whole archive; `tasks.growth` ends a session in which nothing is finished any more."""
 
 
 class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -83,6 +94,9 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     png: bool = False
     """Write each mask as a PNG file of its own too, under png/."""
 
+    gallery_images: Annotated[int, annotated_types.Interval(ge=0, le=10_000)] = 100
+    """Images of the gallery that is made at the end, a sample; 0 makes none."""
+
     max_pixels: Annotated[int, annotated_types.Interval(ge=1, le=MAX_PIXELS)] = 100_000_000
     """Photographs with more pixels become error rows."""
 
@@ -97,6 +111,12 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
 
     limit: Annotated[int, annotated_types.Ge(1)] | None = None
     """Take no more than this many images into the archive; a later run without a limit goes on with the rest."""
+
+    cpus: Annotated[int, annotated_types.Ge(0)] = 0
+    """Ask an autoscaling cluster for this many CPUs, and wait for them up to ten minutes; 0 takes what is there."""
+
+    gpus: Annotated[int, annotated_types.Ge(0)] = 0
+    """Ask an autoscaling cluster for this many GPUs; 0 takes what is there."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +154,19 @@ class SessionReport:
     """Until the first unit was committed."""
 
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By stage: workers, busy_s, busy_share (of its workers' time), images_per_s (of one worker)."""
+    """By stage: busy_s, busy_share (of its workers' time), images_per_s (of one worker), queue_units (units that wait
+    before it, on average)."""
 
     workers: str = ""
 
+    nodes: dict[str, int] = field(default_factory=dict)
+    """Images refined on each node of the cluster."""
 
-@task(name="list-archive", cache_policy=NO_CACHE)
+    warning: str = ""
+    """Which stage starved another, and what to add; empty where they were in balance."""
+
+
+@task(name="list-archive", cache_policy=NO_CACHE, **RETRIES)
 def list_archive(job: ArchiveJob) -> ArchivePlan:
     """Add what the source holds to the manifest, and say what remains to be done."""
     output = storage.locate(job.output)
@@ -174,7 +201,7 @@ def list_archive(job: ArchiveJob) -> ArchivePlan:
     )
 
 
-@task(name="segment-remaining", cache_policy=NO_CACHE)
+@task(name="segment-remaining", cache_policy=NO_CACHE, **RETRIES)
 def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
     """Stream every image that has no committed row through reading, scoring and refinement."""
     session = SessionReport()
@@ -189,12 +216,11 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
         storage.locate(job.source),
         png_folder(output, plan.run_id) if job.png else None,
     )
-    busy: collections.Counter[str] = collections.Counter()
-    errors: collections.Counter[str] = collections.Counter()
-    worker_seconds: collections.Counter[str] = collections.Counter()
     free = (1.0, 0.0)
     start = time.monotonic()
+    meter: Meter | None = None
     tracker = progress.Tracker(plan.images, plan.images - plan.remaining_images)
+    logs.event(f"{plan.remaining_images} images remain", run=plan.run_id, stage="session", images=plan.images)
     try:
         with storage.explained(output):
             # Where another session of this run may be at work, begin elsewhere: both then share what is left
@@ -202,50 +228,62 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
             spread_seed = random.randrange(2**32) if busy_already else None
             runs.begin(output, plan.run_id, _facts(job, identity, plan))
         with cluster.connected():
+            cluster.grow(job.cpus, job.gpus)
+            packed = _packed(job)
             for _ in range(_PASSES):  # Again where another session has listed images meanwhile
                 units = remaining_units(Manifest(manifest_folder(output, identity)), output, identity)
                 waves = iter(lambda: list(itertools.islice(units, WAVE_UNITS)), [])  # noqa: B023
                 done_before = session.images
                 for wave in waves:
                     free = cluster.free_resources(free)
-                    workers = cluster.plan_stages(*free)
-                    session.workers = workers.describe()
-                    wave_start = time.monotonic()
-                    for report in stream(_spread(wave, spread_seed), params, destination, workers):
+                    session.workers = cluster.plan_stages(*free).describe()
+                    meter = meter or Meter(plan.run_id)
+                    for report in stream_growing(
+                        _spread(wave, spread_seed), params, destination, free, meter, packed=packed
+                    ):
                         if not session.seconds_to_first:
                             session.seconds_to_first = time.monotonic() - start
-                        session.images += report.images
-                        busy.update(report.seconds)
-                        errors.update(report.errors)
+                        meter.add(report)
+                        session.images = meter.images
                         tracker.advance(report.images, report.errors.total())
-                    seconds = time.monotonic() - wave_start
-                    counts = (workers.num_readers, workers.num_scorers, workers.num_refiners)
-                    worker_seconds.update({s: n * seconds for s, n in zip(STAGES, counts, strict=True)})
                 if session.images == done_before:
                     break
+            if meter is not None:
+                session.warning = meter.warn()
     except JobError:
-        _note_failure(output, plan.run_id, None)
+        _note_end(output, plan.run_id, runs.FAILED, _measured(session, meter, start))
         raise
     except Exception as error:
         reason = cluster.explain(error)
-        _note_failure(output, plan.run_id, reason)
-        raise JobError(
+        _note_end(output, plan.run_id, runs.FAILED, _measured(session, meter, start), failure=reason)
+        kind = InterruptedJobError if cluster.may_pass(error) else JobError
+        raise kind(
             f"The archive stopped after {session.images} images of this session: {reason.rstrip('.')}. What is done is "
             "kept; run the same command again to go on."
         ) from error
+    except BaseException:  # Cancelled, or interrupted at the keyboard
+        _note_end(output, plan.run_id, runs.STOPPED, _measured(session, meter, start))
+        raise
     finally:
         tracker.end()
+    return _measured(session, meter, start)
+
+
+def _measured(session: SessionReport, meter: Meter | None, start: float) -> SessionReport:
+    """The session with what was measured until now."""
     session.seconds = time.monotonic() - start
-    session.errors = dict(errors)
-    session.stages = {
-        stage: {
-            "busy_s": round(busy[stage], 3),
-            "busy_share": round(busy[stage] / max(1e-9, worker_seconds[stage]), 4),
-            "images_per_s": round(session.images / max(1e-9, busy[stage]), 3),
-        }
-        for stage in STAGES
-    }
+    if meter is not None:
+        session.errors = dict(meter.errors)
+        session.stages = meter.stages()
+        session.nodes = {node: images for node, images in meter.nodes.items() if images}
     return session
+
+
+def _packed(job: ArchiveJob) -> "ray.ObjectRef[checkpoint.PackedModel] | None":
+    """The model in Ray's object store, where the workers do not see the files of this machine."""
+    if not cluster.is_shared() or job.untrained or "://" in job.model:
+        return None
+    return ray.put(checkpoint.pack(job.model))
 
 
 def _facts(job: ArchiveJob, identity: "Identity", plan: ArchivePlan) -> dict[str, Any]:
@@ -260,9 +298,11 @@ def _facts(job: ArchiveJob, identity: "Identity", plan: ArchivePlan) -> dict[str
     }
 
 
-def _note_failure(output: Location, run_id: str, reason: str | None) -> None:
+def _note_end(output: Location, run_id: str, status: str, session: SessionReport, **facts: str) -> None:
+    facts = {name: storage.scrub(text) for name, text in facts.items()}
+    logs.event(f"session {status} after {session.images} images", run=run_id, stage="session", facts=facts)
     with contextlib.suppress(Exception):  # The storage may be what failed
-        runs.end(output, run_id, runs.FAILED, None, **({"failure": reason} if reason else {}))
+        runs.end(output, run_id, status, asdict(session) if session.images else None, **facts)
 
 
 @dataclass(frozen=True)

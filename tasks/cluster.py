@@ -1,15 +1,27 @@
-"""What the cluster has, and how its CPUs and GPUs are divided among the stages of the archive pipeline."""
+"""What the cluster has, and how its CPUs and GPUs are divided among the stages of the archive pipeline.
 
+Also how this program gets to the nodes of a cluster: as the working folder of their runtime environment.
+"""
+
+import atexit
 import contextlib
+import functools
+import importlib.util
 import os
+import shutil
+import signal
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 
+from tasks import storage
 from tasks.errors import JobError
 
 READ_CPUS = 0.25
@@ -22,6 +34,10 @@ queues. Together they are exactly one core: with as many pools as cores and whol
 GPU_SCORE_CPUS = 1.0
 
 _PATIENCE_S = 10.0
+_GROWTH_PATIENCE_S = 600.0
+
+_PACKAGES = ("segcore", "tasks")
+_SHIPPED = (".py", ".toml", ".so")
 
 
 @dataclass(frozen=True)
@@ -79,7 +95,10 @@ def connected() -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
         try:
-            ray.init(address=address, **quiet)
+            # Never credentials: Ray writes the runtime environment to its logs. The nodes have their own
+            environment = {"working_dir": package(), "env_vars": {storage.FOLDER: os.getcwd()}}  # noqa: PTH109
+            with _own_signals():
+                ray.init(address=address, runtime_env=environment, **quiet)
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise JobError(
@@ -87,7 +106,7 @@ def connected() -> Iterator[None]:
                 "RAY_AUTH_MODE and its token set? Unset RAY_ADDRESS to run on this machine alone."
             ) from None
     else:
-        with _quiet_start():
+        with _quiet_start(), _own_signals():
             _start_local(quiet)
     try:
         yield
@@ -95,7 +114,86 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
+def is_shared() -> bool:
+    """Whether the work is done by a cluster of its own, whose nodes need not see the files of this machine."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+@functools.cache
+def package() -> str:
+    """A folder with the code of this program as it runs here, the compiled CRF engine included, and nothing else.
+
+    Ray sends it to every node under the digest of its content and starts the workers in it, so that all nodes run the
+    driver's version. What the program depends on (torch, ...) is installed there, with the same versions of Python and
+    Ray.
+    """
+    stage = Path(tempfile.mkdtemp(prefix="segment-archive-"))
+    atexit.register(shutil.rmtree, stage, ignore_errors=True)
+    for name in _PACKAGES:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.origin is not None
+        source = Path(spec.origin).parent
+        for file in source.rglob("*"):
+            if file.suffix in _SHIPPED and file.is_file() and not any(p.startswith(".") for p in file.parts[-3:]):
+                target = stage / name / file.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+    # An editable installation keeps the engine away from its sources
+    engine = importlib.util.find_spec("segcore._crf")
+    if engine is not None and engine.origin is not None:
+        shutil.copyfile(engine.origin, stage / "segcore" / Path(engine.origin).name)
+    return str(stage)
+
+
+def grow(cpus: int, gpus: int) -> None:
+    """Ask an autoscaling cluster for nodes, and wait up to ten minutes until they are there; goes on with what came.
+
+    The wish is a set of tasks that wait for the resources, so that it ends with this program, whatever ends it.
+    """
+    if not cpus and not gpus:
+        return
+    total = total_resources()
+    if total[0] >= cpus and total[1] >= gpus:
+        return
+
+    @ray.remote(max_retries=0)
+    def hold() -> None:
+        time.sleep(1.0)
+
+    wishes = [hold.options(num_cpus=1).remote() for _ in range(cpus)]
+    wishes += [hold.options(num_cpus=1, num_gpus=1).remote() for _ in range(gpus)]
+    try:
+        deadline = time.monotonic() + _GROWTH_PATIENCE_S
+        while time.monotonic() < deadline and (total[0] < cpus or total[1] < gpus):
+            time.sleep(1.0)
+            total = total_resources()
+    finally:
+        for wish in wishes:
+            ray.cancel(wish, force=True)
+
+
+def total_resources() -> tuple[float, float]:
+    """CPUs and GPUs of all nodes, whoever holds them."""
+    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return total.get("CPU", 0.0), total.get("GPU", 0.0)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether what has failed is the cluster (a node was lost, memory ran out), not what ran on it."""
+    cause: BaseException | None = error
+    for _ in range(8):
+        if cause is None:
+            break
+        if isinstance(cause, ray.exceptions.RayError) and not isinstance(cause, ray.exceptions.RayTaskError):
+            return True
+        inner = getattr(cause, "cause", None)
+        cause = inner if isinstance(inner, BaseException) else cause.__cause__
+    return False
+
+
 def _start_local(quiet: dict[str, Any]) -> None:
+    # Ray's processes have dozens of threads; an allocation arena for each keeps what the others could use
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     ray.init(
         address="local",  # Never a cluster that somebody else has left running on this machine
         num_cpus=usable_cpus(),
@@ -103,6 +201,17 @@ def _start_local(quiet: dict[str, Any]) -> None:
         include_dashboard=False,
         **quiet,
     )
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep who listens to SIGTERM: Ray would end the process itself, and Prefect calls that crashed, not cancelled."""
+    listening = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and listening is not None:
+            signal.signal(signal.SIGTERM, listening)
 
 
 @contextlib.contextmanager
@@ -136,7 +245,7 @@ def free_resources(expected: tuple[float, float] = (1.0, 0.0)) -> tuple[float, f
         if late:
             raise JobError(
                 f"The Ray cluster has {total.get('CPU', 0.0):g} CPUs, of which {cpus:g} are free, but the pipeline "
-                "needs at least 1: wait for the other jobs, or add a node."
+                "needs at least 1: wait for the other jobs, add a node, or let the job ask an autoscaler for `cpus`."
             )
         time.sleep(0.5)
 

@@ -26,7 +26,8 @@ def draw(metrics: pa.Table, recipe: TrainRecipe, classes: list[str]) -> bytes:
     if window > 1:
         smooth = np.convolve(loss, np.full(window, 1 / window), mode="valid")
         loss_axis.plot(steps[window - 1 :], smooth, color="navy", label=f"mean of {window}")
-    loss_axis.set(xlabel="step", ylabel="loss", yscale="log")
+    wide = loss.min() > 0 and loss.max() > 10 * loss.min()
+    loss_axis.set(xlabel="step", ylabel="loss", yscale="log" if wide else "linear")
     loss_axis.legend()
 
     for label in dict(rows[0]["learning_rates"]):
@@ -38,7 +39,8 @@ def draw(metrics: pa.Table, recipe: TrainRecipe, classes: list[str]) -> bytes:
     if validated:
         at = [row["step"] + 1 for row in validated]
         iou = np.array([row["iou"] for row in validated], dtype=np.float64) * 100  # (validations, C)
-        best = np.argsort(-np.nan_to_num(iou[-1], nan=-1.0), kind="stable")[:_SHOWN_CLASSES]
+        held = np.flatnonzero(~np.isnan(iou[-1]))
+        best = held[np.argsort(-iou[-1][held], kind="stable")][:_SHOWN_CLASSES]
         for label in best:
             iou_axis.plot(at, iou[:, label], marker=".", linewidth=0.8, label=classes[label])
         iou_axis.plot(at, [100 * row["mean_iou"] for row in validated], "k.-", linewidth=2, label="mean")

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext, TaskRunContext
 
-from tasks import runs, storage
+from tasks import progress, runs, storage
 from tasks.archive import (
+    RETRIES,
     ArchiveJob,
     ArchivePlan,
     Identity,
@@ -31,7 +32,9 @@ from tasks.archive import (
 )
 from tasks.errors import JobError
 from tasks.manifest import Manifest
-from tasks.pipeline import mask_file, png_name, write_png, write_rows
+from tasks.pipeline import mask_file, write_rows
+from tasks.png_files import png_name, write_png
+from tasks.report import ReportJob, build_report, gallery_folder
 from tasks.storage import Location
 
 _READERS = 16
@@ -69,6 +72,12 @@ class ArchiveReport:
     done_now: int = 0
     """Images done by this session."""
 
+    gallery: str | None = None
+    """Page of the gallery; None where none was made."""
+
+    contact_sheet: str | None = None
+    """A dozen overlays in one picture."""
+
     session: SessionReport = field(default_factory=SessionReport)
 
     @property
@@ -88,7 +97,7 @@ class _FileCheck:
     classes: dict[str, ClassCount]
 
 
-@task(name="publish-report", cache_policy=NO_CACHE)
+@task(name="publish-report", cache_policy=NO_CACHE, **RETRIES)
 def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -> ArchiveReport:
     """Check that every image has exactly one row, write the run record, and show what is in the archive."""
     output = storage.locate(job.output)
@@ -121,6 +130,34 @@ def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -
         storage.sweep_temporary(output / own)
     show(report)
     return report
+
+
+@task(name="publish-gallery", cache_policy=NO_CACHE)
+def publish_gallery(job: ArchiveJob, report: ArchiveReport) -> ArchiveReport:
+    """Make the gallery of a sample, and show its link; returns the report with it.
+
+    The rows are proved and recorded by now: whatever goes wrong here is said, and fails nothing.
+    """
+    if not job.gallery_images:
+        return report
+    output = storage.locate(job.output)
+    try:
+        folder = gallery_folder(output, report.run_id)
+        index, sheet = folder / "index.html", folder / "contact-sheet.png"
+        if report.done_now or not storage.exists(index):
+            build_report(ReportJob(output=job.output, run=report.run_id, images=job.gallery_images))
+        pictured = sheet.uri if storage.exists(sheet) else None
+        if FlowRunContext.get() is not None or TaskRunContext.get() is not None:
+            create_link_artifact(
+                link=storage.web_address(index),
+                link_text=f"Gallery of {report.masks} masks: {index.uri}",
+                key="segment-archive-gallery",
+                description="What the masks look like",
+            )
+    except Exception as error:
+        progress.say(f"No gallery was made ({str(error) or type(error).__name__}). The masks are complete.")
+        return report
+    return dataclasses.replace(report, gallery=index.uri, contact_sheet=pictured)
 
 
 def check_run(output: Location, identity: Identity, manifest: Manifest | None = None) -> ArchiveReport:
@@ -189,10 +226,14 @@ def summary(report: ArchiveReport) -> str:
             f"This session did {session.images} images in {session.seconds:.0f} s "
             f"({session.images / max(1e-9, session.seconds):.2f} images/s; {session.workers}).",
             "",
-            "| stage | busy share of its workers | images/s of one worker |",
-            "|---|---|---|",
-            *(f"| {n} | {s['busy_share']:.0%} | {s['images_per_s']:.2f} |" for n, s in session.stages.items()),
+            "| stage | busy share of its workers | images/s of one worker | units that wait before it |",
+            "|---|---|---|---|",
+            *(
+                f"| {n} | {s['busy_share']:.0%} | {s['images_per_s']:.2f} | {s['queue_units']:.1f} |"
+                for n, s in session.stages.items()
+            ),
             "",
+            *([f"**{session.warning}**", ""] if session.warning else []),
         ]
     if report.errors:
         lines += ["| error | images |", "|---|---|", *(f"| {kind} | {n} |" for kind, n in report.errors.items()), ""]

@@ -7,12 +7,13 @@ size and stride-8 scores in float16, never full-resolution probabilities.
 """
 
 import collections
+import contextlib
+import ctypes
 import dataclasses
-import errno
-import hashlib
 import io
 import logging
 import pickle
+import platform
 import time
 import warnings
 import zlib
@@ -26,14 +27,15 @@ import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
-from segcore import masks
-from segcore.checkpoint import load
+from segcore import checkpoint, masks, refinement
+from segcore.checkpoint import PackedModel
 from segcore.images import ErrorKind, ImageError, decode, resize_labels
 from segcore.inference import InferenceParams, ScoreMap, Scorer
 from segcore.refinement import Backend, CrfParams, Refined, refine_scores
-from tasks import storage
+from tasks import logs, storage
 from tasks.cluster import READ_CPUS, REFINE_CPUS, Plan
 from tasks.errors import JobError
+from tasks.png_files import write_png
 from tasks.remote_models import local_model
 from tasks.schema import MASKS, empty_row
 from tasks.sources import Entry, read_entries
@@ -42,6 +44,8 @@ from tasks.storage import Location
 STAGES = ("read", "score", "refine")
 
 _PRECISIONS = {"torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "fp32"}
+
+_HANDED_ON, _WAITED = "handed on at", "waited for "  # Beside the busy times of the stages, on the way with a unit
 
 _RETRIES = 5  # Of a unit whose worker died under it; Ray's own bound is none
 
@@ -53,7 +57,7 @@ class MaskParams:
     """Everything that the stages need to turn an image into a row."""
 
     model: str
-    """Name, or path of a model directory."""
+    """Name, or path or URI of a model directory."""
 
     untrained: bool
     seed: int
@@ -121,12 +125,18 @@ class UnitReport:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     """Busy time of each stage."""
 
+    waits: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Time that the unit has waited before each stage, in s; between machines only as good as their clocks."""
+
+    node: str = ""
+    """Where it was refined: name and Ray's number of the node."""
+
     done_elsewhere: bool = False
     """Whether another run of the same job had committed it already."""
 
 
 @dataclass
-class _Record:
+class Record:
     """One image on its way: pixels and scores travel beside it, in one buffer for the unit."""
 
     entry: Entry
@@ -144,9 +154,18 @@ def mask_file(unit: str) -> str:
     return f"part-{unit}.parquet"
 
 
-def stream(units: Iterable[Unit], params: MaskParams, destination: Destination, plan: Plan) -> Iterator[UnitReport]:
+def stream(
+    units: Iterable[Unit],
+    params: MaskParams,
+    destination: Destination,
+    plan: Plan,
+    last: "type[Refine] | None" = None,
+    packed: "ray.ObjectRef[PackedModel] | None" = None,
+) -> Iterator[UnitReport]:
     """Send units through the three stages on the connected Ray cluster; yield a report as each is committed.
 
+    last: what becomes of the scores; `Refine`, or a kind of it that writes other rows (the evaluation's).
+    packed: the model, where the workers cannot read it by its path.
     Memory is bounded by Ray Data's back-pressure, not by the number of units.
     """
     context = DataContext.get_current()
@@ -154,7 +173,7 @@ def stream(units: Iterable[Unit], params: MaskParams, destination: Destination, 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # The run record and the progress say what it says
     context.print_on_execution_start = False
     context.execution_options.preserve_order = False
-    rows = [{"unit": u.name, "entries": zlib.compress(pickle.dumps(u.entries))} for u in units]
+    rows = [_row(unit) for unit in units]
     if not rows:
         return
     # Ray 2.60 announces other names for the retries below, and does not have them yet
@@ -172,7 +191,7 @@ def stream(units: Iterable[Unit], params: MaskParams, destination: Destination, 
         )
         .map_batches(
             Score,
-            fn_constructor_kwargs={"params": params},
+            fn_constructor_kwargs={"params": params, "packed": packed},
             num_cpus=plan.score_cpus,
             num_gpus=plan.score_gpus or None,
             max_task_retries=_RETRIES,
@@ -180,7 +199,7 @@ def stream(units: Iterable[Unit], params: MaskParams, destination: Destination, 
             **whole,
         )
         .map_batches(
-            Refine,
+            last or Refine,
             fn_constructor_kwargs={"params": params, "destination": destination},
             num_cpus=REFINE_CPUS,
             max_task_retries=_RETRIES,
@@ -194,16 +213,27 @@ def stream(units: Iterable[Unit], params: MaskParams, destination: Destination, 
             yield pickle.loads(report)
 
 
+def unit_table(unit: Unit) -> pa.Table:
+    """What the first stage is handed."""
+    return pa.Table.from_pylist([_row(unit)])
+
+
+def _row(unit: Unit) -> dict[str, Any]:
+    return {"unit": unit.name, "entries": zlib.compress(pickle.dumps(unit.entries))}
+
+
 def read_unit(table: pa.Table, params: MaskParams, destination: Destination) -> pa.Table:
     """Stage 1: read and decode the images of a unit, scaled to working size."""
     start = time.perf_counter()
+    logs.in_worker()
     name: str = table["unit"][0].as_py()
     if storage.exists(destination.file_of(name)):
         return _unit_row(name, None, 0.0, [], [])
     entries: tuple[Entry, ...] = pickle.loads(zlib.decompress(table["entries"][0].as_py()))
+    _give_back_memory()
     records, pixels = [], []
     for entry, data in read_entries(destination.source, entries):
-        record = _Record(entry)  # Of the bytes that were read, where they are newer than the listing
+        record = Record(entry)  # Of the bytes that were read, where they are newer than the listing
         try:
             if isinstance(data, ImageError):
                 raise data
@@ -222,8 +252,12 @@ def read_unit(table: pa.Table, params: MaskParams, destination: Destination) -> 
 class Score:
     """Stage 2: actor around `segcore.inference.Scorer`; holds the model."""
 
-    def __init__(self, params: MaskParams) -> None:
-        self.model = load(local_model(params.model), untrained=params.untrained, seed=params.seed)
+    def __init__(self, params: MaskParams, packed: "ray.ObjectRef[PackedModel] | None" = None) -> None:
+        logs.in_worker()
+        if packed is not None:
+            self.model = checkpoint.load_packed(ray.get(packed))
+        else:
+            self.model = checkpoint.load(local_model(params.model), untrained=params.untrained, seed=params.seed)
         if self.model.digest != params.model_digest:
             raise JobError(f"The model {params.model} is not the one that the run began with: was it replaced?")
         # One thread on a CPU: there is a scorer on every core
@@ -235,6 +269,8 @@ class Score:
         name, records, seconds, pixels, _ = _open_row(table)
         if records is None:
             return table
+        _give_back_memory()
+        seconds |= _wait("score", seconds)
         usable = [record for record in records if not record.error]
         images = _split(pixels, [(*record.shape, 3) for record in usable])
         scores = []
@@ -245,7 +281,7 @@ class Score:
             record.scores_shape, record.extent_px = outcome.scores.shape, outcome.extent_px
             scores.append(outcome.scores)
         kept = [image for record, image in zip(usable, images, strict=True) if not record.error]
-        seconds = {**seconds, "score": time.perf_counter() - start}
+        seconds = {**seconds, "score": time.perf_counter() - start, _HANDED_ON: time.time()}
         return _unit_row(name, records, seconds, kept, scores, device=self.device)
 
     def _score(self, images: list[np.ndarray]) -> list[ScoreMap | Exception]:
@@ -265,40 +301,73 @@ class Score:
 
 
 class Refine:
-    """Stage 3: actor that sharpens, encodes and commits a unit."""
+    """Stage 3: actor that sharpens, encodes and commits a unit.
+
+    Who wants other rows than masks overrides `begin`, `base_row`, `columns` and `commit`.
+    """
+
+    what = "refinement"
+    """What an error row says has failed."""
 
     def __init__(self, params: MaskParams, destination: Destination) -> None:
+        logs.in_worker()
+        if params.crf_backend == "native" and not refinement.engine_name().startswith("native"):
+            raise JobError(
+                "The run began with the native CRF engine, which is not built on every node: install the same image "
+                "everywhere, or use --crf-engine pydensecrf."
+            )
         self.params, self.destination = params, destination
+        self.node = platform.node()
+        if ray.is_initialized():
+            self.node += f" {ray.get_runtime_context().get_node_id()[:8]}"
 
     def __call__(self, table: pa.Table) -> pa.Table:
         start = time.perf_counter()
         name, records, seconds, pixels, scores = _open_row(table)
-        report = UnitReport(name)
+        report = UnitReport(name, node=self.node)
         if records is None:
             report.done_elsewhere = True
             return pa.table({"report": [pickle.dumps(report)]})
+        _give_back_memory()
+        seconds |= _wait("refine", seconds)
+        self.begin(records)
         usable = [record for record in records if not record.error]
         images = iter(_split(pixels, [(*record.shape, 3) for record in usable]))
         maps = iter(_split(scores.view(np.float16), [record.scores_shape for record in usable]))
         device = table["device"][0].as_py()
         rows = []
         for record in records:
-            row = self._base_row(record)
+            row = self.base_row(record)
             if record.error is None:
                 try:
-                    row |= self._mask_columns(record, next(images), next(maps), device)
+                    row |= self.columns(record, next(images), next(maps), device)
                 except Exception as error:
-                    record.error = ImageError(ErrorKind.FAILED, f"refinement failed: {error}")
-                    row = self._base_row(record)
+                    record.error = ImageError(ErrorKind.FAILED, f"{self.what} failed: {error}")
+                    row = self.base_row(record)
             rows.append(row)
             report.images += 1
             if record.error is not None:
                 report.errors[record.error.kind.value] += 1
-        self._commit(name, rows)
-        report.seconds = {**seconds, "refine": time.perf_counter() - start}
+        self.commit(name, rows)
+        report.seconds = {"refine": time.perf_counter() - start}
+        report.seconds |= {stage: seconds[stage] for stage in STAGES if stage in seconds}
+        report.waits = {stage: seconds[_WAITED + stage] for stage in STAGES if _WAITED + stage in seconds}
+        if report.errors:
+            logs.event(
+                f"unit {name} has {report.errors.total()} error rows",
+                run=self.destination.run_id,
+                stage="refine",
+                level=logging.WARNING,
+                unit=name,
+                errors={row["image_id"]: row["error"] for row in rows if row.get("error")},
+            )
         return pa.table({"report": [pickle.dumps(report)]})
 
-    def _base_row(self, record: _Record) -> dict[str, Any]:
+    def begin(self, records: list[Record]) -> None:
+        """Called once a unit, before its images are refined."""
+
+    def base_row(self, record: Record) -> dict[str, Any]:
+        """The row of an image as far as no mask is needed, with its error where it has one."""
         entry = record.entry
         row = empty_row() | {
             "image_id": entry.image_id,
@@ -314,7 +383,8 @@ class Refine:
             row |= {"error_kind": record.error.kind.value, "error": str(record.error)}
         return row
 
-    def _mask_columns(self, record: _Record, image: np.ndarray, scores: np.ndarray, device: str) -> dict[str, Any]:
+    def columns(self, record: Record, image: np.ndarray, scores: np.ndarray, device: str) -> dict[str, Any]:
+        """What the scores of an image add to its row."""
         refined: Refined = refine_scores(
             image, scores, self.params.crf, extent_px=record.extent_px, backend=self.params.crf_backend
         )
@@ -343,12 +413,20 @@ class Refine:
             columns["mask_before_crf"] = masks.encode_mask(resize_labels(refined.labels_before, width, height))
         return columns
 
-    def _commit(self, unit: str, rows: list[dict[str, Any]]) -> None:
+    def commit(self, unit: str, rows: list[dict[str, Any]]) -> None:
+        """Write the rows of a unit, whole or not at all."""
         if self.destination.png is not None:
             for row in rows:
                 write_png(self.destination.png, row["image_id"], row["mask"])
         # Last, since its existence means that the unit is done
         write_rows(self.destination.file_of(unit), rows)
+
+
+def _give_back_memory() -> None:
+    """Return what the last unit has left free to the system: buffers of ever other sizes leave holes that add up."""
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError):  # Only the GNU C library has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def write_rows(place: Location, rows: list[dict[str, Any]] | pa.Table) -> None:
@@ -361,45 +439,16 @@ def write_rows(place: Location, rows: list[dict[str, Any]] | pa.Table) -> None:
     storage.write_whole(place, buffer.getvalue())
 
 
-def png_name(image_id: str) -> str:
-    """Relative path of an image's PNG file: its identity, so written that it stays in the folder, and one of a kind."""
-    parts = [part.replace("%", "%25") or "%" for part in image_id.split("/")]
-    parts = [f"%2E{part[1:]}" if part.startswith(".") else part for part in parts]
-    return f"{'/'.join(parts)}.png"
-
-
-def write_png(folder: Location, image_id: str, mask: bytes | None) -> None:
-    """Write an image's mask as a file of its own; an image without a mask has none, nor one of earlier days."""
-    name = png_name(image_id)
-    long = len(name.encode()) > 900 or any(len(part.encode()) > 240 for part in name.split("/"))
-    if "\0" in name or long:  # No storage holds it
-        name = _named_by_digest(image_id)
-    if mask is None:
-        storage.remove(folder / name)
-        return
-    try:
-        storage.write_whole(folder / name, mask)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-            raise
-        # A folder where another image needs a file
-        storage.write_whole(folder / _named_by_digest(image_id), mask)
-
-
-def _named_by_digest(image_id: str) -> str:
-    return f"%named/{hashlib.sha256(image_id.encode()).hexdigest()}.png"
-
-
 def _unit_row(
     name: str,
-    records: list[_Record] | None,
+    records: list[Record] | None,
     seconds: float | dict[str, float],
     pixels: list[np.ndarray],
     scores: list[np.ndarray],
     device: str = "",
 ) -> pa.Table:
     if isinstance(seconds, float):
-        seconds = {"read": seconds}
+        seconds = {"read": seconds, _HANDED_ON: time.time()}
     return pa.table(
         {
             "unit": [name],
@@ -411,10 +460,15 @@ def _unit_row(
     )
 
 
-def _open_row(table: pa.Table) -> tuple[str, list[_Record] | None, dict[str, float], np.ndarray, np.ndarray]:
+def _open_row(table: pa.Table) -> tuple[str, list[Record] | None, dict[str, float], np.ndarray, np.ndarray]:
     records, seconds = pickle.loads(table["records"][0].as_py())
     buffers = [np.frombuffer(table[c][0].as_buffer(), dtype=np.uint8) for c in ("pixels", "scores")]
     return table["unit"][0].as_py(), records, seconds, buffers[0], buffers[1]
+
+
+def _wait(stage: str, seconds: dict[str, float]) -> dict[str, float]:
+    """How long the unit has waited since the stage before handed it on; clocks of two machines may differ."""
+    return {_WAITED + stage: max(0.0, time.time() - seconds.get(_HANDED_ON, time.time()))}
 
 
 def _join(arrays: list[np.ndarray]) -> memoryview:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -10,9 +10,20 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 _ARTIFACT_EVERY_S = 5.0
+_LINE_EVERY_S = 10.0
 
 
 @dataclass
@@ -139,6 +150,41 @@ def say(text: str) -> None:
     for listener in _listeners:
         with contextlib.suppress(Exception):
             listener.say(text)
+
+
+@contextlib.contextmanager
+def measured(title: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
+    """Within, the yielded function tells how much is done in all; a person sees speed and time left.
+
+    unit: what is counted; "bytes" are shown as MB.
+    """
+    terminal = next((listener for listener in _listeners if isinstance(listener, Terminal)), None)
+    if terminal is not None and terminal.console.is_terminal:
+        amount: list[ProgressColumn] = [MofNCompleteColumn()]
+        if unit == "bytes":
+            amount = [DownloadColumn(), TransferSpeedColumn()]
+        columns = [SpinnerColumn(), TextColumn(f"[bold]{title}"), BarColumn(), *amount, TimeRemainingColumn()]
+        with Progress(*columns, console=terminal.console) as bar:
+            shown = bar.add_task("", total=total)
+            yield lambda done: bar.update(shown, completed=done)
+        return
+    begin = last = time.monotonic()
+    first: int | None = None
+
+    def tell(done: int) -> None:
+        nonlocal last, first
+        now = time.monotonic()
+        first = done if first is None else first
+        if now - last < _LINE_EVERY_S or done == first:
+            return
+        last = now
+        rate = (done - first) / (now - begin)
+        left = f", {(total - done) / rate:.0f} s left" if total and rate > 0 else ""
+        scale, name = (1e6, "MB") if unit == "bytes" else (1, unit)
+        of = f" of {total / scale:,.0f}" if total else ""
+        say(f"{title}: {done / scale:,.0f}{of} {name}, {rate / scale:,.1f} {name}/s{left}")
+
+    yield tell
 
 
 class Tracker:

@@ -13,7 +13,7 @@ from typing import Any
 from tasks import storage
 from tasks.storage import Location
 
-RUNNING, FINISHED, FAILED = "running", "finished", "failed"
+RUNNING, FINISHED, FAILED, STOPPED = "running", "finished", "failed", "stopped"
 
 RECORD_VERSION = 1
 
@@ -33,7 +33,7 @@ def read(output: Location, run_id: str) -> dict[str, Any]:
 
 
 def status(output: Location, run_id: str) -> str | None:
-    """RUNNING (perhaps killed), FINISHED, FAILED, or None where the run has never begun."""
+    """RUNNING (perhaps killed), FINISHED, FAILED, STOPPED (cancelled), or None where the run has never begun."""
     return read(output, run_id).get("status")
 
 

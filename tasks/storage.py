@@ -1,19 +1,23 @@
 """Every URI of the project: local folders, `s3://` and any other fsspec protocol, read and written in one way.
 
 Also the one place that reads storage settings from the environment: `AWS_ENDPOINT_URL` and the ordinary AWS
-credentials. What the bytes mean is left to others.
+credentials. Faults that may pass are tried again, credentials that have expired are fetched anew, uploads are checked.
+What the bytes mean is left to others.
 """
 
+import base64
 import contextlib
 import functools
 import hashlib
 import os
 import random
 import re
+import shutil
 import stat as statistics
 import time
+import urllib.parse
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,10 +28,24 @@ from tasks.errors import JobError
 
 T = TypeVar("T")
 
-_ATTEMPTS = 5
+_ATTEMPTS = 6
 _FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 20.0
+
+_PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
+_PASSING_CODES |= {"InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed", "BadDigest"}
+_EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
+
+_ONE_PUT_BYTES = 64 * 2**20  # s3fs sends larger objects in parts
+
+_SECRETS = {"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "PREFECT_API_KEY"}
+_SECRETS |= {"PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "RAY_AUTH_TOKEN"}
+_LEAST_SECRET = 4  # Characters; a shorter value would blank out ordinary words
 TEMPORARY_PREFIX = ".tmp-"
 """Start of the name of a file that is still being written; never read, removed when an hour old."""
+
+FOLDER = "SEGMENT_ARCHIVE_FOLDER"
+"""Environment variable of workers on a cluster: the driver's folder."""
 
 _TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"(probe-)?[0-9a-f]{32}")
 
@@ -79,7 +97,8 @@ def locate(uri: str) -> Location:
         raise JobError("An empty text names no place; give a folder or a URI such as s3://bucket/prefix.")
     protocol, separator, rest = uri.partition("://")
     if not separator:
-        return Location("file", os.path.abspath(Path(uri).expanduser()))  # noqa: PTH100 - also folds `..`
+        # In a worker that stands in a folder of its own, a relative path means what it means to the driver
+        return Location("file", os.path.abspath(Path(os.environ.get(FOLDER, ""), Path(uri).expanduser())))  # noqa: PTH100
     if protocol in ("file", "local"):
         return Location("file", os.path.abspath(rest or "/"))  # noqa: PTH100
     if "@" in rest.partition("/")[0]:
@@ -98,6 +117,28 @@ def locate(uri: str) -> Location:
 def filesystem(location: Location) -> Any:
     """The fsspec file system of a location, made once per process (s3fs hangs when it is carried over a fork)."""
     return _filesystem(location.protocol, os.getpid())
+
+
+def arrow_filesystem(location: Location) -> Any:
+    """The storage of a location for Arrow, which fetches ranges itself: nothing is read ahead."""
+    import pyarrow.fs
+
+    if location.protocol == "file":
+        return pyarrow.fs.LocalFileSystem()
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(_filesystem(location.protocol, os.getpid(), sparse=True)))
+
+
+def web_address(location: Location) -> str:
+    """What a browser opens: `file://`, or an object at its endpoint (readable only where it is public)."""
+    path = urllib.parse.quote(location.path, safe="/=")
+    if location.protocol == "file":
+        return f"file://{path}"
+    if location.protocol != "s3":
+        return location.uri
+    if endpoint := _endpoint():
+        return f"{re.sub(r'//[^/@]*@', '//', endpoint).rstrip('/')}/{path}"
+    bucket, _, key = path.partition("/")
+    return f"https://{bucket}.s3.amazonaws.com/{key}"
 
 
 def read_bytes(location: Location) -> bytes:
@@ -137,13 +178,16 @@ def open_for_reading(location: Location, *, sparse: bool = False) -> Any:
     return retried(lambda: filesystem(location).open(location.path, "rb", **options))
 
 
-def write_whole(location: Location, data: bytes) -> None:
+def write_whole(location: Location, data: bytes, *, durable: bool = True, content_type: str | None = None) -> None:
     """Write one file so that it appears whole under its final name or not at all; an older one is replaced.
 
-    Local: written beside, fsync, renamed, folder fsync. Object storage: one PUT or a completed multipart upload.
+    Local: written beside, fsync, renamed, folder fsync. Object storage: one PUT or a completed multipart upload, whose
+    size is compared with what was sent, and its digest by the store itself where it went in one piece.
+    durable: False leaves out the fsyncs, for what can be made again.
+    content_type: what a bucket tells a browser that the file is.
     """
     if location.protocol != "file":
-        retried(lambda: filesystem(location).pipe_file(location.path, data))
+        retried(lambda: _upload(location, data, content_type))
         return
     target = Path(location.path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -152,16 +196,48 @@ def write_whole(location: Location, data: bytes) -> None:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if not durable:
+        return
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # Makes the new name itself survive a power cut
     finally:
         os.close(folder)
+
+
+def write_stream(location: Location, chunks: Iterable[bytes]) -> None:
+    """Write one file of any length, chunk by chunk; like `write_whole` it appears whole or not at all."""
+    if location.protocol != "file":
+        file = filesystem(location).open(location.path, "wb")
+        try:
+            for chunk in chunks:
+                file.write(chunk)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                file.discard()
+            file.closed = True  # Closing would complete the upload
+            raise
+        file.close()
+        return
+    target = Path(location.path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        with temporary.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def remove(location: Location) -> None:
@@ -171,6 +247,15 @@ def remove(location: Location) -> None:
             Path(location.path).unlink()
         else:
             retried(lambda: filesystem(location).rm_file(location.path))
+
+
+def remove_folder(location: Location) -> None:
+    """Remove everything below a folder or prefix; nothing happens where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        if location.protocol == "file":
+            shutil.rmtree(location.path)
+        else:
+            retried(lambda: filesystem(location).rm(location.path, recursive=True))
 
 
 def exists(location: Location) -> bool:
@@ -218,17 +303,36 @@ def list_files(folder: Location) -> Iterator[StoredFile]:
 
 
 def retried(call: Callable[[], T]) -> T:
-    """Result of a call to remote storage, tried again with back-off and jitter where the fault may pass."""
+    """Result of a call to remote storage, tried again with back-off and jitter where the fault may pass.
+
+    That is 5xx, 503 SlowDown and other throttling, resets, time-outs, an upload that did not arrive as it was sent, and
+    credentials that have expired: for these the file systems are made anew, which reads the credentials again.
+    """
+    refreshed = False
     for attempt in range(_ATTEMPTS):
         try:
             return call()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
-            raise
         except Exception as error:
-            if attempt == _ATTEMPTS - 1 or not _may_pass(error):
+            expired = not refreshed and _codes(error) & _EXPIRED_CODES
+            if attempt == _ATTEMPTS - 1 or not (expired or _may_pass(error)):
                 raise
-            time.sleep(_FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.5))
+            if expired:
+                refreshed = True
+                _filesystem.cache_clear()
+                continue
+            wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt)
+            # Full jitter: a thousand workers that were slowed down together must not come back together
+            time.sleep(wait * random.uniform(0.25, 1.25))
     raise AssertionError("unreachable")
+
+
+def scrub(text: str) -> str:
+    """The text without the credentials of this process's environment, and without user and password in a URI."""
+    for name in _SECRETS:
+        value = os.environ.get(name, "")
+        if len(value) >= _LEAST_SECRET:
+            text = text.replace(value, "***")
+    return re.sub(r"://[^/@\s:]*:[^/@\s]*@", "://", text)
 
 
 def explain(error: BaseException, location: Location) -> str:
@@ -239,6 +343,8 @@ def explain(error: BaseException, location: Location) -> str:
             f"No credentials for {location.uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
             "in the environment."
         )
+    if _codes(error) & _EXPIRED_CODES:
+        return f"The credentials for {location.uri} have expired: renew them, and run the same command again."
     where = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else location.uri
     if isinstance(error, PermissionError):
         return f"No permission for {where}: check the rights of the folder or of the credentials."
@@ -247,7 +353,7 @@ def explain(error: BaseException, location: Location) -> str:
     if name in ("EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ConnectionRefusedError"):
         endpoint = re.sub(r"//[^/@]*@", "//", os.environ.get("AWS_ENDPOINT_URL", "the default endpoint"))
         return f"Cannot reach the object store at {endpoint} for {location.uri}: is it running, is the address right?"
-    text = str(error).splitlines()[0] if str(error) else ""
+    text = scrub(str(error).splitlines()[0]) if str(error) else ""
     return f"Cannot use {location.uri}: {name}{': ' + text if text else ''}"
 
 
@@ -298,9 +404,11 @@ def answers(folder: Location) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def _filesystem(protocol: str, process: int) -> Any:
+def _filesystem(protocol: str, process: int, sparse: bool = False) -> Any:
     options: dict[str, Any] = {"skip_instance_cache": True}
     if protocol == "s3":
+        if sparse:
+            options["default_cache_type"] = "none"
         options["use_listings_cache"] = False  # Other processes write to the same prefix
         options["config_kwargs"] = {
             "retries": {"max_attempts": 5, "mode": "standard"},
@@ -310,19 +418,67 @@ def _filesystem(protocol: str, process: int) -> Any:
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         }
-        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        if endpoint := _endpoint():
             options["endpoint_url"] = endpoint
     return fsspec.filesystem(protocol, **options)
 
 
+class _NotAsSentError(OSError):
+    """What the store holds is not what was sent."""
+
+
+def _upload(location: Location, data: bytes, content_type: str | None = None) -> None:
+    store = filesystem(location)
+    options: dict[str, str] = {}
+    if content_type and location.protocol == "s3":
+        options["ContentType"] = content_type
+    if location.protocol == "s3" and len(data) < _ONE_PUT_BYTES:
+        # The store itself compares: an etag need not be a digest, least of all where objects are encrypted
+        options["ContentMD5"] = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+    store.pipe_file(location.path, data, **options)
+    info = store.info(location.path, **({"refresh": True} if location.protocol == "s3" else {}))
+    if int(info.get("size") or 0) != len(data):
+        raise _NotAsSentError(f"{location.uri} has {info.get('size')} bytes after {len(data)} were sent")
+
+
+def _codes(error: BaseException) -> set[str]:
+    """Codes of the store's answer, also where s3fs has made an OSError of it."""
+    found: set[str] = set()
+    cause: BaseException | None = error
+    for _ in range(4):
+        answer = getattr(cause, "response", None)
+        if isinstance(answer, dict):
+            found.add(str(answer.get("Error", {}).get("Code", "")))
+        if cause is None or cause.__cause__ is None:
+            break
+        cause = cause.__cause__
+    return found
+
+
+def _status(error: BaseException) -> int | None:
+    for cause in (error, error.__cause__):
+        answer = getattr(cause, "response", None)
+        if isinstance(answer, dict):
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return int(status) if status is not None else None
+    return None
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
 def _may_pass(error: Exception) -> bool:
+    codes, status = _codes(error), _status(error)
+    if codes & _PASSING_CODES or (status is not None and (status >= 500 or status == 429)):
+        return True
+    if isinstance(error, (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)):
+        return False
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError"):
         return False
-    status = getattr(error, "response", {})
-    code = status.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(status, dict) else None
-    if code is not None:
-        return bool(code >= 500 or code == 429)
-    # s3fs turns unknown codes into OSError; a bare connection fault or a time-out is worth another try
+    if status is not None:
+        return False  # The store has understood and refused
+    # A bare connection fault or a time-out is worth another try
     remote = type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp")
     return remote or isinstance(error, (OSError, TimeoutError)) or "Timeout" in type(error).__name__
 

@@ -43,6 +43,7 @@ RECORD_VERSION = 1
 _RECORD = "training.json"
 _MEASURED_STEPS = 6
 _POLL_S = 0.3
+_SAY_EVERY_S = 10.0
 
 
 class TrainJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -70,7 +71,7 @@ class TrainJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=
     """URI of an npz file with `ids` and `probabilities`, for recipes that learn from a teacher."""
 
     iterations: Annotated[int, annotated_types.Ge(1)] | None = None
-    """Steps, instead of the recipe's; the schedule ends with them."""
+    """Steps, instead of the recipe's; the schedule, its stairs and its warm-up shrink or grow with them."""
 
     batch_size: Annotated[int, annotated_types.Ge(1)] | None = None
     """Global batch, instead of the recipe's; learning rate and iterations follow by the linear rule."""
@@ -158,7 +159,7 @@ class TrainReport(BaseModel, frozen=True):
     """Mean over the last steps, at most 100."""
 
     mean_iou: float | None
-    """Of the last validation, 0 to 1, over the classes that its images hold; not comparable with a full split's."""
+    """Of the last validation, 0 to 1, over the classes that its images hold: of a subset, no score of the split."""
 
     best_mean_iou: float | None
     """Of the best validation."""
@@ -348,8 +349,10 @@ def _recipe(job: TrainJob) -> TrainRecipe:
     recipe = job.recipe
     if job.batch_size is not None:
         recipe = recipes.with_batch_size(recipe, job.batch_size)
+    if job.iterations is not None:
+        recipe = recipes.with_iterations(recipe, job.iterations)
     changes: dict[str, Any] = {
-        name: value for name in ("iterations", "precision", "seed") if (value := getattr(job, name)) is not None
+        name: value for name in ("precision", "seed") if (value := getattr(job, name)) is not None
     }
     if job.crop_px is not None:
         changes["augmentation"] = replace(recipe.augmentation, crop_px=job.crop_px)
@@ -508,8 +511,9 @@ class _Driver:
             validation=manifest.split(job.validation_split) if job.validation_images else None,
             validation_images=job.validation_images,
             inference=job.inference,
-            initial=job.initial,
-            teacher=job.teacher,
+            # Workers have a working directory of their own
+            initial=None if job.initial is None else _absolute(job.initial),
+            teacher=None if job.teacher is None else storage.locate(job.teacher).uri,
             validate_every=job.validate_every,
             checkpoint_every=job.checkpoint_every,
             keep_checkpoints=job.keep_checkpoints,
@@ -521,6 +525,12 @@ class _Driver:
             measure_steps=self.measure_steps,
             mailbox=mailbox,
         )
+
+
+def _absolute(model: str) -> str:
+    if model in models.NAMES or "://" in model or not Path(model).exists():
+        return model
+    return str(Path(model).resolve())
 
 
 class _Artifact(progress.PrefectArtifact):
@@ -538,12 +548,11 @@ class _Watcher:
     def __init__(self, recipe: TrainRecipe, *, silent: bool) -> None:
         self.recipe, self.silent = recipe, silent
         self.starts = 0
-        self.artifact = _Artifact()
+        self.artifact: _Artifact | None = None if silent else _Artifact()
         self.state = progress.State(recipe.iterations)
         self._first: tuple[int, float] | None = None
         self._said = 0.0
-        if not silent:
-            self._artifact("begin")
+        self._tell_prefect("begin")
 
     def hear(self, news: dict[str, Any]) -> None:
         """One message of the workers."""
@@ -561,8 +570,7 @@ class _Watcher:
 
     def end(self) -> None:
         """The session is over."""
-        if not self.silent:
-            self._artifact("end")
+        self._tell_prefect("end")
 
     def _advance(self, news: dict[str, Any]) -> None:
         now = time.monotonic()
@@ -573,25 +581,24 @@ class _Watcher:
         rate = steps / seconds if seconds > 0 else 0.0
         left = f", {_duration((self.state.total - news['step']) / rate)} left" if rate else ""
         busy = 1 - news["seconds_data"] / max(1e-9, news["seconds"])
-        self.artifact.text = (
+        text = (
             f"step {news['step']} of {self.state.total}, loss {news['loss']:.4f}, "
             f"{rate * self.recipe.batch_size:.1f} images/s, device busy {100 * busy:.0f} %{left}"
         )
-        if not self.silent:
-            self._artifact("advance")
-            if now - self._said > 10:
-                self._said = now
-                progress.say(self.artifact.text)
+        if self.artifact is not None:
+            self.artifact.text = text
+        self._tell_prefect("advance")
+        if not self.silent and now - self._said > _SAY_EVERY_S:
+            self._said = now
+            progress.say(text)
 
-    def _artifact(self, what: str) -> None:
+    def _tell_prefect(self, what: str) -> None:
+        if self.artifact is None:
+            return
         try:
             getattr(self.artifact, what)(self.state)
         except Exception:  # A dead Prefect server is no reason to stop a training
-            self.silent_artifact()
-
-    def silent_artifact(self) -> None:
-        """Ask Prefect no more."""
-        self.artifact = _Artifact()
+            self.artifact = None
 
 
 def _finish(resolved: _Resolved) -> dict[str, Any]:
@@ -615,7 +622,7 @@ def _finish(resolved: _Resolved) -> dict[str, Any]:
     )
     card = replace(
         resolved.card,
-        metrics={f"{resolved.manifest.name}-{job.validation_split}/{name}": value for name, value in found.items()},
+        metrics={f"{_validated_on(resolved)}/{name}": value for name, value in found.items()},
         notes=notes,
     )
     _save_model(output / "model", network, card)
@@ -664,8 +671,15 @@ def _measured(table: pa.Table, resolved: _Resolved) -> dict[str, float]:
         for name, value in zip(resolved.manifest.classes, last["iou"], strict=True)
         if value is not None
     }
-    images = min(resolved.job.validation_images, resolved.manifest.split(resolved.job.validation_split).images)
-    return {"images": float(images), "miou_percent": 100 * last["mean_iou"], **per_class}
+    return {"miou_percent": 100 * last["mean_iou"], **per_class}
+
+
+def _validated_on(resolved: _Resolved) -> str:
+    """Name of the images that validation saw: no subset passes for the split."""
+    job = resolved.job
+    name = f"{resolved.manifest.name}-{job.validation_split}"
+    whole = job.validation_images >= resolved.manifest.split(job.validation_split).images
+    return name if whole else f"{name}-first-{job.validation_images}"
 
 
 def _last_loss(table: pa.Table) -> float:

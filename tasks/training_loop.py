@@ -115,6 +115,15 @@ def train_on_worker(settings: dict[str, Any]) -> None:
     except NonFiniteLossError as error:
         # Every worker has met it, so all of them simply end
         ray.get(config.mailbox.fail.remote(str(error)))
+    except torch.OutOfMemoryError:
+        share = config.recipe.batch_size // ray.train.get_context().get_world_size()
+        ray.get(
+            config.mailbox.fail.remote(
+                f"The device has no memory for {config.images_at_once or share} images at once: "
+                "choose fewer (images_at_once), whose gradients are then added up."
+            )
+        )
+        raise
     except ValueError as error:
         # The data or the job is at fault, not a machine: the restart that follows finds this and ends
         ray.get(config.mailbox.fail.remote(str(error)))
@@ -194,14 +203,10 @@ class _Loop:
             ) from None
         ended = time.perf_counter()
         self.progress.seconds += ended - began
-        row = _row(step, self.recipe_images(), report, loaded - began, ended - began)
+        row = _row(step, self.config.recipe.batch_size, report, loaded - began, ended - began)
         self.rows.append(row)
         peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else _peak_bytes()
         self._tell({**row, "step": step + 1, "peak_bytes": peak}, now=bool(self.config.measure_steps))
-
-    def recipe_images(self) -> int:
-        """Images of a step, of all workers."""
-        return self.config.recipe.batch_size
 
     def _validate(self) -> None:
         """Full-image evaluation on the first images of the split, each worker on its share; never a centre crop."""
@@ -220,7 +225,9 @@ class _Loop:
         total = torch.from_numpy(counts).to(self.device)
         if self.num_workers > 1:
             distributed.all_reduce(total)
-        per_class = evaluation.iou(total.cpu().numpy())
+        summed = total.cpu().numpy()
+        # A class that none of these few images holds says nothing but that it was seen where it is not
+        per_class = np.where(summed[:, 1] > 0, evaluation.iou(summed), np.nan)
         mean = float(np.nanmean(per_class))
         if mean > self.progress.best_mean_iou:
             self.progress.best_step, self.progress.best_mean_iou = self.trainer.step, mean
@@ -267,7 +274,7 @@ METRICS = pa.schema(
         pa.field("seconds_backward", pa.float64()),
         pa.field("seconds_step", pa.float64(), metadata={"description": "exchange, optimiser, moving average"}),
         pa.field("mean_iou", pa.float64(), metadata={"description": "validation after the step, 0 to 1"}),
-        pa.field("iou", pa.list_(pa.float64()), metadata={"description": "by class; null for an absent one"}),
+        pa.field("iou", pa.list_(pa.float64()), metadata={"description": "by class; null for one that no image holds"}),
     ]
 )
 """Columns of `metrics.parquet`: one row a step."""

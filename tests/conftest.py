@@ -134,6 +134,40 @@ def photographs(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_output(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An output with two finished runs of 32 images, `bbbb22220000` the later, and one that never finished."""
+    from tests.outputs import error_row, small_rows, write_run
+
+    folder = tmp_path_factory.mktemp("small")
+    output = str(folder / "out [1]")  # A name that a pattern would misread
+    errors = [
+        error_row("bad/empty.jpg", "/nowhere/empty.jpg", "empty", "the file is empty"),
+        error_row("z.txt", "/z.txt"),
+    ]
+    first = small_rows(folder / "photographs", seed=1)
+    second = small_rows(folder / "photographs", seed=2)
+    second[:10] = first[:10]
+    write_run(output, "aaaa11110000", first + errors)
+    write_run(output, "bbbb22220000", second + errors, finished="2026-01-03T00:00:00+00:00")
+    write_run(output, "cccc33330000", first[:8], status="running", finished=None)
+    return output
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    """Debian's chromium; skips where it is missing."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is missing: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
 def photograph(seed: int, size: tuple[int, int]) -> Image.Image:
     """A picture (width, height) with smooth areas and edges, different for each seed."""
     width, height = size

@@ -1,16 +1,23 @@
-"""What the README says of `make up`: server, worker, S3 and Ray start, a deployment runs, and down ends just those."""
+"""What the README says of `make up`: run bare, bucket to bucket, by schedule; cancel, resume; down ends all of it."""
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, photograph
+from tests.processes import marked
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+DEPLOYMENT = "segment-archive/default"
+NUM_PHOTOGRAPHS = 60
 
 
 def local(command: str, environment: dict[str, str]) -> str:
@@ -21,37 +28,111 @@ def local(command: str, environment: dict[str, str]) -> str:
     return told.stdout
 
 
-def state_of(pid: int) -> str | None:
-    """State letter of a process; None where there is none (any more)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return None
+class Operator:
+    """Who types the commands of the README after `. .run/settings.sh`."""
+
+    def __init__(self, run: Path) -> None:
+        shell = subprocess.run(
+            ["sh", "-c", f". {run}/settings.sh && env -0"], capture_output=True, text=True, check=True
+        )
+        self.environment = dict(pair.split("=", 1) for pair in shell.stdout.split("\0") if pair)
+        self.run = run
+
+    def types(self, *command: str) -> str:
+        told = subprocess.run(command, capture_output=True, text=True, env=self.environment, cwd=ROOT)
+        log = (self.run / "worker.log").read_text()
+        assert told.returncode == 0, told.stdout + told.stderr + log[-3000:]
+        return told.stdout
+
+    def starts(self, job: dict) -> str:
+        """Identity of a new flow run."""
+        told = self.types("prefect", "deployment", "run", DEPLOYMENT, "-p", f"job={json.dumps(job)}")
+        return re.search(r"UUID: (\S+)", told)[1]
+
+    def state(self, flow_run: str) -> str:
+        return json.loads(self.types("prefect", "flow-run", "inspect", flow_run, "-o", "json"))["state_type"]
+
+    def record(self, output: str) -> dict:
+        """Of the one run of an output in the bucket masks; empty where there is none yet."""
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads(next((self.run / "s3" / "masks" / output / "runs").iterdir()).read_text())
+        return {}
 
 
-def test_up_run_down(tmp_path):
+def wait(ready, patience_s: float = 240.0) -> None:
+    deadline = time.monotonic() + patience_s
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_up_run_cancel_resume_down(tmp_path):
     run = tmp_path / "run"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PREFECT_", "RAY_"))}
-    environment = clean | {"SEGMENT_ARCHIVE_RUN": str(run)}
+    clean |= {"SEGMENT_ARCHIVE_RUN": str(run)}
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(NUM_PHOTOGRAPHS):
+        photograph(number, (320, 240)).save(many / f"{number:02d}.jpg")
     try:
-        told = local("up", environment)
-        exports = [line.strip().removeprefix("export ") for line in told.splitlines() if "export " in line]
-        environment |= dict(line.split("=", 1) for line in exports)
-        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-        assert "Already up" in local("up", environment)
-        job = {"source": "s3://photographs", "output": "s3://masks/out", "untrained": True}
-        deployment = ["prefect", "deployment", "run", "segment-archive/default", "--watch", "--watch-timeout", "300"]
-        ran = subprocess.run(
-            [*deployment, "-p", f"job={json.dumps(job)}"], capture_output=True, text=True, env=environment
-        )
-        assert ran.returncode == 0, ran.stdout + ran.stderr + (run / "worker.log").read_text()[-3000:]
-        (record,) = (run / "s3" / "masks" / "out" / "runs").iterdir()
-        assert json.loads(record.read_text())["masks"] == 5
-        processes = json.loads((run / "processes.json").read_text())["processes"]
-        assert {p["name"] for p in processes} == {"prefect-server", "s3", "ray", "worker"}
+        told = local("up", clean)
+        operator = Operator(run)
+        secret = operator.environment["AWS_SECRET_ACCESS_KEY"]
+        mark = json.loads((run / "processes.json").read_text())["mark"]
+        assert len(secret) == 40 and secret not in told
+        assert "Already up" in local("up", clean)
+        # The process list is everybody's
+        assert not any(secret.encode() in command_line(pid) for pid in marked("SEGMENT_ARCHIVE_UP", mark))
+
+        watch = ("prefect", "deployment", "run", DEPLOYMENT, "--watch", "--watch-timeout", "400")
+        operator.types(*watch)  # Bare: the photographs of the demo
+        job = {"source": "s3://photographs", "output": "s3://masks/bucket", "untrained": True}
+        operator.types(*watch, "-p", f"job={json.dumps(job)}")
+        record = operator.record("bucket")
+        assert (record["status"], record["masks"]) == ("finished", 5)
+        (session,) = record["sessions"]
+        assert session["stages"]["score"].keys() == {"busy_s", "busy_share", "images_per_s", "queue_units"}
+
+        # Small units, so that there is something to resume
+        job = {"source": str(many), "output": "s3://masks/many", "untrained": True, "crf": None}
+        job["inference"] = {"long_side_px": 321, "scales": [0.5, 0.75, 1.0, 1.25, 1.5, 2.0]}
+        masks = run / "s3" / "masks" / "many" / "masks"
+        flow_run = operator.starts(job)
+        wait(lambda: list(masks.rglob("*.parquet")))
+        operator.types("prefect", "flow-run", "cancel", flow_run)
+        wait(lambda: operator.state(flow_run) == "CANCELLED")
+        assert not any(b"ray::MapWorker" in command_line(pid) for pid in marked("SEGMENT_ARCHIVE_UP", mark))
+        assert operator.record("many")["status"] == "stopped"
+        kept = {file: file.stat().st_mtime_ns for file in masks.rglob("*.parquet")}
+        assert 0 < sum(session["images"] for session in operator.record("many")["sessions"]) < NUM_PHOTOGRAPHS
+
+        operator.types(*watch, "-p", f"job={json.dumps(job)}")
+        assert operator.record("many")["status"] == "finished" and operator.record("many")["masks"] == NUM_PHOTOGRAPHS
+        assert kept.items() <= {file: file.stat().st_mtime_ns for file in masks.rglob("*.parquet")}.items()
+
+        # A schedule fires; what is done already is seen to be done
+        before = num_runs(operator)
+        operator.types("prefect", "deployment", "schedule", "create", DEPLOYMENT, "--interval", "20")
+        wait(lambda: num_runs(operator) > before)
+        operator.types("prefect", "deployment", "schedule", "clear", DEPLOYMENT, "-y")
     finally:
-        told = local("down", environment)
+        told = local("down", clean)
     assert "worker" in told
-    for process in processes:
-        assert state_of(process["pid"]) in (None, "Z"), process["name"]
-    assert "nothing was running" in local("down", environment)
+    assert marked("SEGMENT_ARCHIVE_UP", mark) == []
+    assert "nothing was running" in local("down", clean)
+    # Nothing that was left behind knows the secret: logs of all servers and workers, database, records, masks
+    left = [file for file in run.rglob("*") if file.is_file()]
+    assert any("ray-logs" in file.parts for file in left) and any(file.suffix == ".db" for file in left)
+    assert [file for file in left if secret.encode() in file.read_bytes()] == []
+
+
+def num_runs(operator: Operator) -> int:
+    """Completed runs of the deployment."""
+    told = operator.types("prefect", "flow-run", "ls", "--limit", "50", "--state-type", "COMPLETED", "-o", "json")
+    return len(json.loads(told))
+
+
+def command_line(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""

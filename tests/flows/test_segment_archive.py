@@ -1,4 +1,5 @@
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,7 @@ def test_the_flow_ends_completed_with_counts_and_artifacts(photographs, tmp_path
     assert "not_an_image | 1" in found["segment-archive-summary"].data
     assert "background" in found["segment-archive-classes"].data or "aeroplane" in found["segment-archive-classes"].data
     assert found["progress"].data == 100.0
+    assert "/out/report/run=" in found["segment-archive-gallery"].data and Path(report.gallery).is_file()
 
     again = segment_archive(job, return_state=True)
     assert again.result().done_now == 0

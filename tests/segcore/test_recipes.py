@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segcore import models, recipes
-from segcore.recipes import RECIPES, with_batch_size
+from segcore.recipes import RECIPES, with_batch_size, with_iterations
 from segcore.schedules import LayerRule, Schedule, freeze_others, parameter_groups
 
 
@@ -104,6 +104,12 @@ def test_a_larger_batch_sees_as_many_images():
     assert (recipe.learning_rate, recipe.iterations, recipe.schedule.every) == (0.002, 3000, 1000)
     same = with_batch_size(RECIPES["pspnet101"], 16)
     assert same is RECIPES["pspnet101"]
+
+
+def test_fewer_steps_keep_the_shape_of_the_schedule():
+    short = with_iterations(RECIPES["deeplab_v1_largefov"], 60)
+    assert [short.schedule(i, 60) for i in (0, 19, 20, 40)] == pytest.approx([1, 1, 0.1, 0.01])
+    assert with_iterations(RECIPES["fast_pspnet18"], 600).schedule.warmup == 10
 
 
 def test_what_no_group_holds_is_frozen():

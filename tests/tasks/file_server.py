@@ -19,14 +19,37 @@ class FileServer(http.server.BaseHTTPRequestHandler):
     stop_after = 1 << 40
     """Bytes per answer before it breaks off."""
 
+    stops = 1 << 40
+    """How many answers break off, before whole ones come."""
+
+    ignores_ranges = False
+    """Answers with the whole file, whatever part is asked for."""
+
+    ignores_if_range = False
+    """Answers with a part even where the file is another one by now."""
+
+    shift = 0
+    """Sends parts that begin so many bytes later than was asked for, and says so."""
+
+    page: bytes | None = None
+    """Sent as 200 in the place of every file."""
+
+    refuses: int | None = None
+    """Status in the place of every answer."""
+
     def do_GET(self):
         kind = type(self)
-        content = (kind.root / self.path.lstrip("/")).read_bytes()
+        if kind.refuses:
+            kind.asked.append(self.headers.get("Range"))
+            self.send_error(kind.refuses)
+            return
+        content = kind.page or (kind.root / self.path.lstrip("/")).read_bytes()
         asked = self.headers.get("Range")
         kind.asked.append(asked)
         begin = 0
-        if asked and self.headers.get("If-Range") == kind.version:
-            begin = int(asked.removeprefix("bytes=").rstrip("-"))
+        same = kind.ignores_if_range or self.headers.get("If-Range", kind.version) == kind.version
+        if asked and same and not kind.ignores_ranges and kind.page is None:
+            begin = int(asked.removeprefix("bytes=").rstrip("-")) + kind.shift
             if begin >= len(content):
                 self.send_error(416)
                 return
@@ -38,7 +61,8 @@ class FileServer(http.server.BaseHTTPRequestHandler):
             self.send_header("ETag", kind.version)
         self.send_header("Content-Length", str(len(content) - begin))
         self.end_headers()
-        self.wfile.write(content[begin : begin + kind.stop_after])
+        kind.stops -= 1
+        self.wfile.write(content[begin : begin + kind.stop_after] if kind.stops >= 0 else content[begin:])
 
     def log_message(self, *_):
         pass

@@ -186,7 +186,7 @@ def test_a_file_that_lacks_a_row_is_done_again(photographs, tmp_path):
 
 
 def test_names_that_no_storage_holds_have_their_mask_all_the_same(tmp_path):
-    from tasks.pipeline import png_name, write_png
+    from tasks.png_files import png_name, write_png
 
     folder = locate(str(tmp_path / "png"))
     hostile = ["a", "a.png/b", "x" * 300, "nul\0", "../../up", ".hidden", "50%", "", "a//b", "./a"]

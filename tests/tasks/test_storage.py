@@ -124,7 +124,7 @@ def test_faults_that_may_pass_are_tried_again(monkeypatch):
 
     with pytest.raises(EndpointConnectionError):
         storage.retried(unreachable)
-    assert len(calls) == 5
+    assert len(calls) == 6
     with pytest.raises(FileNotFoundError):
         storage.retried(lambda: (_ for _ in ()).throw(FileNotFoundError("gone")))
 
@@ -135,7 +135,7 @@ def test_faults_that_may_pass_are_tried_again(monkeypatch):
     calls.clear()
     with pytest.raises(TimeoutError):
         storage.retried(always)
-    assert len(calls) == 5
+    assert len(calls) == 6
 
 
 def test_what_cannot_be_written_is_said_in_one_sentence(tmp_path, s3_server):
@@ -165,3 +165,70 @@ def test_a_name_that_is_not_utf8_is_listed_and_read(tmp_path):
     (Path(os.fsencode(tmp_path).decode()) / name).write_bytes(b"x")
     (found,) = storage.list_files(locate(str(tmp_path)))
     assert storage.read_bytes(locate(str(tmp_path)) / found.path) == b"x"
+
+
+def client_error(code: str, status: int) -> Exception:
+    """What s3fs makes of an answer of the store."""
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    answer = {"Error": {"Code": code, "Message": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return translate_boto_error(ClientError(answer, "GetObject"))
+
+
+def failing_first(times: int, error: Exception):
+    calls = []
+
+    def call():
+        calls.append(1)
+        if len(calls) <= times:
+            raise error
+        return len(calls)
+
+    return call
+
+
+def test_a_store_that_is_overloaded_is_asked_again_and_one_that_refuses_is_not(monkeypatch):
+    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
+    for code, status in (("SlowDown", 503), ("InternalError", 500), ("RequestTimeout", 400), ("Throttling", 400)):
+        assert storage.retried(failing_first(3, client_error(code, status))) == 4
+    for code, status in (("AccessDenied", 403), ("NoSuchBucket", 404), ("InvalidBucketName", 400)):
+        with pytest.raises(OSError):
+            storage.retried(failing_first(1, client_error(code, status)))
+
+
+def test_expired_credentials_are_read_anew_once(s3_server, monkeypatch):
+    place = locate("s3://anything")
+    old = storage.filesystem(place)
+    assert storage.retried(failing_first(1, client_error("ExpiredToken", 400))) == 2
+    assert storage.filesystem(place) is not old
+    with pytest.raises(PermissionError) as caught:
+        storage.retried(failing_first(9, client_error("ExpiredToken", 400)))
+    assert "have expired: renew them" in storage.explain(caught.value, place)
+
+
+def test_an_upload_that_arrives_cut_is_sent_again(bucket, monkeypatch):
+    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
+    place = locate(f"s3://{bucket.name}/x")
+    store, sent = storage.filesystem(place), []
+    put = store.pipe_file
+
+    def cut(path, data, **options):
+        sent.append(options["ContentMD5"])
+        # A store that keeps less than it was sent, and does not look at the digest
+        return put(path, data[:3]) if len(sent) == 1 else put(path, data, **options)
+
+    monkeypatch.setattr(store, "pipe_file", cut)
+    storage.write_whole(place, b"0123456789")
+    assert len(sent) == 2 and storage.read_bytes(place) == b"0123456789"
+
+
+def test_credentials_are_struck_out(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG")
+    told = storage.scrub("bad wJalrXUtnFEMI/K7MDENG at http://user:pass@host/x and s3://bucket/a:b@c")
+    assert told == "bad *** at http://host/x and s3://bucket/a:b@c"
+
+
+def test_a_worker_in_another_folder_means_the_drivers_paths(monkeypatch):
+    monkeypatch.setenv(storage.FOLDER, "/where/the/driver/stands")
+    assert locate("photos").path == "/where/the/driver/stands/photos" and locate("/a").path == "/a"

@@ -11,17 +11,19 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from segcore import checkpoint
 from segcore.recipes import RECIPES, LossParams
-from tasks import checkpoints, remote_models, storage
+from tasks import checkpoints, remote_models, shards, storage
 from tasks.errors import JobError
 from tasks.shards import read_manifest
 from tasks.storage import Location, locate
-from tasks.training import TrainJob, train
+from tasks.training import TrainJob, plan, train
 from tasks.training_data import Loader, SplitReader, read_teacher
 from tests.conftest import Bucket
 from tests.flows.test_reliability import kill_tree
@@ -197,9 +199,6 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(kind, dataset, undistu
     assert [name for name in found if not found[name].equal(undisturbed[name])] == []
     # Every step has one row, whatever parts the killed session left
     rows = storage.read_bytes(locate(output) / "metrics.parquet")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     assert pq.read_table(pa.BufferReader(rows)).column("step").to_pylist() == list(range(24))
 
 
@@ -220,9 +219,13 @@ def workers_below(pid: int) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_lost_worker_is_survived(dataset, undisturbed, tmp_path):
-    """One of two workers is killed midway: both start again from the newest checkpoint, and end where one would."""
-    output = str(tmp_path / "out")
+def test_a_lost_worker_is_survived(dataset, ray_cluster, tmp_path):
+    """One of two workers is killed midway: both start again from the newest checkpoint, and nothing can be told of it.
+
+    Against an undisturbed training of two workers, since one worker adds up in another order.
+    """
+    undisturbed, output = str(tmp_path / "undisturbed"), str(tmp_path / "out")
+    assert train.fn(job(dataset, undisturbed, num_workers=2)).restarts == 0
     reports = []
     training = threading.Thread(target=lambda: reports.append(train.fn(job(dataset, output, num_workers=2))))
     training.start()
@@ -232,9 +235,8 @@ def test_a_lost_worker_is_survived(dataset, undisturbed, tmp_path):
     os.kill(workers[1], signal.SIGKILL)
     training.join()
     assert [report.restarts for report in reports] == [1]
-    found = weights(output)
-    for name, value in undisturbed.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    found, expected = weights(output), weights(undisturbed)
+    assert [name for name in found if not found[name].equal(expected[name])] == []
 
 
 @pytest.mark.slow
@@ -244,3 +246,30 @@ def test_a_loss_that_is_no_number_ends_it_with_step_and_images(dataset, ray_clus
     with pytest.raises(JobError, match=r"The loss of step \d+ is (nan|inf).*Its batch: photo-\d, photo-\d"):
         train.fn(job(dataset, str(tmp_path / "out"), recipe=hopeless))
     assert not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_plan_counts_and_measures_and_writes_nothing(dataset, ray_cluster, tmp_path):
+    found = plan.fn(job(dataset, str(tmp_path / "out"), batch_size=2, iterations=1000))
+    assert not (tmp_path / "out").exists()
+    # ResNet-18 at 3 classes; its frozen batch normalisation is all that does not train
+    by_label = {group.label: group.parameters for group in found.groups}
+    assert by_label == {"x1 decay 0.0005": 11_166_912, "x10 decay 0.0005": 4 * 3 * 512 * 9, "x20 decay 0": 4 * 3}
+    assert found.frozen == 9_600
+    assert (found.images, found.steps, found.epochs) == (8, 1000, 250)
+    assert found.seconds_per_step > 0
+    assert 0 < found.device_busy <= 1
+    assert found.peak_bytes > 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_image_that_cannot_be_read_ends_it_by_its_name(ray_cluster, tmp_path):
+    place = write_dataset(str(tmp_path / "data"), num_train=4)
+    split = read_manifest(place).split("train")
+    table = shards.read_row_group(place, shards.row_groups(split)[0])
+    rows = [shards.ShardRow(**row) for row in table.to_pylist()]
+    shards.write_part(place, split.files[0].path, [*rows[:-1], dataclasses.replace(rows[-1], image=b"garbage")])
+    with pytest.raises(JobError, match=f"image {rows[-1].id} cannot be used"):
+        train.fn(job(str(tmp_path / "data"), str(tmp_path / "out")))

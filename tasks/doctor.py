@@ -1,0 +1,145 @@
+"""Whether everything that a job needs is here: one line for each, in order or with the remedy."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import socket
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks import storage
+from tasks.errors import JobError
+
+_RAY_PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor."""
+
+    subject: str
+    healthy: bool
+    words: str
+    """What was found, or what is wrong and what helps."""
+
+
+def examine(output: str | None = None) -> Iterator[Finding]:
+    """Look at everything, one after another; what raises is a finding too.
+
+    output: a folder or bucket prefix that a job is to write to; one small file is written there, read and removed.
+    """
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("versions", _versions),
+        ("device", _device),
+        ("CRF engine", _engine),
+        ("storage", lambda: _storage(output)),
+        ("Ray", _ray),
+        ("Prefect", _prefect),
+    ]
+    for subject, check in checks:
+        try:
+            yield Finding(subject, True, check())
+        except Exception as error:
+            words = str(error).splitlines()[0] if str(error) else type(error).__name__
+            yield Finding(subject, False, storage.scrub(words))
+
+
+def _versions() -> str:
+    if sys.version_info < (3, 11):  # noqa: UP036 - the doctor is asked where something is wrong
+        raise JobError(f"Python {platform.python_version()} is too old: install Python 3.11 or newer.")
+    named = [f"Python {platform.python_version()}"]
+    for package in ("segment-archive", "torch", "ray", "prefect", "pyarrow"):
+        try:
+            named.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            raise JobError(f"{package} is not installed: run `make setup`, or pip install the project.") from None
+    import fastapi
+
+    if tuple(int(part) for part in fastapi.__version__.split(".")[:2]) >= (0, 140):
+        raise JobError(f"fastapi {fastapi.__version__} breaks Prefect: pip install 'fastapi<0.140'.")
+    return ", ".join(named)
+
+
+def _device() -> str:
+    import torch
+
+    from segcore.device import choose_device, choose_precision
+    from tasks.cluster import usable_cpus
+
+    device = choose_device("auto")
+    precision = str(choose_precision("auto", device)).removeprefix("torch.")
+    if device.type == "cuda":
+        names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+        return f"{', '.join(names)} with {precision}; {usable_cpus()} CPUs"
+    if Path("/dev/nvidia0").exists():
+        raise JobError("There is a GPU, but torch does not see it: install the CUDA build of torch and the driver.")
+    return f"no GPU; {usable_cpus()} CPUs with {precision}"
+
+
+def _engine() -> str:
+    from segcore import refinement
+
+    name = refinement.engine_name()
+    if not name.startswith("native"):
+        raise JobError(f"{name} is about ten times slower than ours: install g++ and python3-dev, then `make setup`.")
+    return name
+
+
+def _storage(output: str | None) -> str:
+    if output is None:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL")
+        where = f"S3 at {storage.scrub(endpoint)}" if endpoint else "no AWS_ENDPOINT_URL"
+        return f"not asked for a place; `segment-archive doctor OUTPUT` tries one ({where})"
+    folder = storage.locate(output)
+    storage.require_writable(folder)
+    probe, content = folder / f"{storage.TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}", os.urandom(1 << 16)
+    with storage.explained(folder):
+        try:
+            storage.write_whole(probe, content)
+            if storage.read_bytes(probe) != content:
+                raise JobError(f"{folder.uri} gives back other bytes than were written: do not use it.")
+        finally:
+            with contextlib.suppress(Exception):
+                storage.remove(probe)
+    return f"{folder.uri} takes, gives back and removes a file"
+
+
+def _ray() -> str:
+    from tasks import cluster
+
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        return "RAY_ADDRESS is not set: jobs start Ray on this machine"
+    host, _, port = address.rpartition(":")
+    if port.isdigit():  # Ray itself would try for a minute
+        try:
+            socket.create_connection((host.rpartition("/")[2], int(port)), _RAY_PATIENCE_S).close()
+        except OSError as error:
+            raise JobError(f"Nobody answers at RAY_ADDRESS={address} ({error}): start the cluster.") from None
+    with cluster.connected():
+        cpus, gpus = cluster.total_resources()
+    if cpus < 1:
+        raise JobError(f"The cluster at {address} has no CPUs: add a node, or let the job ask for `cpus`.")
+    return f"the cluster at {address} has {cpus:g} CPUs and {gpus:g} GPUs"
+
+
+def _prefect() -> str:
+    address = os.environ.get("PREFECT_API_URL", "")
+    if not address:
+        return "PREFECT_API_URL is not set: runs start a server of their own"
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: address}), get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+        if problem is None:
+            pools = [pool.name for pool in client.read_work_pools()]
+    if problem is not None:
+        raise JobError(f"Nobody answers at PREFECT_API_URL={storage.scrub(address)}: start the server, or unset it.")
+    if not pools:
+        raise JobError(f"The server at {storage.scrub(address)} has no work pool: see infra/README.md.")
+    return f"the server at {storage.scrub(address)} answers; work pools: {', '.join(pools)}"

@@ -1,0 +1,50 @@
+"""Models as directories in a folder or bucket prefix: which there are.
+
+What a model directory holds is `segcore.checkpoint`'s business.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from segcore import models
+from segcore.checkpoint import CARD_FILE, WEIGHTS_FILE
+from tasks import storage
+from tasks.errors import JobError
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """One model of a registry."""
+
+    name: str
+    """Of its directory, relative to the registry."""
+
+    uri: str
+    """Of its directory."""
+
+
+def list_models(registry: str) -> list[RegisteredModel]:
+    """The models of a registry, in the order of their names.
+
+    registry: a folder or prefix of model directories, one model directory, or a model's name (its weights are looked
+        for where `segment-archive run` finds them). A directory with either of the two files of a model counts: one
+        without the other is a broken model, not none.
+    Raises JobError where there is none.
+    """
+    if registry in models.NAMES:
+        return [RegisteredModel(registry, registry)]
+    place = storage.locate(registry)
+    with storage.explained(place):
+        if place.protocol == "file" and not Path(place.path).is_dir():
+            raise JobError(f"There is no registry at {registry}: give a folder or bucket prefix of model directories.")
+        folders = {
+            file.path.rpartition("/")[0]
+            for file in storage.list_files(place)
+            if file.path.rpartition("/")[2] in (WEIGHTS_FILE, CARD_FILE)
+        }
+    if not folders:
+        raise JobError(f"{registry} holds no model: a model is a directory with {WEIGHTS_FILE} and {CARD_FILE}.")
+    return [
+        RegisteredModel(folder or place.name, (place / folder).uri if folder else place.uri)
+        for folder in sorted(folders)
+    ]

@@ -1,0 +1,82 @@
+"""The console commands about evaluation: words and exit statuses; and a submission that is checked."""
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from flows import evaluate_cli
+from segcore.masks import encode_mask
+from tasks.errors import JobError
+from tasks.pipeline import write_rows
+from tasks.schema import empty_row
+from tasks.storage import locate
+from tasks.submission import check_mask, write_submission
+
+
+def run(*arguments: object):  # type: ignore[no-untyped-def]
+    app = typer.Typer()
+    evaluate_cli.mount(app)
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_bad_options_and_empty_places_end_with_one_sentence(tmp_path: Path) -> None:
+    for arguments, words in [
+        (("evaluate", "m", "d", tmp_path, "--long-side", "3"), "inference.long_side_px"),
+        (("evaluate", "m", "d", tmp_path, "--crf-preset", "none"), "no CRF parameters"),
+        (("evaluate", "m", "d", tmp_path, "--tolerance", "-1"), "alarm.tolerance_points"),
+        (("baseline", "accept", tmp_path), "holds no night yet"),
+        (("submission", tmp_path, tmp_path / "ids", tmp_path / "out"), "does not exist"),
+    ]:
+        told = run(*arguments)
+        assert told.exit_code == 1 and words in told.output and "Traceback" not in told.output
+        assert len(told.output.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    rows = []
+    for number, (width, height) in enumerate([(20, 10), (11, 13)]):
+        labels = np.full((height // (number + 1), width // (number + 1)), 5 * number, np.uint8)
+        rows.append(
+            empty_row()
+            | {"image_id": f"2008_00000{number}.jpg", "run_id": "r", "uri": "u", "model": "m"}
+            | {"width": width, "height": height, "mask": encode_mask(labels)}
+        )
+    write_rows(locate(str(tmp_path / "archive" / "masks" / "run=r" / "part-0.parquet")), rows)
+    return tmp_path / "archive"
+
+
+def test_a_submission_has_the_servers_names_sizes_and_palette(archive: Path, tmp_path: Path) -> None:
+    ids = tmp_path / "test.txt"
+    ids.write_text("2008_000000\n2008_000001\n")
+    told = run("submission", archive, ids, tmp_path / "out", "--comp", "5")
+    assert told.exit_code == 0 and "2 masks, checked" in told.output
+    folder = "results/VOC2012/Segmentation/comp5_test_cls"
+    with Image.open(tmp_path / "out" / folder / "2008_000001.png") as image:
+        assert image.mode == "P" and image.size == (11, 13) and set(np.asarray(image).ravel()) == {5}
+        assert image.getpalette()[15:18] == [128, 0, 128]
+    with tarfile.open(tmp_path / "out" / "comp5_test_cls.tar.gz") as packed:
+        assert packed.getnames() == [f"{folder}/2008_000000.png", f"{folder}/2008_000001.png"]
+    first = (tmp_path / "out" / "comp5_test_cls.tar.gz").read_bytes()
+    assert run("submission", archive, ids, tmp_path / "out", "--comp", "5").exit_code == 0
+    assert (tmp_path / "out" / "comp5_test_cls.tar.gz").read_bytes() == first
+
+
+def test_what_the_server_would_refuse_is_named(archive: Path, tmp_path: Path) -> None:
+    ids = tmp_path / "test.txt"
+    ids.write_text("2008_000000\n2009_000000\n")
+    with pytest.raises(JobError, match=r"no mask of 1 of the 2 images .*: 2009_000000"):
+        write_submission(str(archive), str(ids), str(tmp_path / "out"))
+    with pytest.raises(JobError, match="no competition 7"):
+        write_submission(str(archive), str(ids), str(tmp_path / "out"), comp=7)
+    with pytest.raises(JobError, match="holds no run x"):
+        write_submission(str(archive), str(ids), str(tmp_path / "out"), run_id="x")
+    with pytest.raises(JobError, match="label 21"):
+        check_mask("a", encode_mask(np.full((4, 4), 21, np.uint8)), 4, 4)
+    with pytest.raises(JobError, match="4 x 4 px, its photograph 5 x 4"):
+        check_mask("a", encode_mask(np.zeros((4, 4), np.uint8)), 5, 4)

@@ -1,0 +1,55 @@
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from flows import prepare_cli
+from tests.datasets import make_dataset, write_list
+
+
+def run(*arguments: str):
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    prepare_cli.mount(app)
+    return CliRunner().invoke(app, ["prepare", *arguments])
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_prepare_says_what_came_of_it(tmp_path):
+    mine, out = make_dataset(tmp_path / "mine"), str(tmp_path / "out")
+    shown = run(out, "--data", str(mine), "--split", "val=val", "--split", "few=train")
+    assert shown.exit_code == 0, shown.output
+    assert "mine: val 2, few 6 images" in shown.stdout and "gallery.png" in shown.stdout
+    assert "Nothing to do" in run(out, "--data", str(mine), "--split", "val=val", "--split", "few=train").stdout
+    (mine / "JPEGImages/img-0.jpg").unlink()
+    shown = run(out, "--data", str(mine))
+    assert shown.exit_code == 1 and "segment-archive: mine cannot be prepared as it is" in shown.stderr
+    assert "Traceback" not in shown.output
+
+
+def test_check_shows_a_table_and_mends(tmp_path):
+    mine = make_dataset(tmp_path / "mine")
+    assert run("--check", str(mine)).exit_code == 0
+    write_list(mine, "train", [f"img-{k}" for k in range(7)])
+    report, gallery = tmp_path / "r.csv", tmp_path / "g.png"
+    shown = run("--check", str(mine), "--report", str(report), "--gallery", str(gallery))
+    assert shown.exit_code == 1
+    assert "in train and in val" in shown.stdout and "img-6 is in val too" in shown.stdout
+    assert "take it out of the training list" in shown.stdout and "cat" in shown.stdout
+    assert "in train and in val" in report.read_text() and gallery.stat().st_size > 1000
+    shown = run("--check", str(mine), "--fix")
+    assert shown.exit_code == 0 and "1 files mended" in shown.stdout and "Nothing is wrong" in shown.stdout
+
+
+def test_what_makes_no_sense_is_one_sentence(tmp_path):
+    for arguments, message in (
+        ((), "Say where the dataset goes"),
+        (("--check", str(tmp_path / "none")), "does not exist"),
+        (("--check", "x", "--data", "y"), "give --check PATH alone"),
+        (("out", "--fix"), "belong to --check"),
+        (("out", "--split", "train"), "is not NAME=FILE"),
+        (("out", "--val-share", "1"), "from 0 to less than 1"),
+        (("out", "--prefer", "coco"), "prefer"),
+    ):
+        shown = run(*arguments)
+        assert shown.exit_code == 1 and message in shown.stderr, shown.output
+        assert shown.stderr.startswith("segment-archive: ") and shown.stderr.count("\n") == 1

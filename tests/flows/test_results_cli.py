@@ -1,0 +1,98 @@
+"""The commands about results as a person types them: in process, since each is a few calls."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import flows.cli
+
+
+@pytest.fixture
+def command():
+    def call(*arguments):
+        return CliRunner().invoke(flows.cli.app, [str(a) for a in arguments])
+
+    return call
+
+
+def test_query_prints_tables_and_writes_files(command, small_output, tmp_path):
+    told = command("query", small_output)
+    assert told.exit_code == 0 and "Run bbbb22220000 (finished): 32 images" in told.stdout and "objects" in told.stdout
+    sql = "SELECT class, count(*) AS images FROM objects GROUP BY ALL ORDER BY 2 DESC, 1"
+    table = command("query", small_output, sql)
+    assert table.exit_code == 0 and "background" in table.stdout and "30" in table.stdout
+    as_csv = list(csv.DictReader(io.StringIO(command("query", small_output, sql, "--format", "csv").stdout)))
+    as_json = json.loads(command("query", small_output, sql, "--format", "json").stdout)
+    assert [(r["class"], int(r["images"])) for r in as_csv] == [(r["class"], r["images"]) for r in as_json]
+    for ending in ("csv", "json", "parquet"):
+        assert command("query", small_output, sql, "--to", tmp_path / f"a.{ending}").exit_code == 0
+    assert pq.read_table(tmp_path / "a.parquet").to_pylist() == as_json == json.loads((tmp_path / "a.json").read_text())
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == len(as_json) + 1
+
+
+def test_a_long_answer_is_cut_for_the_eye_and_whole_in_a_file(command, small_output, tmp_path):
+    sql = "SELECT i.image_id, o.class FROM images i, objects o"
+    told = command("query", small_output, sql)
+    assert "The first 60 rows" in told.stdout
+    assert "No rows." in command("query", small_output, "SELECT * FROM images WHERE false").stdout
+    command("query", small_output, sql, "--to", tmp_path / "all.csv")
+    assert len((tmp_path / "all.csv").read_text().splitlines()) > 2000
+
+
+def test_mistakes_are_one_sentence(command, small_output, tmp_path):
+    for arguments, words in [
+        (("query", small_output, "SELECT nothing FROM images"), 'Referenced column "nothing" not found'),
+        (("query", tmp_path, "SELECT 1"), "holds no run"),
+        (("query", small_output, "SELECT 1", "--format", "xml"), "no format 'xml'"),
+        (("query", small_output, "SELECT 1", "--format", "parquet"), "name a file with --to"),
+        (("query", small_output, "SELECT 1", "--to", tmp_path / "no" / "where.csv"), "Cannot write"),
+        (("query", small_output, "SELECT 1", "--run", "nope"), "no run 'nope'"),
+        (("find", small_output, "--class", "dgo"), "holds 'dgo'"),
+        (("find", small_output, "--class", "dog", "--min-share", "7"), "min_share"),
+        (("find", small_output, "--sort", "beauty"), "sort"),
+        (("report", small_output, "--images", "0"), "images"),
+        (("report", small_output, "--where", "confidence >"), "DuckDB cannot answer"),
+        (("export", small_output, tmp_path / "e", "--to", "gif"), "to: Input should be 'coco', 'png' or 'voc'"),
+        (("diff", small_output, "aaaa", "aaaa"), "are the same run"),
+    ]:
+        told = command(*arguments)
+        assert told.exit_code == 1, arguments
+        assert words in told.stderr and len(told.stderr.strip().splitlines()) == 1, told.stderr
+        assert told.stdout == ""
+
+
+def test_find_shows_the_images(command, small_output):
+    told = command(
+        "find", small_output, "--class", "tvmonitor", "--min-share", "0.001", "--sort", "share", "--limit", "2"
+    )
+    lines = [line for line in told.stdout.splitlines() if ".jpg" in line]
+    assert told.exit_code == 0 and len(lines) == 2
+    annotate = command("find", small_output, "--sort", "annotate", "--limit", "1", "--format", "csv").stdout
+    assert annotate.splitlines()[0] == "image_id,confidence,entropy,changed_by_crf,annotate,classes"
+
+
+def test_names_with_control_characters_do_not_reach_the_terminal(command, tmp_path):
+    from tests.outputs import error_row, write_run
+
+    write_run(str(tmp_path / "out"), "r", [error_row("\x1b[31mred\x07.jpg", "x")])
+    told = command("query", tmp_path / "out", "SELECT image_id FROM images")
+    assert "\\x1b[31mred\\x07.jpg" in told.stdout and "\x1b" not in told.stdout
+
+
+def test_report_export_and_diff_say_where_things_are(command, small_output, tmp_path):
+    made = command("report", small_output, "--to", tmp_path / "gallery", "--images", "9")
+    assert made.exit_code == 0 and "9 of 32 images" in made.stdout
+    assert Path(made.stdout.partition("Gallery: ")[2].splitlines()[0]).is_file()
+    assert (tmp_path / "gallery" / "contact-sheet.png").is_file()
+    exported = command("export", small_output, tmp_path / "coco", "--to", "coco")
+    assert "regions of run bbbb22220000 as coco; 2 images have none." in exported.stdout
+    again = command("export", small_output, tmp_path / "coco", "--to", "coco")
+    assert again.exit_code == 0 and "Nothing to do" in again.stdout
+    compared = command("diff", small_output, "aaaa", "bbbb", "--images", "3")
+    assert compared.exit_code == 0 and "30 images in both runs" in compared.stdout
+    assert Path(compared.stdout.partition("Gallery: ")[2].strip()).is_file()

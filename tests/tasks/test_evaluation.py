@@ -1,0 +1,194 @@
+"""Judging images on Ray, the figures from their counts, the registry in a bucket, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from segcore import checkpoint, evaluation
+from segcore.card import ModelCard
+from segcore.preprocessing import DEEPLAB
+from segcore.voc import CLASSES
+from tasks.errors import JobError
+from tasks.evaluation import (
+    Counts,
+    ReevaluateJob,
+    RefusedError,
+    counts_folder,
+    evaluate,
+    evaluation_of,
+    evaluations_of,
+    figures,
+    open_dataset,
+    read_counts,
+    read_record,
+    refuse_training_images,
+    write_record,
+)
+from tasks.registry import RegisteredModel, list_models
+from tasks.remote_models import local_model
+from tasks.shards import read_manifest
+from tasks.storage import locate
+from tests.evaluation_data import INFERENCE, judged_in_process, save_model, shard_row, small_dataset, write_dataset
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation")
+    small_dataset(folder / "data")
+    save_model(folder / "models" / "good", 0)
+    return folder
+
+
+def job_of(place: Path, output: Path, **options: object) -> ReevaluateJob:
+    given = {"models": str(place / "models"), "dataset": str(place / "data"), "inference": INFERENCE, "report": False}
+    return ReevaluateJob(**(given | {"output": str(output)} | options))
+
+
+def test_every_image_is_judged_once_as_in_one_process(place: Path, tmp_path: Path, ray_cluster: None) -> None:
+    job = job_of(place, tmp_path / "out")
+    (model,) = list_models(job.models)
+    (asked,) = evaluations_of(job, model, open_dataset(job)[0])
+    record = evaluate(job, asked)
+    output = locate(job.output)
+    counts = read_counts(output, asked)
+    assert counts.ids == [f"image-{number:03d}" for number in range(24)]
+    other = job_of(place, tmp_path / "other")
+    judged_in_process(other, asked)
+    expected = read_counts(locate(other.output), asked)
+    for stage in ("without CRF", "with CRF"):
+        np.testing.assert_array_equal(counts.confusion[stage], expected.confusion[stage])
+        np.testing.assert_array_equal(counts.trimap[stage], expected.trimap[stage])
+    # Parts add up: what stands in the files is what the whole has
+    files = sorted(Path(counts_folder(output, asked.id).path).glob("*.parquet"))
+    assert len(files) == 2
+    cells = [c for file in files for row in pq.read_table(file).to_pylist() for c in row["confusion_with_crf"]]
+    assert sum(cell["pixels"] for cell in cells) == counts.confusion["with CRF"].sum()
+    # The truth is what the model sees, so it is right everywhere without CRF
+    assert record["figures"]["without CRF"]["mean_iou"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert record["images"] == 24 and evaluation_of(read_record(output, asked.id)) == asked
+
+    # A lost file alone is done again
+    before = {file.name: file.stat().st_mtime_ns for file in files}
+    files[0].unlink()
+    Path(output.path, "evaluations", f"{asked.id}.json").unlink()
+    assert evaluate(job, asked) == record
+    assert files[1].stat().st_mtime_ns == before[files[1].name]
+
+
+def test_figures_of_a_subset_are_a_query(place: Path, tmp_path: Path) -> None:
+    job = job_of(place, tmp_path / "out")
+    (asked,) = evaluations_of(job, list_models(job.models)[0], open_dataset(job)[0])
+    judged_in_process(job, asked)
+    counts = read_counts(locate(job.output), asked)
+    import duckdb
+
+    found = duckdb.sql(
+        f"""SELECT c.truth, sum(c.pixels) FROM
+        (SELECT unnest(confusion_with_crf) AS c FROM '{tmp_path}/out/counts/*/*.parquet' WHERE image_id < 'image-010')
+        GROUP BY ALL"""
+    ).fetchall()
+    summed = counts.of("with CRF")[:10].sum(axis=0)
+    assert dict(found) == {c: int(n) for c, n in enumerate(summed[:, 1]) if n}
+
+
+def test_intervals_hold_their_figure_and_absent_classes_are_named(place: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    confusion = np.zeros((30, 21, 21), np.int64)
+    confusion[:, :3, :3] = random.integers(0, 200, (30, 3, 3)) + 300 * np.eye(3, dtype=np.int64)
+    trimap = np.zeros((30, 40, 21, 3), np.int64)
+    trimap[:, :, :3] = random.integers(5, 20, (30, 40, 3, 3)).cumsum(axis=-1)[..., ::1]
+    trimap[..., 0] = np.minimum(trimap[..., 0], trimap[..., 1])
+    counts = Counts([str(k) for k in range(30)], {"without CRF": confusion}, {"without CRF": trimap})
+    found = figures(counts, "without CRF", CLASSES)
+    assert set(found["iou"]) == set(CLASSES[:3]) and found["absent"] == list(CLASSES[3:])
+    for name in ("mean_iou", "pixel_accuracy", "class_accuracy"):
+        assert found[name]["low"] < found[name]["value"] < found[name]["high"]
+    whole = evaluation.counts_of(confusion.sum(axis=0))
+    assert found["mean_iou"]["value"] == pytest.approx(float(evaluation.mean_iou(whole)))
+    widest = trimap.sum(axis=(0, 1))
+    assert found["trimap"]["pixel_accuracy"][39]["value"] == pytest.approx(float(evaluation.pixel_accuracy(widest)))
+    assert len(found["trimap"]["mean_iou"]) == 40
+    json.dumps(found, allow_nan=False)
+
+    # Draws of the same few images would make a rare class look certain
+    few = Counts(counts.ids[:4], {k: v[:4] for k, v in counts.confusion.items()}, {"without CRF": trimap[:4]})
+    rare = figures(few, "without CRF", CLASSES)["iou"]["aeroplane"]
+    assert rare["low"] is rare["high"] is None and rare["images"] == 4
+
+
+def test_a_model_is_not_scored_on_what_it_learnt(tmp_path: Path) -> None:
+    labels = np.zeros((8, 8), np.uint8)
+    image = b"no image is read here"
+    rows = [shard_row(f"a{k}", image, labels) for k in range(2)]
+    write_dataset(locate(str(tmp_path / "data")), "mine", {"val": rows})
+    manifest = read_manifest(locate(str(tmp_path / "data")))
+    both = replace_splits(manifest, {"val": manifest.splits["val"], "trainval": manifest.splits["val"]})
+    card = ModelCard("pspnet50", CLASSES, DEEPLAB, training_split="mine-trainval")
+    with pytest.raises(RefusedError, match='its card says "training_split": "mine-trainval"'):
+        refuse_training_images(card, both, "val")
+    refuse_training_images(replace(card, training_split="mine-train"), both, "val")
+    refuse_training_images(replace(card, training_split="unknown"), both, "val")
+    voc = both.model_copy(update={"name": "voc2012"})
+    with pytest.raises(RefusedError, match='"training_split": "voc2012-trainval_aug"'):
+        refuse_training_images(replace(card, training_split="voc2012-trainval_aug"), voc, "val")
+
+
+def replace_splits(manifest, splits):  # type: ignore[no-untyped-def]
+    return manifest.model_copy(update={"splits": splits})
+
+
+def test_a_model_of_other_classes_or_none_is_named(place: Path, tmp_path: Path) -> None:
+    job = job_of(place, tmp_path / "out")
+    manifest, _ = open_dataset(job)
+    with pytest.raises(JobError, match="the dataset small has 20"):
+        evaluations_of(job, list_models(job.models)[0], manifest.model_copy(update={"classes": manifest.classes[:20]}))
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "card.json").write_text("{}")
+    (half,) = list_models(str(tmp_path / "half"))
+    with pytest.raises(JobError, match="half"):
+        evaluations_of(job, half, manifest)
+    with pytest.raises(JobError, match="no registry"):
+        list_models(str(tmp_path / "nowhere"))
+    with pytest.raises(JobError, match="holds no model"):
+        list_models(str(place / "data"))
+
+
+def test_what_decides_a_count_decides_the_identity(place: Path, tmp_path: Path) -> None:
+    job = job_of(place, tmp_path / "out")
+    (model,) = list_models(job.models)
+    manifest, _ = open_dataset(job)
+    ids = [evaluations_of(job, model, manifest)[0].id]
+    for options in ({"crf": None}, {"inference": INFERENCE | {"mirror": True}}):
+        ids.append(evaluations_of(job_of(place, tmp_path / "out", **options), model, manifest)[0].id)
+    both = evaluations_of(job_of(place, tmp_path / "out", multi_scale=True), model, manifest)
+    assert [e.protocol for e in both] == ["single scale", "multi-scale"] and both[0].id == ids[0]
+    assert both[1].inference.scales == (0.5, 0.75, 1.0)
+    assert len({*ids, both[1].id}) == 4
+
+
+def test_a_registry_in_a_bucket(place: Path, bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for file in (place / "models" / "good").iterdir():
+        bucket.put(f"models/good/{file.name}", file.read_bytes())
+    (model,) = list_models(f"s3://{bucket.name}/models")
+    assert model == RegisteredModel("good", f"s3://{bucket.name}/models/good")
+    copy = local_model(model.uri)
+    assert checkpoint.digest_of(copy) == checkpoint.digest_of(place / "models" / "good")
+    assert local_model(model.uri) == copy
+    card = (place / "models" / "good" / "card.json").read_text().replace('"init": "', '"init": "again ')
+    bucket.put("models/good/card.json", card.encode())
+    assert local_model(model.uri) != copy
+
+
+def test_a_record_is_read_back(place: Path, tmp_path: Path) -> None:
+    job = job_of(place, tmp_path / "out", crf=None)
+    (asked,) = evaluations_of(job, list_models(job.models)[0], open_dataset(job)[0])
+    judged_in_process(job, asked)
+    output = locate(job.output)
+    record = write_record(output, asked, read_counts(output, asked))
+    assert read_record(output, asked.id) == record and asked.stages == ("without CRF",)
+    assert evaluation_of(record) == asked

@@ -1,0 +1,155 @@
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from segcore.masks import decode_mask
+from segcore.rle import decode_coco
+from tasks import export, storage
+from tasks.errors import JobError
+from tasks.export import ExportJob, export_run, voc_names
+from tasks.results import open_results
+from tests.outputs import HOSTILE_NAMES, error_row, mask_row, real_rows, small_rows, write_run
+
+
+def export_to(kind, output, folder, **options):
+    return export_run(ExportJob(output=str(output), to=kind, destination=str(folder), **options))
+
+
+def read_coco(place):
+    """Label maps of a COCO file by pycocotools, by identity."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(place))
+    found = {}
+    for image in coco.loadImgs(coco.getImgIds()):
+        labels = np.zeros((image["height"], image["width"]), np.uint8)
+        for annotation in coco.loadAnns(coco.getAnnIds(imgIds=image["id"])):
+            region = coco.annToMask(annotation).astype(bool)
+            assert annotation["area"] == region.sum()
+            y, x = np.nonzero(region)
+            assert annotation["bbox"] == [x.min(), y.min(), x.max() + 1 - x.min(), y.max() + 1 - y.min()]
+            labels[region] = annotation["category_id"]
+        found[image["file_name"]] = labels
+    return found
+
+
+def equal(found, wanted):
+    assert found.keys() == wanted.keys()
+    return all(np.array_equal(found[image_id], labels) for image_id, labels in wanted.items())
+
+
+def test_coco_reads_every_mask_back(small_output, tmp_path):
+    report = export_to("coco", small_output, tmp_path / "coco")
+    masks = dict(open_results(small_output))
+    assert equal(read_coco(tmp_path / "coco" / "annotations.json"), masks)
+    assert (report.masks, report.without_mask) == (30, 2)
+    document = json.loads((tmp_path / "coco" / "annotations.json").read_text())
+    assert report.annotations == len(document["annotations"]) == len({a["id"] for a in document["annotations"]})
+    assert all(category["name"] != "background" for category in document["categories"])
+    assert sorted(p.name for p in (tmp_path / "coco").iterdir() if p.is_file()) == ["annotations.json", "export.json"]
+    one = document["annotations"][0]["segmentation"]
+    assert decode_coco(one["counts"].encode(), *one["size"]).any()
+
+
+def test_png_and_voc_are_read_by_pillow(small_output, tmp_path):
+    masks = dict(open_results(small_output))
+    export_to("png", small_output, tmp_path / "png")
+    assert equal({i: np.array(Image.open(tmp_path / "png" / f"{i}.png")) for i in masks}, masks)
+    report = export_to("voc", small_output, tmp_path / "voc", photographs=True)
+    names = (tmp_path / "voc" / "ImageSets" / "Segmentation" / "all.txt").read_text().splitlines()
+    assert len(names) == report.photographs == 30 and report.photographs_missing == 0
+    for name in names:  # As every reader of VOC does
+        with Image.open(tmp_path / "voc" / "SegmentationClass" / f"{name}.png") as mask:
+            assert mask.mode == "P" and np.array_equal(np.array(mask), masks[f"{name}.jpg"])
+            with Image.open(tmp_path / "voc" / "JPEGImages" / f"{name}.jpg") as photograph:
+                assert photograph.size == mask.size
+    assert "12 dog" in (tmp_path / "voc" / "labels.txt").read_text().splitlines()
+
+
+def test_an_export_that_was_ended_goes_on(small_output, tmp_path, monkeypatch):
+    whole = export_to("coco", small_output, tmp_path / "whole")
+    write, calls = export._Writer.write, []
+
+    def ended(self, file, first_row, place):
+        calls.append(file)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return write(self, file, first_row, place)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(export._Writer, "write", ended)
+        with pytest.raises(KeyboardInterrupt):
+            export_to("coco", small_output, tmp_path / "coco")
+    assert not (tmp_path / "coco" / "annotations.json").exists()
+    again = export_to("coco", small_output, tmp_path / "coco")
+    assert again.done_before == 16 and (again.masks, again.annotations) == (whole.masks, whole.annotations)
+    assert (tmp_path / "coco" / "annotations.json").read_bytes() == (
+        tmp_path / "whole" / "annotations.json"
+    ).read_bytes()
+    third = export_to("coco", small_output, tmp_path / "coco")
+    assert third.done_before == third.masks == 30 and third.seconds == again.seconds
+
+
+def test_nothing_is_mixed(small_output, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(JobError, match=r"not empty .thesis.txt."):
+        export_to("png", small_output, tmp_path / "mine")
+    export_to("png", small_output, tmp_path / "png")
+    with pytest.raises(JobError, match=r"holds an export of something else"):
+        export_to("png", small_output, tmp_path / "png", run="aaaa")
+    with pytest.raises(JobError, match=r"is not finished"):
+        export_to("png", small_output, tmp_path / "other", run="cccc")
+    with pytest.raises(JobError, match=r"no place for photographs"):
+        export_to("png", small_output, tmp_path / "other", photographs=True)
+
+
+def test_hostile_names_stay_in_the_folder_and_apart(tmp_path):
+    labels = np.ones((4, 5), np.uint8)
+    names = [*HOSTILE_NAMES, "../../up.jpg", "a.jpg", "a.png", "a", "a.jpg.png"]
+    rows = [mask_row(name, "/nowhere", labels * number) for number, name in enumerate(names, start=1)]
+    write_run(str(tmp_path / "out"), "r", rows)
+    for kind in ("png", "voc", "coco"):
+        report = export_to(kind, tmp_path / "out", tmp_path / kind, photographs=kind != "png")
+        assert report.masks == len(names)
+        assert report.photographs_missing == (0 if kind == "png" else len(names))
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "png", "voc", "coco"}
+    values = {np.array(Image.open(p)).max() for p in (tmp_path / "voc" / "SegmentationClass").rglob("*.png")}
+    assert values == set(range(1, len(names) + 1))
+    lines = (tmp_path / "voc" / "ImageSets" / "Segmentation" / "all.txt").read_text().split("\n")
+    assert len(lines) == len(names) + 1
+    back = [json.loads(line) for line in (tmp_path / "voc/ImageSets/Segmentation/all.jsonl").read_text().splitlines()]
+    assert [row["image_id"] for row in back] == names
+    assert len(set(voc_names(names).values())) == len(names)
+
+
+def test_a_bucket_to_a_bucket(bucket, tmp_path):
+    rows = small_rows(tmp_path / "photographs", num_images=10)
+    write_run(f"s3://{bucket.name}/out", "r", [*rows, error_row("broken", "broken")], per_file=4)
+    export_to("coco", f"s3://{bucket.name}/out", f"s3://{bucket.name}/coco")
+    data = storage.read_bytes(storage.locate(f"s3://{bucket.name}/coco/annotations.json"))
+    (tmp_path / "annotations.json").write_bytes(data)
+    assert equal(read_coco(tmp_path / "annotations.json"), {r["image_id"]: decode_mask(r["mask"]) for r in rows})
+    assert [f.path for f in storage.list_files(storage.locate(f"s3://{bucket.name}/coco"))] == [
+        "annotations.json",
+        "export.json",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_four_hundred_real_masks_come_back_from_every_format(voc, tmp_path):
+    write_run(str(tmp_path / "out"), "r", real_rows(voc), per_file=64)
+    masks = dict(open_results(str(tmp_path / "out")))
+    assert len(masks) == 400
+    for kind in ("coco", "png", "voc"):
+        assert export_to(kind, tmp_path / "out", tmp_path / kind).masks == 400
+    assert equal(read_coco(tmp_path / "coco" / "annotations.json"), masks)
+    assert equal({i: np.array(Image.open(tmp_path / "png" / f"{i}.png")) for i in masks}, masks)
+    for image_id, labels in masks.items():
+        name = image_id.removesuffix(".jpg")
+        assert np.array_equal(np.array(Image.open(tmp_path / "voc" / "SegmentationClass" / f"{name}.png")), labels)

@@ -1,0 +1,70 @@
+import collections
+
+import pytest
+
+from tasks.cluster import Plan
+from tasks.meter import Meter, starving
+from tasks.pipeline import UnitReport
+
+
+def stages(read: float, score: float, refine: float) -> dict[str, dict[str, float]]:
+    shares = {"read": read, "score": score, "refine": refine}
+    return {stage: {"busy_share": share, "busy_s": 100 * share} for stage, share in shares.items()}
+
+
+def test_who_starves_is_said_with_the_remedy():
+    said = starving(stages(0.1, 0.38, 0.97), gpus=True)
+    assert said == "Scoring waits for refinement 62% of the time: add CPUs."
+    assert "Scoring waits for reading" in starving(stages(0.9, 0.3, 0.2), gpus=True)
+    assert "add GPUs" in starving(stages(0.1, 0.95, 0.1), gpus=True)
+    assert starving(stages(0.3, 0.9, 0.8), gpus=True) == ""
+    # Without a GPU the stages share the cores: only storage can hold them up
+    assert starving(stages(0.01, 0.3, 0.6), gpus=False) == ""
+    assert "wait for reading, which takes 80% of the work" in starving(stages(0.8, 0.1, 0.1), gpus=False)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_units_add_up_to_the_figures_of_a_session():
+    meter = Meter("run")
+    plan = Plan(2, 2, 2, 0.5, 0)
+    meter.begin(plan)
+    for number in range(3):
+        meter.add(
+            UnitReport(
+                f"unit-{number}",
+                images=4,
+                errors=collections.Counter(empty=1),
+                seconds={"read": 0.5, "score": 2.0, "refine": 1.0},
+                waits={"score": 3.0, "refine": 0.0},
+                node=f"node {number % 2}",
+            )
+        )
+    meter.end(plan)
+    figures = meter.stages()
+    assert (meter.images, meter.errors, meter.nodes) == (12, {"empty": 3}, {"node 0": 8, "node 1": 4})
+    assert figures["score"]["busy_s"] == 6.0 and figures["score"]["images_per_s"] == 2.0
+    assert figures["score"]["queue_units"] > figures["refine"]["queue_units"] == 0
+
+
+def test_prometheus_is_told_the_same(ray_cluster):
+    """The exporter of Ray's node serves them under these names."""
+    import time
+    import urllib.request
+
+    import ray
+
+    meter = Meter("told")
+    meter.begin(Plan(1, 1, 1, 0.5, 0))
+    meter.add(UnitReport("unit", images=4, errors=collections.Counter(empty=2), seconds={"score": 2.0}))
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    deadline, told = time.monotonic() + 60, ""
+    while "segment_archive_errors" not in told and time.monotonic() < deadline:
+        time.sleep(0.5)
+        told = urllib.request.urlopen(address, timeout=10).read().decode()
+    lines = [
+        line for line in told.splitlines() if "segment_archive_" in line and 'run="told"' in line.replace("run_", "")
+    ]
+    names = {line.partition("{")[0] for line in lines}
+    assert {"ray_segment_archive_images_total", "ray_segment_archive_errors_total"} <= names, told[-2000:]
+    assert {"ray_segment_archive_busy_seconds_total", "ray_segment_archive_workers"} <= names
