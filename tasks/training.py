@@ -119,7 +119,7 @@ class TrainJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=
     compiled: bool = False
     """Let torch.compile fuse the kernels; takes a minute or more at the start."""
 
-    @field_validator("recipe", mode="before")
+    @field_validator("recipe", mode="before", json_schema_input_type=str | TrainRecipe)
     @classmethod
     def _named_recipe(cls, value: Any) -> Any:
         return recipes.recipe(value) if isinstance(value, str) else value

@@ -123,7 +123,9 @@ def test_nodes_of_unequal_size_one_joins_one_leaves(nodes, ray_cluster, bucket, 
     model = tmp_path / "model"
     untrained = checkpoint.load("deeplab_v1_largefov", untrained=True)
     checkpoint.save(model, untrained.module, untrained.card)
-    job = {"source": f"s3://{bucket.name}/photographs", "model": str(model), "inference": {"long_side_px": 321}}
+    job = {"source": f"s3://{bucket.name}/photographs", "model": str(model)}
+    # Enough work that it is not over before the workers of a new node have started
+    job |= {"inference": {"long_side_px": 321, "scales": [0.5, 0.75, 1.0, 1.25, 1.5, 2.0]}}
 
     nodes.start(num_cpus=1)
     leaving = nodes.start(num_cpus=2)
