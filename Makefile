@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SEGMENT_ARCHIVE_DATA ?= ../shared/data
-MINUTES ?= 66
+MINUTES ?= 80
 ENGINE := $(wildcard segcore/crf/* CMakeLists.txt)
 
 .DEFAULT_GOAL := help
@@ -36,7 +36,7 @@ test-slow: setup  ## The tests that take minutes: kills, real servers
 demo: setup  ## Segment the photographs of examples/, query the result, make a picture
 	$(BIN)/python -m flows.demo
 
-default-model: setup  ## Train the bundled model anew with the data of SEGMENT_ARCHIVE_DATA (MINUTES=66); goes on after a kill
+default-model: setup  ## Train the bundled model anew with the data of SEGMENT_ARCHIVE_DATA (MINUTES=80); goes on after a kill
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m flows.default_model $(SEGMENT_ARCHIVE_DATA)/voc2012 \
 	.run/default-model segcore/weights_bundled/pspnet14 --minutes $(MINUTES) --commit "$$(git rev-parse HEAD)"
 
