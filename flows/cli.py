@@ -1,7 +1,9 @@
 """The console command `segment-archive`: thin wiring from options to flows, and words for a person."""
 
+import contextlib
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 # A person at a terminal sees our words; Prefect and Ray report through their own interfaces. Set before their import.
@@ -14,6 +16,10 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+if "PREFECT_HOME" in os.environ:
+    with contextlib.suppress(OSError):  # Prefect makes the last folder of the path only, and its server then hangs
+        Path(os.environ["PREFECT_HOME"]).expanduser().mkdir(parents=True, exist_ok=True)
 
 import typer
 

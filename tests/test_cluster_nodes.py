@@ -22,7 +22,7 @@ from tests.processes import end_all, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-NUM_PHOTOGRAPHS = 64
+NUM_PHOTOGRAPHS = 40
 NUM_COMPARED = 12
 
 # The driver, in a process of its own so that it joins this cluster and not that of the other tests
@@ -114,7 +114,7 @@ def masks_of(folder: Path) -> dict[str, bytes]:
     return {row["image_id"]: row["mask"] for row in rows}
 
 
-def test_nodes_of_unequal_size_one_joins_one_leaves(nodes, ray_cluster, bucket, tmp_path):
+def test_nodes_of_unequal_size_and_one_that_joins(nodes, ray_cluster, bucket, tmp_path):
     for number in range(NUM_PHOTOGRAPHS):
         path = tmp_path / "one.jpg"
         photograph(number, (320, 240) if number % 2 else (241, 321)).save(path)
@@ -124,18 +124,17 @@ def test_nodes_of_unequal_size_one_joins_one_leaves(nodes, ray_cluster, bucket, 
     untrained = checkpoint.load("deeplab_v1_largefov", untrained=True)
     checkpoint.save(model, untrained.module, untrained.card)
     job = {"source": f"s3://{bucket.name}/photographs", "model": str(model)}
-    # Enough work that it is not over before the workers of a new node have started
-    job |= {"inference": {"long_side_px": 321, "scales": [0.5, 0.75, 1.0, 1.25, 1.5, 2.0]}}
+    job |= {"inference": {"long_side_px": 321, "scales": [0.5, 0.75, 1.0]}}
 
     nodes.start(num_cpus=1)
-    leaving = nodes.start(num_cpus=2)
+    nodes.start(num_cpus=2)
     environment = os.environ | nodes.environment | {"RAY_ADDRESS": nodes.address, "SEGMENT_ARCHIVE_LOG": "json"}
     command = [sys.executable, "-c", DRIVER, json.dumps(job | {"output": f"s3://{bucket.name}/out"})]
     driver = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     committed: collections.Counter[str] = collections.Counter()
-    noise, joined, left = [], False, False
+    noise, joined = [], False
     for line in driver.stderr:
         noise.append(line)
         event = json.loads(line) if line.startswith('{"time"') else {}
@@ -146,17 +145,13 @@ def test_nodes_of_unequal_size_one_joins_one_leaves(nodes, ray_cluster, bucket, 
         if not joined and committed.total() >= 3:
             nodes.start(num_cpus=1)
             joined = True
-        if not left and len(committed) == 3:
-            leaving.kill()  # Without a word, as a spot node goes; its servers see that their parent is gone
-            end_all("SEGMENT_ARCHIVE_NODE", str(nodes.processes.index(leaving)))
-            left = True
     told = driver.stdout.read()
     assert driver.wait() == 0, "".join(noise)[-3000:]
     code, end = (json.loads(line) for line in told.splitlines())
     # The code came with the job: these nodes do not have it
     assert all("working_dir_files" in path for path in code["code"]), code
-    assert joined and left and len(end["nodes"]) == 3, (committed, end)
-    assert end["masks"] == NUM_PHOTOGRAPHS
+    assert joined and end["masks"] == NUM_PHOTOGRAPHS
+    assert end["nodes"] == dict(committed)
 
     alone = ArchiveJob(**job, output=str(tmp_path / "alone"), limit=NUM_COMPARED)
     plan = list_archive.fn(alone)
