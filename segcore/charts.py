@@ -20,6 +20,7 @@ from segcore.voc import IGNORE_LABEL, palette
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _HATCHES = ("", "///", "...", "xx", "\\\\\\", "++")
+_MOST_ERROR_BARS = 20  # Nights of a history that are drawn with bars rather than bands
 _MARKERS = "osD^vP"
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 2)))
 
@@ -142,24 +143,22 @@ def history(series: Mapping[str, Sequence[tuple[datetime, Figure]]], title: str)
     axis = canvas.subplots()
     nights = sorted({time for points in series.values() for time, _ in points})
     for k, (label, points) in enumerate(series.items()):
-        values = 100 * np.array([f.value for _, f in points])
-        errors = 100 * np.array([[max(0.0, f.value - f.low), max(0.0, f.high - f.value)] for _, f in points]).T
-        axis.errorbar(
-            [nights.index(time) + 0.08 * (k - (len(series) - 1) / 2) for time, _ in points],
-            values,
-            yerr=errors,
-            label=label,
-            color=_COLOURS[k % 6],
-            marker=_MARKERS[k % 6],
-            linestyle=_DASHES[k % 6],
-            capsize=3,
-        )
+        at = [nights.index(time) + 0.08 * (k - (len(series) - 1) / 2) for time, _ in points]
+        low, values, high = 100 * np.array([(min(f.low, f.value), f.value, max(f.high, f.value)) for _, f in points]).T
+        style: dict[str, Any] = {"label": label, "color": _COLOURS[k % 6], "linestyle": _DASHES[k % 6]}
+        if len(nights) <= _MOST_ERROR_BARS:
+            axis.errorbar(at, values, yerr=[values - low, high - values], marker=_MARKERS[k % 6], capsize=3, **style)
+        else:  # Bars would run into one another
+            axis.fill_between(at, low, high, color=_COLOURS[k % 6], alpha=0.2, linewidth=0)
+            axis.plot(at, values, marker=_MARKERS[k % 6], markevery=(k * 4, max(1, len(nights) // 8)), **style)
     # A night is a step, however long ago the last one was; of many nights a dozen are named
     shown = range(0, len(nights), -(-len(nights) // 12))
-    axis.set_xticks(list(shown), [f"{nights[n]:%Y-%m-%d %H:%M}" for n in shown], rotation=30, ha="right")
+    days = len({time.date() for time in nights}) == len(nights)
+    told = [f"{nights[n]:%Y-%m-%d}" if days else f"{nights[n]:%Y-%m-%d %H:%M}" for n in shown]
+    axis.set_xticks(list(shown), told, rotation=30, ha="right")
     axis.set(xlabel="night (UTC)", ylabel="mean IoU, %", title=title, xlim=(-0.5, len(nights) - 0.5))
     axis.grid(alpha=0.3)
-    canvas.legend(loc="outside right upper", frameon=False)
+    canvas.legend(loc="outside upper center", frameon=False, ncols=2)
     return _png(canvas)
 
 

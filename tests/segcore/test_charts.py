@@ -30,6 +30,8 @@ def test_pictures_can_be_opened() -> None:
     opened(charts.confusion_picture(confusion, ("background", "cat", "dog"), "title"))
     now = datetime.datetime.now(datetime.UTC)
     opened(charts.history({"a": [(now, FIGURE), (now + datetime.timedelta(1), FIGURE)], "b": [(now, FIGURE)]}, "title"))
+    nights = [(now + datetime.timedelta(n), FIGURE) for n in range(90)]
+    assert opened(charts.history({"a": nights, "b": nights[40:]}, "title")).size[0] > 600
 
 
 def test_the_image_sheet_shows_every_line_and_void_in_white() -> None:
