@@ -43,19 +43,32 @@ def random_probabilities(rng: np.random.Generator, num_classes: int, height: int
 
 
 def assert_equals_pydensecrf(image: np.ndarray, probabilities: np.ndarray, params: CrfParams) -> None:
-    def away(iterations: int) -> np.ndarray:
-        bounded = replace(params, iterations=iterations)
-        ours = refine(image, probabilities, bounded, backend="native")
-        return np.abs(ours - refine(image, probabilities, replace(bounded, min_probability=0), backend="pydensecrf"))
+    """Marginals to 1e-4, or as near to pydensecrf as it is to itself.
 
-    assert away(min(params.iterations, 3)).max() <= 2e-5
-    if params.iterations <= 3:
-        return
-    # Where classes are in balance the mean field doubles rounding errors with each iteration: pydensecrf's own values
-    # move by 1e-4 here and there when its input moves by one unit in the last place
+    Where classes are in balance the mean field doubles rounding errors with each iteration: after ten, pydensecrf's own
+    marginals move by up to 5e-4 here and there when its input moves by one unit in the last place.
+    """
+
+    def theirs(probabilities: np.ndarray, iterations: int) -> np.ndarray:
+        exact = replace(params, iterations=iterations, min_probability=0)
+        return refine(image, probabilities, exact, backend="pydensecrf")
+
+    def away(iterations: int) -> np.ndarray:
+        ours = refine(image, probabilities, replace(params, iterations=iterations), backend="native")
+        return np.abs(ours - theirs(probabilities, iterations))
+
+    assert away(min(params.iterations, 3)).max() <= 1e-5
     later = away(params.iterations)
+    if later.max() <= 1e-4:
+        return
     assert (later <= 1e-4).mean() >= 0.999, later.max()
-    assert later.max() <= 2e-3
+    rng = np.random.default_rng(0)
+    nudged = [
+        np.nextafter(probabilities, rng.integers(0, 2, probabilities.shape, np.int32).astype(np.float32))
+        for _ in range(4)
+    ]
+    itself = max(np.abs(theirs(p, params.iterations) - theirs(probabilities, params.iterations)).max() for p in nudged)
+    assert later.max() <= 8 * itself, (later.max(), itself)
 
 
 # Sizes that are no multiple of 4 make pydensecrf pad with a black pixel at the origin, which adds vertices
