@@ -236,10 +236,11 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
                 done_before = session.images
                 for wave in waves:
                     free = cluster.free_resources(free)
-                    session.workers = cluster.plan_stages(*free).describe()
+                    workers = cluster.plan_nodes(cluster.free_nodes())
+                    session.workers = workers.describe()
                     meter = meter or Meter(plan.run_id)
                     for report in stream_growing(
-                        _spread(wave, spread_seed), params, destination, free, meter, packed=packed
+                        _spread(wave, spread_seed), params, destination, workers, meter, packed=packed
                     ):
                         if not session.seconds_to_first:
                             session.seconds_to_first = time.monotonic() - start

@@ -61,9 +61,8 @@ def main() -> None:
             print(f"{fault.name}, trial {trial}: {verdict}, {time.monotonic() - start:.0f} s", flush=True)
             if outcome.clean:
                 shutil.rmtree(FOLDER / "trials", ignore_errors=True)
-    print(
-        f"\n{conditions()}\n{NUM_PHOTOGRAPHS} photographs and 28 files that are none, {LONG_SIDE_PX} px, default model.\n"
-    )
+    print(f"\n{conditions()}")
+    print(f"{NUM_PHOTOGRAPHS} photographs and a file of each kind that is none, {LONG_SIDE_PX} px, default model.\n")
     print(table(wanted))
     sys.exit(failed or not all(outcome.clean for fault in wanted for outcome in outcomes(fault)))
 
@@ -77,7 +76,7 @@ def outcomes(fault: Fault) -> list[Outcome]:
 def table(faults: list[Fault]) -> str:
     """Markdown, a line for each fault."""
     lines = [
-        "| fault | times | lost | duplicated | differing | seconds to recover: median (longest) |",
+        "| fault | times | lost | duplicated | differing | recovery, s: median (longest) |",
         "|---" * 6 + "|",
     ]
     for fault in faults:
