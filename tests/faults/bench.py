@@ -1,4 +1,4 @@
-"""Where faults are tried: real photographs, the console command, and the rows of a run that nobody disturbed."""
+"""Where faults are tried: real photographs, the job, and the rows of a run that nobody disturbed."""
 
 import collections
 import contextlib
@@ -39,7 +39,7 @@ Rows = dict[str, str]
 
 @dataclasses.dataclass
 class Job:
-    """The console command at work, with everything that it has started."""
+    """A job at work, with everything that it has started."""
 
     process: subprocess.Popen
     mark: str
@@ -55,6 +55,11 @@ class Job:
         return self.log.read_text(errors="replace")
 
     @property
+    def sentences(self) -> list[str]:
+        """With which its sessions have ended."""
+        return [line.removeprefix("SENTENCE: ") for line in self.told.splitlines() if line.startswith("SENTENCE: ")]
+
+    @property
     def running(self) -> bool:
         return self.process.poll() is None
 
@@ -68,7 +73,7 @@ class Job:
         return found
 
     def kill_all(self) -> None:
-        """SIGKILL to the command and everything that it has started, at once."""
+        """SIGKILL to the driver and everything that it has started, at once."""
         for pid in marked(MARK, self.mark):
             kill(pid)
         self.process.wait()
@@ -85,8 +90,6 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.source = folder / "photographs"
-        self.model: tuple[str, ...] = ()
-        self._expected: dict[str, Rows] = {}
 
     def prepare(self) -> None:
         """Photographs, and a few files that are none."""
@@ -115,26 +118,25 @@ class Bench:
         place.mkdir(parents=True)
         return place
 
-    def start(self, output: str, log: Path, *, source: str = "", options: tuple[str, ...] = (), **environment) -> Job:
-        """The console command, as the head of a process group of its own."""
+    def start(self, output: str, log: Path, source: str = "", **environment: str) -> Job:
+        """The job without Prefect, as the head of a process group of its own."""
         mark = secrets.token_hex(8)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
-        inherited |= {MARK: mark, "PREFECT_HOME": str(self.folder / "prefect"), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "flows.cli", "run", source or str(self.source), output]
-        command += ["--long-side", str(LONG_SIDE_PX), "--gallery-images", "0", *self.model, *options]
+        inherited |= {MARK: mark, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "tests.faults.job", source or str(self.source), output, str(LONG_SIDE_PX)]
         with log.open("ab") as opened:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=inherited | environment, stdout=opened, stderr=opened, start_new_session=True
             )
         return Job(process, mark, log)
 
-    def undisturbed(self, source: str = "", options: tuple[str, ...] = ()) -> Rows:
-        """Rows of a run with the same source and options that nobody disturbed; made once, and kept."""
-        key = hashlib.sha256(json.dumps([source, self.model, options]).encode()).hexdigest()[:12]
+    def undisturbed(self, source: str = "", **environment: str) -> Rows:
+        """Rows of a run of the same source that nobody disturbed; made once, and kept."""
+        key = hashlib.sha256(f"{source} {LONG_SIDE_PX} {NUM_PHOTOGRAPHS}".encode()).hexdigest()[:12]
         kept = self.folder / f"undisturbed-{key}.json"
         if not kept.is_file():
             place = self.fresh("undisturbed", 0)
-            job = self.start(str(place / "out"), place / "log", source=source, options=options)
+            job = self.start(str(place / "out"), place / "log", source, **environment)
             try:
                 assert job.wait() == 0, job.told
                 rows, counts = rows_of(locate(str(place / "out")))
