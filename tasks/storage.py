@@ -28,13 +28,16 @@ from tasks.errors import JobError
 
 T = TypeVar("T")
 
-_ATTEMPTS = 6
+_ATTEMPTS = 8
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 20.0
 
 _PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
 _PASSING_CODES |= {"InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed", "BadDigest"}
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
+
+TIMEOUT = "SEGMENT_ARCHIVE_STORAGE_TIMEOUT_S"
+"""Environment variable: how long a connection to an object store may be silent, in s; 60 by default."""
 
 _ONE_PUT_BYTES = 64 * 2**20  # s3fs sends larger objects in parts
 
@@ -125,7 +128,8 @@ def arrow_filesystem(location: Location) -> Any:
 
     if location.protocol == "file":
         return pyarrow.fs.LocalFileSystem()
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(_filesystem(location.protocol, os.getpid(), sparse=True)))
+    store = _filesystem(location.protocol, os.getpid(), patient=True, sparse=True)
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store))
 
 
 def web_address(location: Location) -> str:
@@ -175,7 +179,7 @@ def open_for_reading(location: Location, *, sparse: bool = False) -> Any:
     if location.protocol == "file":
         return Path(location.path).open("rb")
     options = {"cache_type": "none"} if sparse else {}
-    return retried(lambda: filesystem(location).open(location.path, "rb", **options))
+    return retried(lambda: _patient(location).open(location.path, "rb", **options))
 
 
 def write_whole(location: Location, data: bytes, *, durable: bool = True, content_type: str | None = None) -> None:
@@ -214,7 +218,7 @@ def write_whole(location: Location, data: bytes, *, durable: bool = True, conten
 def write_stream(location: Location, chunks: Iterable[bytes]) -> None:
     """Write one file of any length, chunk by chunk; like `write_whole` it appears whole or not at all."""
     if location.protocol != "file":
-        file = filesystem(location).open(location.path, "wb")
+        file = _patient(location).open(location.path, "wb")
         try:
             for chunk in chunks:
                 file.write(chunk)
@@ -318,12 +322,17 @@ def retried(call: Callable[[], T]) -> T:
                 raise
             if expired:
                 refreshed = True
-                _filesystem.cache_clear()
+                refresh()
                 continue
             wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt)
             # Full jitter: a thousand workers that were slowed down together must not come back together
             time.sleep(wait * random.uniform(0.25, 1.25))
     raise AssertionError("unreachable")
+
+
+def refresh() -> None:
+    """Make the file systems anew at their next use, with the credentials and settings that are there then."""
+    _filesystem.cache_clear()
 
 
 def scrub(text: str) -> str:
@@ -404,23 +413,34 @@ def answers(folder: Location) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def _filesystem(protocol: str, process: int, sparse: bool = False) -> Any:
+def _filesystem(protocol: str, process: int, patient: bool = False, sparse: bool = False) -> Any:
     options: dict[str, Any] = {"skip_instance_cache": True}
     if protocol == "s3":
+        timeout_s = float(os.environ.get(TIMEOUT) or 60)
         if sparse:
             options["default_cache_type"] = "none"
         options["use_listings_cache"] = False  # Other processes write to the same prefix
         options["config_kwargs"] = {
-            "retries": {"max_attempts": 5, "mode": "standard"},
-            "connect_timeout": 10,
-            "read_timeout": 60,
+            # One of the layers tries again, or their tries multiply: a store that is silent for a minute each time
+            # would be asked 150 times
+            "retries": {"total_max_attempts": _ATTEMPTS if patient else 1, "mode": "standard"},
+            "connect_timeout": min(10.0, timeout_s),
+            "read_timeout": timeout_s,
             # Other stores than Amazon's answer a range with the checksum of the whole object
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         }
         if endpoint := _endpoint():
             options["endpoint_url"] = endpoint
-    return fsspec.filesystem(protocol, **options)
+    made = fsspec.filesystem(protocol, **options)
+    if protocol == "s3":
+        made.retries = 1
+    return made
+
+
+def _patient(location: Location) -> Any:
+    """The file system for open files, whose single requests nobody but itself can try again."""
+    return _filesystem(location.protocol, os.getpid(), patient=True)
 
 
 class _NotAsSentError(OSError):
@@ -518,10 +538,9 @@ def _list_s3(folder: Location) -> Iterator[StoredFile]:
     bucket, _, key = folder.path.partition("/")
     prefix = f"{key.rstrip('/')}/" if key else ""
     token: dict[str, str] = {}
-    store = filesystem(folder)
     while True:
-        list_page = functools.partial(store.call_s3, "list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
-        page = retried(list_page)
+        # The file system is asked for each time, since it may have been made anew with other credentials
+        page = retried(lambda: filesystem(folder).call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token))  # noqa: B023
         for item in page.get("Contents", ()):
             path = item["Key"][len(prefix) :]
             if path and not path.endswith("/") and not any(part.startswith(".") for part in path.split("/")):
@@ -532,9 +551,8 @@ def _list_s3(folder: Location) -> Iterator[StoredFile]:
 
 
 def _walk_generic(folder: Location) -> Iterator[StoredFile]:
-    store = filesystem(folder)
     try:
-        children = retried(lambda: store.ls(folder.path, detail=True))
+        children = retried(lambda: filesystem(folder).ls(folder.path, detail=True))
     except FileNotFoundError:
         return
     for info in sorted(children, key=lambda i: i["name"]):

@@ -148,6 +148,10 @@ class Bench:
             temporary.rename(kept)
         return json.loads(kept.read_text())
 
+    def undisturbed_in_bucket(self) -> Rows:
+        """The same of the photographs in a bucket, where a link that leads nowhere cannot be."""
+        return {image: kind for image, kind in self.undisturbed().items() if kind != "missing"}
+
     def judge(self, output: str, expected: Rows | None = None) -> Outcome:
         """What a finished output has lost, has twice, or has otherwise than the undisturbed run."""
         rows, counts = rows_of(locate(output))
