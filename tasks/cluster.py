@@ -51,7 +51,7 @@ class Plan:
     score_gpus: float
 
     score_nodes: tuple[str, ...] = ()
-    """Ray's number of the node of each scorer; empty where Ray may choose, as on one machine."""
+    """Ray's number of the node of each scorer; empty where Ray may choose."""
 
     refine_nodes: tuple[str, ...] = ()
     """Likewise of each refiner."""
@@ -100,8 +100,6 @@ def plan_nodes(nodes: Mapping[str, tuple[float, float]]) -> Plan:
     Raises JobError where the cluster is too small for one worker of each stage.
     """
     together = plan_stages(sum(cpus for cpus, _ in nodes.values()), sum(gpus for _, gpus in nodes.values()))
-    if len(nodes) < 2:
-        return together
     on_gpus = together.score_gpus > 0
     score: list[tuple[int, str]] = []
     refine: list[tuple[int, str]] = []
@@ -213,10 +211,11 @@ def total_resources() -> tuple[float, float]:
     return total.get("CPU", 0.0), total.get("GPU", 0.0)
 
 
-def nodes() -> set[str]:
-    """Ray's numbers of the living nodes that have CPUs."""
+def all_nodes() -> dict[str, tuple[float, float]]:
+    """CPUs and GPUs, whoever holds them, by Ray's number of each living node that has CPUs."""
     table: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return {node["NodeID"] for node in table if node["Alive"] and node["Resources"].get("CPU")}
+    living = {node["NodeID"]: node["Resources"] for node in table if node["Alive"]}
+    return {node: (has["CPU"], has.get("GPU", 0.0)) for node, has in living.items() if has.get("CPU")}
 
 
 def free_nodes() -> dict[str, tuple[float, float]]:

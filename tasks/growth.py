@@ -47,7 +47,7 @@ def stream_growing(
     """
     lanes = _Lanes(params, destination, meter, packed)
     lanes.start(units, plan)
-    known = cluster.nodes()
+    known = set(cluster.all_nodes())
     lost = False
     done: set[str] = set()
     passed_by: dict[str, UnitReport] = {}
@@ -70,14 +70,15 @@ def stream_growing(
                 )
             if now - looked > LOOK_EVERY_S:
                 looked = now
-                living = cluster.nodes()
-                lost |= bool(known - living)
-                known &= living
+                living = cluster.all_nodes()
+                lost |= not known <= living.keys()
+                known &= living.keys()
                 rest = [unit for unit in reversed(units) if unit.name not in done]
-                free = {node: has for node, has in cluster.free_nodes().items() if node not in known}
-                if any(cpus >= 1 for cpus, _ in free.values()) and len(rest) > lanes.running:
-                    known = living
-                    lanes.start(rest, _plan(free))
+                # All that they have: readers of the first stream, which hold a part of it already, come and go
+                joined = {node: has for node, has in living.items() if node not in known and has[0] >= 1}
+                if joined and len(rest) > lanes.running:
+                    known |= joined.keys()
+                    lanes.start(rest, _plan(joined))
                 elif lost and now - last > STUCK_AFTER_S:
                     what = f"a node was lost, and {len(rest)} units wait for its workers: they are planned anew"
                     logs.event(what, run=destination.run_id, stage="pipeline", level=logging.WARNING)

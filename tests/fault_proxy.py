@@ -139,10 +139,9 @@ class FaultProxy:
 
     async def _pass_on(self, request: Request, *, half: bool = False) -> bytes:
         """Answer of the store, whole; nothing where it gives none."""
+        own = (b"expect:", b"connection:")  # Between two neighbours only
+        lines = [line for line in request.head.split(b"\r\n") if not line.lower().startswith(own)]
         reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream)
-        lines = [
-            line for line in request.head.split(b"\r\n") if not line.lower().startswith((b"expect:", b"connection:"))
-        ]
         writer.write(b"\r\n".join([*lines, b"Connection: close", b"", b""]))
         writer.write(request.body[: len(request.body) // 2] if half else request.body)
         await writer.drain()
@@ -152,9 +151,8 @@ class FaultProxy:
             answer = await reader.read()
         finally:
             _reset(writer) if half else writer.close()
-        # The connection to the client stays
         head, _, body = answer.partition(b"\r\n\r\n")
-        lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")]
+        lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(own)]
         return b"\r\n".join(lines) + b"\r\n\r\n" + body if head else b""
 
 

@@ -58,16 +58,18 @@ def test_nodes_with_and_without_gpus():
     assert booked(plan) <= 13
 
 
-def test_one_node_and_scraps_are_left_to_ray():
-    assert cluster.plan_nodes({"only": (2.0, 0.0)}) == cluster.plan_stages(2.0, 0.0)
+def test_one_node_is_divided_as_before_and_scraps_are_left_to_ray():
+    plan = cluster.plan_nodes({"only": (2.0, 0.0)})
+    assert plan.score_nodes == plan.refine_nodes == ("only", "only")
+    assert plan.describe() == cluster.plan_stages(2.0, 0.0).describe()
     assert cluster.plan_nodes({"a": (0.5, 0.0), "b": (0.5, 0.0)}) == cluster.plan_stages(1.0, 0.0)
     with pytest.raises(JobError, match="add a node"):
         cluster.plan_nodes({})
 
 
 def test_the_nodes_of_a_running_cluster(ray_cluster):
-    (node,) = cluster.nodes()
-    assert cluster.free_nodes().keys() <= {node}
+    assert list(cluster.all_nodes().values()) == [(2.0, 0.0)]
+    assert cluster.free_nodes().keys() <= cluster.all_nodes().keys()
 
 
 def test_a_busy_cluster_says_so_instead_of_waiting(ray_cluster, monkeypatch):
