@@ -258,9 +258,10 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
         reason = cluster.explain(error)
         _note_end(output, plan.run_id, runs.FAILED, _measured(session, meter, start), failure=reason)
         kind = InterruptedJobError if cluster.may_pass(error) else JobError
+        again = "" if "same command again" in reason else "; run the same command again to go on"
         raise kind(
             f"The archive stopped after {session.images} images of this session: {reason.rstrip('.')}. What is done is "
-            "kept; run the same command again to go on."
+            f"kept{again}."
         ) from error
     except BaseException:  # Cancelled, or interrupted at the keyboard
         _note_end(output, plan.run_id, runs.STOPPED, _measured(session, meter, start))

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import sys
@@ -227,7 +228,9 @@ def free_nodes() -> dict[str, tuple[float, float]]:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether what has failed is the cluster (a node was lost, memory ran out), not what ran on it."""
+    """Whether what has failed is the cluster (a node was lost, memory ran out) or the storage, not what ran on it."""
+    if "InterruptedJobError: " in _reason(error):
+        return True
     cause: BaseException | None = error
     for _ in range(8):
         if cause is None:
@@ -300,6 +303,10 @@ def free_resources(expected: tuple[float, float] = (1.0, 0.0)) -> tuple[float, f
 
 def explain(error: BaseException) -> str:
     """What went wrong in a worker, in one line, without Ray's wrapping."""
+    return re.sub(r"^(tasks\.errors\.)?(Interrupted)?JobError: ", "", _reason(error))
+
+
+def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in _unwrapped(error).splitlines() if line.strip()]
     # The remote tracebacks come as text, the innermost first; what follows it is wrapping
     wrapping = next((i for i, line in enumerate(lines) if line.startswith("The above exception was")), None)

@@ -51,6 +51,8 @@ _HANDED_ON, _WAITED = "handed on at", "waited for "  # Beside the busy times of 
 
 _RETRIES = 5  # Of a unit whose worker died under it; Ray's own bound is none
 
+_INIT_DEATHS = 2  # Workers of a stage in a row that may die while they begin
+
 _ROW_GROUP_BYTES = 32 * 2**20  # Row groups are cut by bytes: a binary column of one chunk overflows past 2 GiB
 
 
@@ -174,8 +176,10 @@ def stream(
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # The run record and the progress say what it says
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # The run record and the progress say what it says
     context.print_on_execution_start = False
+    # One node on which a worker cannot begin is not the end of it; Ray's own bound is none
+    context.max_consecutive_actor_init_deaths = _INIT_DEATHS
     context.execution_options.preserve_order = False
     rows = [_row(unit) for unit in units]
     if not rows:
@@ -244,7 +248,9 @@ def read_unit(table: pa.Table, params: MaskParams, destination: Destination) -> 
     start = time.perf_counter()
     logs.in_worker()
     name: str = table["unit"][0].as_py()
-    if storage.exists(destination.file_of(name)):
+    with storage.explained(destination.masks):
+        committed = storage.exists(destination.file_of(name))
+    if committed:
         return _unit_row(name, None, 0.0, [], [])
     entries: tuple[Entry, ...] = pickle.loads(zlib.decompress(table["entries"][0].as_py()))
     _give_back_memory()
@@ -365,7 +371,8 @@ class Refine:
             report.images += 1
             if record.error is not None:
                 report.errors[record.error.kind.value] += 1
-        self.commit(name, rows)
+        with storage.explained(self.destination.masks):
+            self.commit(name, rows)
         report.seconds = {"refine": time.perf_counter() - start}
         report.seconds |= {stage: seconds[stage] for stage in STAGES if stage in seconds}
         report.waits = {stage: seconds[_WAITED + stage] for stage in STAGES if _WAITED + stage in seconds}

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from tasks.errors import JobError
+from tasks.errors import InterruptedJobError, JobError
 
 T = TypeVar("T")
 
@@ -34,6 +34,7 @@ _LONGEST_WAIT_S = 20.0
 
 _PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
 _PASSING_CODES |= {"InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed", "BadDigest"}
+_UNEXPLAINED_CODES = {"400", "403"}  # The answer to a HEAD has no body that could say why
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 
 TIMEOUT = "SEGMENT_ARCHIVE_STORAGE_TIMEOUT_S"
@@ -317,8 +318,8 @@ def retried(call: Callable[[], T]) -> T:
         try:
             return call()
         except Exception as error:
-            expired = not refreshed and _codes(error) & _EXPIRED_CODES
-            if attempt == _ATTEMPTS - 1 or not (expired or _may_pass(error)):
+            expired = not refreshed and _codes(error) & (_EXPIRED_CODES | _UNEXPLAINED_CODES)
+            if attempt == _ATTEMPTS - 1 or not (expired or may_pass(error)):
                 raise
             if expired:
                 refreshed = True
@@ -355,6 +356,11 @@ def explain(error: BaseException, location: Location) -> str:
     if _codes(error) & _EXPIRED_CODES:
         return f"The credentials for {location.uri} have expired: renew them, and run the same command again."
     where = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else location.uri
+    if _codes(error) & _UNEXPLAINED_CODES:
+        return (
+            f"No permission for {where}, or the credentials have expired: renew them or check their rights, and run "
+            "the same command again."
+        )
     if isinstance(error, PermissionError):
         return f"No permission for {where}: check the rights of the folder or of the credentials."
     if isinstance(error, FileNotFoundError):
@@ -363,12 +369,20 @@ def explain(error: BaseException, location: Location) -> str:
         endpoint = re.sub(r"//[^/@]*@", "//", os.environ.get("AWS_ENDPOINT_URL", "the default endpoint"))
         return f"Cannot reach the object store at {endpoint} for {location.uri}: is it running, is the address right?"
     text = scrub(str(error).splitlines()[0]) if str(error) else ""
+    if location.protocol != "file" and may_pass(error):
+        return (
+            f"The storage of {location.uri} does not work ({text or name}), though it was asked {_ATTEMPTS} times: run "
+            "the same command again when it does."
+        )
     return f"Cannot use {location.uri}: {name}{': ' + text if text else ''}"
 
 
 @contextlib.contextmanager
 def explained(location: Location) -> Iterator[None]:
-    """Within, what storage raises becomes a JobError of one sentence about this location."""
+    """Within, what storage raises becomes a JobError of one sentence about this location.
+
+    An InterruptedJobError where the fault may pass, though it has outlasted all tries.
+    """
     try:
         yield
     except JobError:
@@ -376,7 +390,8 @@ def explained(location: Location) -> Iterator[None]:
     except Exception as error:
         origin = type(error).__module__.partition(".")[0]
         if isinstance(error, OSError) or origin in ("botocore", "aiobotocore", "aiohttp", "fsspec", "s3fs"):
-            raise JobError(explain(error, location)) from error
+            kind = InterruptedJobError if may_pass(error) else JobError
+            raise kind(explain(error, location)) from None
         raise
 
 
@@ -488,19 +503,26 @@ def _endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
-def _may_pass(error: Exception) -> bool:
+def is_outage(error: BaseException) -> bool:
+    """Whether it is the store or the way to it that fails, whatever was asked: credentials, overload, the network."""
     codes, status = _codes(error), _status(error)
-    if codes & _PASSING_CODES or (status is not None and (status >= 500 or status == 429)):
+    if codes & (_PASSING_CODES | _EXPIRED_CODES) or (status is not None and (status >= 500 or status == 429)):
         return True
-    if isinstance(error, (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)):
-        return False
-    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError"):
-        return False
-    if status is not None:
+    if status is not None or type(error).__name__ == "ParamValidationError":
         return False  # The store has understood and refused
-    # A bare connection fault or a time-out is worth another try
     remote = type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp")
-    return remote or isinstance(error, (OSError, TimeoutError)) or "Timeout" in type(error).__name__
+    return remote or isinstance(error, (ConnectionError, TimeoutError)) or "Timeout" in type(error).__name__
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same call may succeed a little later."""
+    if _codes(error) & _EXPIRED_CODES or type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+        return False
+    if is_outage(error):
+        return True
+    kinds = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+    # A fault of which nothing is known is worth another try
+    return isinstance(error, OSError) and _status(error) is None and not isinstance(error, kinds)
 
 
 def _version(info: dict[str, Any]) -> str:

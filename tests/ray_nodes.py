@@ -36,8 +36,10 @@ class Nodes:
         where = ["--address", self.address] if self.address else ["--head", "--port", str(free_port())]
         command = [str(self.python), "-m", "ray.scripts.scripts", "start", "--block", *where]
         command += ["--num-cpus", str(num_cpus), "--object-store-memory", str(160 * 2**20)]
+        # Each its own, as on machines of their own: in a shared one they take the project's code from under each other
+        command += ["--temp-dir", str(self.folder / str(len(self.processes)))]
         if not self.address:
-            command += ["--include-dashboard", "false", "--temp-dir", str(self.folder)]
+            command += ["--include-dashboard", "false"]
             self.address = f"127.0.0.1:{where[-1]}"
         for _ in range(3):  # Ray gives its own server 30 s to start, which is not enough on a very busy machine
             number = len(self.processes)
