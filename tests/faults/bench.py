@@ -87,8 +87,9 @@ class Job:
 class Bench:
     """A folder of its own for each trial, one source and one undisturbed run for all."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, num_photographs: int = NUM_PHOTOGRAPHS) -> None:
         self.folder = folder
+        self.num_photographs = num_photographs
         self.source = folder / "photographs"
 
     def prepare(self) -> None:
@@ -101,7 +102,7 @@ class Bench:
         making = self.folder / "making"
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(parents=True)
-        for number in range(NUM_PHOTOGRAPHS):
+        for number in range(self.num_photographs):
             file = found[number % len(found)]
             shutil.copyfile(file, making / f"{number:03d}-{file.name}")
         write_bad_files(making / "bad")
@@ -132,7 +133,7 @@ class Bench:
 
     def undisturbed(self, source: str = "", **environment: str) -> Rows:
         """Rows of a run of the same source that nobody disturbed; made once, and kept."""
-        key = hashlib.sha256(f"{source} {LONG_SIDE_PX} {NUM_PHOTOGRAPHS}".encode()).hexdigest()[:12]
+        key = hashlib.sha256(f"{source} {LONG_SIDE_PX} {self.num_photographs}".encode()).hexdigest()[:12]
         kept = self.folder / f"undisturbed-{key}.json"
         if not kept.is_file():
             place = self.fresh("undisturbed", 0)

@@ -221,7 +221,8 @@ def test_an_outage_is_told_from_a_refusal(s3_server):
     from botocore.exceptions import NoCredentialsError, ReadTimeoutError
 
     place = locate("s3://anything/x")
-    for outage in (client_error("SlowDown", 503), client_error("InternalError", 500), ReadTimeoutError(endpoint_url="")):
+    overload = client_error("SlowDown", 503), client_error("InternalError", 500)
+    for outage in (*overload, ReadTimeoutError(endpoint_url="")):
         assert storage.is_outage(outage) and storage.may_pass(outage)
         with pytest.raises(InterruptedJobError, match="s3://anything/x does not work"), storage.explained(place):
             raise outage
