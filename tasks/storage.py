@@ -436,9 +436,9 @@ def _filesystem(protocol: str, process: int, patient: bool = False, sparse: bool
             options["default_cache_type"] = "none"
         options["use_listings_cache"] = False  # Other processes write to the same prefix
         options["config_kwargs"] = {
-            # One of the layers tries again, or their tries multiply: a store that is silent for a minute each time
-            # would be asked 150 times
-            "retries": {"total_max_attempts": _ATTEMPTS if patient else 1, "mode": "standard"},
+            # One layer alone tries again, or their tries multiply: a store that is silent for a minute each time would
+            # be asked 150 times
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
             "connect_timeout": min(10.0, timeout_s),
             "read_timeout": timeout_s,
             # Other stores than Amazon's answer a range with the checksum of the whole object
@@ -449,7 +449,10 @@ def _filesystem(protocol: str, process: int, patient: bool = False, sparse: bool
             options["endpoint_url"] = endpoint
     made = fsspec.filesystem(protocol, **options)
     if protocol == "s3":
-        made.retries = 1
+        from s3fs.core import set_custom_error_handler
+
+        made.retries = _ATTEMPTS if patient else 1
+        set_custom_error_handler(may_pass)
     return made
 
 

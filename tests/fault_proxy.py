@@ -81,7 +81,8 @@ class FaultProxy:
         self._loop.run_until_complete(asyncio.sleep(0))
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        # Cancelled at the end, which Python 3.11 would report as an error of the stream's
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while (request := await _read_request(reader, writer)) is not None:
                 if not await self._answer(request, writer):
                     break
