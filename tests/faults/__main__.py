@@ -1,9 +1,9 @@
 """Prints the table of docs/reliability.md: what each fault has lost, duplicated or changed, and how long it has cost.
 
-    python -m tests.faults [NAME ...] [--again] [--trials N]
+    python -m tests.faults [NAME ...] [--again] [--trials N] [--minutes M]
 
 Trials that have been done are kept in `.run/faults` and not done again, so that it goes on where it was stopped;
---again forgets them. Ends with status 1 where anything was lost, duplicated or differs.
+--again forgets them. Ends with status 1 where anything was lost, duplicated or differs, or a trial is still to be done.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import statistics
 import sys
 import time
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(fault.name for fault in FAULTS)}")
     parser.add_argument("--again", action="store_true", help="forget the trials that have been done")
     parser.add_argument("--trials", type=int, help="how many of each, instead of each fault's own number")
+    parser.add_argument("--minutes", type=float, help="begin no trial after this time")
     args = parser.parse_args()
     if unknown := set(args.names) - {fault.name for fault in FAULTS}:
         parser.error(f"there is no fault {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in FAULTS)}")
@@ -41,30 +43,44 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     bench = Bench(FOLDER)
     bench.prepare()
-    failed = False
-    for fault in wanted:
-        kept = FOLDER / "results" / f"{fault.name}.json"
-        if args.again:
-            kept.unlink(missing_ok=True)
-        for trial in range(len(outcomes(fault)), args.trials or fault.trials):
-            start = time.monotonic()
-            try:
-                outcome = fault.run(bench, trial)
-            except Exception:  # The other faults are still to be tried
-                traceback.print_exc()
-                print(f"{fault.name}, trial {trial}: the promise could not be told.", flush=True)
-                failed = True
-                break
-            kept.parent.mkdir(exist_ok=True)
-            kept.write_text(json.dumps([dataclasses.asdict(done) for done in [*outcomes(fault), outcome]], indent=1))
-            verdict = "clean" if outcome.clean else f"NOT CLEAN: {outcome}"
-            print(f"{fault.name}, trial {trial}: {verdict}, {time.monotonic() - start:.0f} s", flush=True)
-            if outcome.clean:
-                shutil.rmtree(FOLDER / "trials", ignore_errors=True)
+    if args.again:
+        for fault in wanted:
+            (FOLDER / "results" / f"{fault.name}.json").unlink(missing_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # So that what a trial has started is ended
+    ends = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    failed: set[str] = set()
+    for trial in range(max(args.trials or fault.trials for fault in wanted)):  # One of each, then the next of each
+        for fault in wanted:
+            if len(outcomes(fault)) != trial or trial >= (args.trials or fault.trials) or fault.name in failed:
+                continue
+            if time.monotonic() < ends and not attempt(bench, fault, trial):
+                failed.add(fault.name)
     print(f"\n{conditions()}")
     print(f"{NUM_PHOTOGRAPHS} photographs and a file of each kind that is none, {LONG_SIDE_PX} px, default model.\n")
     print(table(wanted))
-    sys.exit(failed or not all(outcome.clean for fault in wanted for outcome in outcomes(fault)))
+    left = sum(max(0, (args.trials or fault.trials) - len(outcomes(fault))) for fault in wanted)
+    if left:
+        print(f"\n{left} trials are still to be done: the same command goes on.")
+    sys.exit(bool(left or not all(outcome.clean for fault in wanted for outcome in outcomes(fault))))
+
+
+def attempt(bench: Bench, fault: Fault, trial: int) -> bool:
+    """Do one trial and keep what it has shown; False where that cannot be told."""
+    start = time.monotonic()
+    try:
+        outcome = fault.run(bench, trial)
+    except Exception:  # The other faults are still to be tried
+        traceback.print_exc()
+        print(f"{fault.name}, trial {trial}: the promise could not be told.", flush=True)
+        return False
+    kept = FOLDER / "results" / f"{fault.name}.json"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(json.dumps([dataclasses.asdict(done) for done in [*outcomes(fault), outcome]], indent=1))
+    verdict = "clean" if outcome.clean else f"NOT CLEAN: {outcome}"
+    print(f"{fault.name}, trial {trial}: {verdict}, {time.monotonic() - start:.0f} s", flush=True)
+    if outcome.clean:
+        shutil.rmtree(FOLDER / "trials", ignore_errors=True)
+    return True
 
 
 def outcomes(fault: Fault) -> list[Outcome]:
