@@ -346,7 +346,7 @@ def _read_container(protocol: str, entries: Sequence[Entry]) -> Iterator[tuple[E
 def _require_no_outage(place: Location, error: Exception) -> None:
     """Raise JobError for what says nothing of an image: it would stand in its row for ever."""
     if place.protocol != "file" and storage.is_outage(error):
-        raise InterruptedJobError(storage.explain(error, place)) from None
+        raise InterruptedJobError(f"The source cannot be read any more: {storage.explain(error, place)}") from None
 
 
 def _require_version(place: Location, entry: Entry) -> None:
