@@ -65,11 +65,13 @@ class Job:
 
     def workers(self, title: str) -> list[int]:
         """Process identities of the workers whose title (Ray names them by what they do) holds this."""
-        found = []
-        for pid in marked(MARK, self.mark):
+        found, mine = [], f"{MARK}={self.mark}".encode()
+        for place in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if title.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(pid)
+                # There are many processes, and few have the title
+                titled = title.encode() in (place / "cmdline").read_bytes()
+                if titled and mine in (place / "environ").read_bytes().split(b"\0"):
+                    found.append(int(place.name))
         return found
 
     def kill_all(self) -> None:

@@ -23,7 +23,7 @@ def run(bench: Bench, trial: int, name: str, title: str) -> Outcome:
             time.sleep(dice.uniform(0.0, 2.0))
             # A reader is at work for a fraction of a second
             while job.running and not (found := job.workers(title)):
-                time.sleep(0.005)
+                time.sleep(0.01)
             if not job.running:
                 break
             before, struck = len(mask_files(locate(output))), time.monotonic()
