@@ -8,9 +8,12 @@ import sys
 
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
+from tasks import growth
 from tasks.archive import ArchiveJob, list_archive, segment_remaining
 from tasks.errors import JobError
 from tasks.finish import publish_report
+
+growth.STUCK_AFTER_S = 20.0  # Instead of two minutes, so that the trials in which a node is lost are short
 
 
 def main() -> None:
