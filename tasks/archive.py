@@ -236,10 +236,11 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
                 done_before = session.images
                 for wave in waves:
                     free = cluster.free_resources(free)
-                    session.workers = cluster.plan_stages(*free).describe()
+                    workers = cluster.plan_nodes(cluster.free_nodes())
+                    session.workers = workers.describe()
                     meter = meter or Meter(plan.run_id)
                     for report in stream_growing(
-                        _spread(wave, spread_seed), params, destination, free, meter, packed=packed
+                        _spread(wave, spread_seed), params, destination, workers, meter, packed=packed
                     ):
                         if not session.seconds_to_first:
                             session.seconds_to_first = time.monotonic() - start
@@ -257,9 +258,10 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
         reason = cluster.explain(error)
         _note_end(output, plan.run_id, runs.FAILED, _measured(session, meter, start), failure=reason)
         kind = InterruptedJobError if cluster.may_pass(error) else JobError
+        again = "" if "same command again" in reason else "; run the same command again to go on"
         raise kind(
             f"The archive stopped after {session.images} images of this session: {reason.rstrip('.')}. What is done is "
-            "kept; run the same command again to go on."
+            f"kept{again}."
         ) from error
     except BaseException:  # Cancelled, or interrupted at the keyboard
         _note_end(output, plan.run_id, runs.STOPPED, _measured(session, meter, start))

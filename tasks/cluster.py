@@ -8,13 +8,14 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,12 @@ class Plan:
     score_cpus: float
     score_gpus: float
 
+    score_nodes: tuple[str, ...] = ()
+    """Ray's number of the node of each scorer; empty where Ray may choose."""
+
+    refine_nodes: tuple[str, ...] = ()
+    """Likewise of each refiner."""
+
     def describe(self) -> str:
         """One line for a person."""
         where = f"{self.num_scorers} on GPUs" if self.score_gpus else f"{self.num_scorers} on CPUs"
@@ -83,6 +90,33 @@ def plan_stages(cpus: float, gpus: float) -> Plan:
             "at least: add a node, or start Ray with more CPUs."
         )
     return Plan(lanes, scorers, lanes, score_cpus, score_gpus)
+
+
+def plan_nodes(nodes: Mapping[str, tuple[float, float]]) -> Plan:
+    """Divide a cluster node by node, so that each node with a CPU scores and refines.
+
+    nodes: free CPUs and GPUs by Ray's number of the node.
+    Left to itself Ray deals workers out by turns, whatever the size of a node, until a small one is full of scorers
+    and refines nothing. Where no node has a whole CPU, all scraps are planned together, and Ray places them.
+    Raises JobError where the cluster is too small for one worker of each stage.
+    """
+    together = plan_stages(sum(cpus for cpus, _ in nodes.values()), sum(gpus for _, gpus in nodes.values()))
+    on_gpus = together.score_gpus > 0
+    score: list[tuple[int, str]] = []
+    refine: list[tuple[int, str]] = []
+    for node, (cpus, gpus) in sorted(nodes.items()):
+        scorers = min(int(gpus), int(cpus / GPU_SCORE_CPUS)) if on_gpus else int(cpus)
+        rest = cpus - scorers * GPU_SCORE_CPUS if on_gpus else int(cpus)
+        lanes = int(rest / (READ_CPUS + REFINE_CPUS if on_gpus else 1.0) + 1e-6)
+        score += [(number, node) for number in range(scorers)]
+        refine += [(number, node) for number in range(lanes)]
+    if not score or not refine:
+        return together
+    # By turns, so that where there are fewer units than workers every node has some
+    score_nodes, refine_nodes = (tuple(node for _, node in sorted(places)) for places in (score, refine))
+    return Plan(
+        len(refine), len(score), len(refine), together.score_cpus, together.score_gpus, score_nodes, refine_nodes
+    )
 
 
 @contextlib.contextmanager
@@ -178,8 +212,25 @@ def total_resources() -> tuple[float, float]:
     return total.get("CPU", 0.0), total.get("GPU", 0.0)
 
 
+def all_nodes() -> dict[str, tuple[float, float]]:
+    """CPUs and GPUs, whoever holds them, by Ray's number of each living node that has CPUs."""
+    table: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    living = {node["NodeID"]: node["Resources"] for node in table if node["Alive"]}
+    return {node: (has["CPU"], has.get("GPU", 0.0)) for node, has in living.items() if has.get("CPU")}
+
+
+def free_nodes() -> dict[str, tuple[float, float]]:
+    """CPUs and GPUs that nobody holds, by Ray's number of each living node that has any."""
+    # No public function tells it
+    free: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    found = {node: (has.get("CPU", 0.0), has.get("GPU", 0.0)) for node, has in free.items()}
+    return {node: has for node, has in found.items() if has[0] > 0 or has[1] > 0}
+
+
 def may_pass(error: BaseException) -> bool:
-    """Whether what has failed is the cluster (a node was lost, memory ran out), not what ran on it."""
+    """Whether what has failed is the cluster (a node was lost, memory ran out) or the storage, not what ran on it."""
+    if "InterruptedJobError: " in _reason(error):
+        return True
     cause: BaseException | None = error
     for _ in range(8):
         if cause is None:
@@ -252,6 +303,10 @@ def free_resources(expected: tuple[float, float] = (1.0, 0.0)) -> tuple[float, f
 
 def explain(error: BaseException) -> str:
     """What went wrong in a worker, in one line, without Ray's wrapping."""
+    return re.sub(r"^(tasks\.errors\.)?(Interrupted)?JobError: ", "", _reason(error))
+
+
+def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in _unwrapped(error).splitlines() if line.strip()]
     # The remote tracebacks come as text, the innermost first; what follows it is wrapping
     wrapping = next((i for i, line in enumerate(lines) if line.startswith("The above exception was")), None)

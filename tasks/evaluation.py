@@ -405,7 +405,8 @@ def evaluate(job: ReevaluateJob, asked: Evaluation) -> dict[str, Any]:
     tracker = progress.Tracker(split.images, split.images - sum(len(unit.entries) for unit in units))
     try:
         with cluster.connected():
-            workers = cluster.plan_stages(*cluster.free_resources())
+            cluster.free_resources()
+            workers = cluster.plan_nodes(cluster.free_nodes())
             for report in stream(units, params, destination, workers, Judge):
                 tracker.advance(report.images, report.errors.total())
     except JobError:

@@ -1,9 +1,11 @@
 """The stream on a cluster that changes: nodes that join take part, nodes that leave are done without.
 
-Units that a lost node had under way are done again by the others; that is Ray's work. Nodes that join get a second
-stream over the same units, from the other end of the list: a unit that one has committed, the other passes by.
+Nodes that join get a second stream over the same units, from the other end of the list: a unit that one has committed,
+the other passes by. Of a node that leaves, Ray starts the actors again elsewhere, and sends them what they had under
+way; where the others have no room for them, those units would wait for ever, and so they are left to another pass.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -12,7 +14,7 @@ from collections.abc import Iterator
 import ray
 
 from segcore.checkpoint import PackedModel
-from tasks import cluster
+from tasks import cluster, logs
 from tasks.cluster import Plan
 from tasks.errors import InterruptedJobError, JobError
 from tasks.meter import Meter
@@ -24,6 +26,9 @@ LOOK_EVERY_S = 5.0
 STALLED_AFTER_S = 3600.0
 """A session in which no unit is finished for so long ends; the work of a unit is about a minute."""
 
+STUCK_AFTER_S = 120.0
+"""After a node was lost, a stream in which no unit is finished for so long ends; what it leaves is planned anew."""
+
 _PARTING_S = 30.0
 
 
@@ -31,17 +36,19 @@ def stream_growing(
     units: list[Unit],
     params: MaskParams,
     destination: Destination,
-    free: tuple[float, float],
+    plan: Plan,
     meter: Meter,
     packed: "ray.ObjectRef[PackedModel] | None" = None,
 ) -> Iterator[UnitReport]:
-    """`tasks.pipeline.stream` on these free CPUs and GPUs, and on whatever joins meanwhile; each unit is told once.
+    """`tasks.pipeline.stream` with these workers, and on whatever joins meanwhile; each unit is told once.
 
-    Raises JobError where the cluster is too small, and where nothing is finished for an hour.
+    Ends before all are done where a lost node holds up the others.
+    Raises JobError where nothing is finished for an hour.
     """
     lanes = _Lanes(params, destination, meter, packed)
-    lanes.start(units, cluster.plan_stages(*free))
-    have = cluster.total_resources()
+    lanes.start(units, plan)
+    known = set(cluster.all_nodes())
+    lost = False
     done: set[str] = set()
     passed_by: dict[str, UnitReport] = {}
     looked = last = time.monotonic()
@@ -63,14 +70,19 @@ def stream_growing(
                 )
             if now - looked > LOOK_EVERY_S:
                 looked = now
-                total = cluster.total_resources()
-                more = (total[0] - have[0], total[1] - have[1])
+                living = cluster.all_nodes()
+                lost |= not known <= living.keys()
+                known &= living.keys()
                 rest = [unit for unit in reversed(units) if unit.name not in done]
-                if more[0] >= 1 and len(rest) > len(lanes.threads):
-                    have = total
-                    lanes.start(rest, _plan(*more))
-                elif more[0] < 0 or more[1] < 0:
-                    have = total
+                # All that they have: readers of the first stream, which hold a part of it already, come and go
+                joined = {node: has for node, has in living.items() if node not in known and has[0] >= 1}
+                if joined and len(rest) > lanes.running:
+                    known |= joined.keys()
+                    lanes.start(rest, _plan(joined))
+                elif lost and now - last > STUCK_AFTER_S:
+                    what = f"a node was lost, and {len(rest)} units wait for its workers: they are planned anew"
+                    logs.event(what, run=destination.run_id, stage="pipeline", level=logging.WARNING)
+                    break
         yield from (report for name, report in passed_by.items() if name not in done)
     except BaseException:
         lanes.part(0.0)  # Who cancels does not wait
@@ -78,12 +90,12 @@ def stream_growing(
     lanes.part(_PARTING_S)
 
 
-def _plan(cpus: float, gpus: float) -> Plan:
+def _plan(nodes: dict[str, tuple[float, float]]) -> Plan:
     """Of what has joined: without its GPUs where there are too few CPUs beside them."""
     try:
-        return cluster.plan_stages(cpus, gpus)
+        return cluster.plan_nodes(nodes)
     except JobError:
-        return cluster.plan_stages(cpus, 0.0)
+        return cluster.plan_nodes({node: (cpus, 0.0) for node, (cpus, _) in nodes.items()})
 
 
 class _Lanes:
@@ -99,11 +111,13 @@ class _Lanes:
         self.params, self.destination, self.meter, self.packed = params, destination, meter, packed
         self.out: queue.Queue[UnitReport | BaseException] = queue.Queue()
         self.threads: list[threading.Thread] = []
+        self._datasets: list[ray.data.Dataset] = []
         self._parting = threading.Event()
 
     @property
-    def running(self) -> bool:
-        return any(thread.is_alive() for thread in self.threads)
+    def running(self) -> int:
+        """Streams that have not ended."""
+        return sum(thread.is_alive() for thread in self.threads)
 
     def start(self, units: list[Unit], plan: Plan) -> None:
         thread = threading.Thread(target=self._run, args=(units, plan), daemon=True)
@@ -125,8 +139,15 @@ class _Lanes:
             return item
 
     def part(self, patience_s: float) -> None:
-        """Tell the streams to end, and wait so long for those that are about to."""
+        """End the streams, and wait so long until they have; without patience they are only told to."""
         self._parting.set()
+        if not patience_s or not self.running:
+            return
+        for dataset in self._datasets:
+            # Ray Data has no public way to end a stream from another thread than its reader's
+            executor = dataset._current_executor
+            if executor is not None:
+                executor.shutdown(force=True)
         deadline = time.monotonic() + patience_s
         for thread in self.threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -134,8 +155,8 @@ class _Lanes:
     def _run(self, units: list[Unit], plan: Plan) -> None:
         self.meter.begin(plan)
         try:
-            source = stream(units, self.params, self.destination, plan, packed=self.packed)
-            for report in source:
+            datasets = self._datasets
+            for report in stream(units, self.params, self.destination, plan, packed=self.packed, datasets=datasets):
                 self.out.put(report)
                 if self._parting.is_set():
                     break

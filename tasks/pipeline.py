@@ -11,13 +11,14 @@ import contextlib
 import ctypes
 import dataclasses
 import io
+import itertools
 import logging
 import pickle
 import platform
 import time
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segcore import checkpoint, masks, refinement
 from segcore.checkpoint import PackedModel
@@ -48,6 +50,8 @@ _PRECISIONS = {"torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32
 _HANDED_ON, _WAITED = "handed on at", "waited for "  # Beside the busy times of the stages, on the way with a unit
 
 _RETRIES = 5  # Of a unit whose worker died under it; Ray's own bound is none
+
+_INIT_DEATHS = 2  # Workers of a stage in a row that may die while they begin
 
 _ROW_GROUP_BYTES = 32 * 2**20  # Row groups are cut by bytes: a binary column of one chunk overflows past 2 GiB
 
@@ -161,23 +165,27 @@ def stream(
     plan: Plan,
     last: "type[Refine] | None" = None,
     packed: "ray.ObjectRef[PackedModel] | None" = None,
+    datasets: list[ray.data.Dataset] | None = None,
 ) -> Iterator[UnitReport]:
     """Send units through the three stages on the connected Ray cluster; yield a report as each is committed.
 
     last: what becomes of the scores; `Refine`, or a kind of it that writes other rows (the evaluation's).
     packed: the model, where the workers cannot read it by its path.
+    datasets: takes what is streamed, for who may have to end it from another thread.
     Memory is bounded by Ray Data's back-pressure, not by the number of units.
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # The run record and the progress say what it says
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # The run record and the progress say what it says
     context.print_on_execution_start = False
+    # One node on which a worker cannot begin is not the end of it; Ray's own bound is none
+    context.max_consecutive_actor_init_deaths = _INIT_DEATHS
     context.execution_options.preserve_order = False
     rows = [_row(unit) for unit in units]
     if not rows:
         return
     # Ray 2.60 announces other names for the retries below, and does not have them yet
-    warnings.filterwarnings("ignore", message=".*ray_remote_args. is deprecated")
+    warnings.filterwarnings("ignore", message=".*ray_remote_args(_fn)?. is deprecated")
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     dataset = (
         ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -196,6 +204,7 @@ def stream(
             num_gpus=plan.score_gpus or None,
             max_task_retries=_RETRIES,
             compute=ActorPoolStrategy(size=min(plan.num_scorers, len(rows)), max_tasks_in_flight_per_actor=2),
+            ray_remote_args_fn=_placed(plan.score_nodes[: len(rows)]),
             **whole,
         )
         .map_batches(
@@ -204,13 +213,25 @@ def stream(
             num_cpus=REFINE_CPUS,
             max_task_retries=_RETRIES,
             compute=ActorPoolStrategy(size=min(plan.num_refiners, len(rows)), max_tasks_in_flight_per_actor=2),
+            ray_remote_args_fn=_placed(plan.refine_nodes[: len(rows)]),
             **whole,
         )
     )
+    if datasets is not None:
+        datasets.append(dataset)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         table: Any = batch
         for report in table["report"].to_pylist():
             yield pickle.loads(report)
+
+
+def _placed(nodes: tuple[str, ...]) -> Callable[[], dict[str, Any]] | None:
+    """What Ray Data asks before it starts each actor: where to; None leaves that to Ray."""
+    if not nodes:
+        return None
+    turns = itertools.cycle(nodes)
+    # Soft: where the node is gone, an actor that is started again goes elsewhere
+    return lambda: {"scheduling_strategy": NodeAffinitySchedulingStrategy(next(turns), soft=True)}
 
 
 def unit_table(unit: Unit) -> pa.Table:
@@ -227,7 +248,9 @@ def read_unit(table: pa.Table, params: MaskParams, destination: Destination) -> 
     start = time.perf_counter()
     logs.in_worker()
     name: str = table["unit"][0].as_py()
-    if storage.exists(destination.file_of(name)):
+    with storage.explained(destination.masks):
+        committed = storage.exists(destination.file_of(name))
+    if committed:
         return _unit_row(name, None, 0.0, [], [])
     entries: tuple[Entry, ...] = pickle.loads(zlib.decompress(table["entries"][0].as_py()))
     _give_back_memory()
@@ -348,7 +371,8 @@ class Refine:
             report.images += 1
             if record.error is not None:
                 report.errors[record.error.kind.value] += 1
-        self.commit(name, rows)
+        with storage.explained(self.destination.masks):
+            self.commit(name, rows)
         report.seconds = {"refine": time.perf_counter() - start}
         report.seconds |= {stage: seconds[stage] for stage in STAGES if stage in seconds}
         report.waits = {stage: seconds[_WAITED + stage] for stage in STAGES if _WAITED + stage in seconds}

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from segcore.images import EXTENSIONS, ErrorKind, ImageError
 from tasks import storage
-from tasks.errors import JobError
+from tasks.errors import InterruptedJobError, JobError
 from tasks.storage import Location, StoredFile
 
 LITTER = frozenset({"Thumbs.db", "desktop.ini", "Icon\r", "_SUCCESS", "_metadata", "_common_metadata"})
@@ -316,6 +316,7 @@ def _read_file(protocol: str, entry: Entry) -> tuple[Entry, bytes | ImageError]:
     except FileNotFoundError:
         return entry, ImageError(ErrorKind.MISSING, "listed, but not there any more when it was to be read")
     except Exception as error:  # Whatever the storage says of one image is that image's reason
+        _require_no_outage(place, error)
         return entry, ImageError(ErrorKind.UNREADABLE, f"the storage did not give the bytes: {_first_line(error)}")
     return (entry if version == entry.version else replace(entry, version=version, size=len(data))), data
 
@@ -336,9 +337,16 @@ def _read_container(protocol: str, entries: Sequence[Entry]) -> Iterator[tuple[E
     except FileNotFoundError:
         rest = ImageError(ErrorKind.MISSING, f"the {what} is not there any more")
     except Exception as error:
+        _require_no_outage(place, error)
         rest = ImageError(ErrorKind.UNREADABLE, f"the {what} did not give the bytes: {_first_line(error)}")
     for entry in entries:
         yield entry, found.get(entry.position, rest)
+
+
+def _require_no_outage(place: Location, error: Exception) -> None:
+    """Raise JobError for what says nothing of an image: it would stand in its row for ever."""
+    if place.protocol != "file" and storage.is_outage(error):
+        raise InterruptedJobError(f"The source cannot be read any more: {storage.explain(error, place)}") from None
 
 
 def _require_version(place: Location, entry: Entry) -> None:

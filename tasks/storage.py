@@ -24,17 +24,21 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from tasks.errors import JobError
+from tasks.errors import InterruptedJobError, JobError
 
 T = TypeVar("T")
 
-_ATTEMPTS = 6
+_ATTEMPTS = 8
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 20.0
 
 _PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
 _PASSING_CODES |= {"InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed", "BadDigest"}
+_UNEXPLAINED_CODES = {"400", "403"}  # The answer to a HEAD has no body that could say why
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
+
+TIMEOUT = "SEGMENT_ARCHIVE_STORAGE_TIMEOUT_S"
+"""Environment variable: how long a connection to an object store may be silent, in s; 60 by default."""
 
 _ONE_PUT_BYTES = 64 * 2**20  # s3fs sends larger objects in parts
 
@@ -125,7 +129,8 @@ def arrow_filesystem(location: Location) -> Any:
 
     if location.protocol == "file":
         return pyarrow.fs.LocalFileSystem()
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(_filesystem(location.protocol, os.getpid(), sparse=True)))
+    store = _filesystem(location.protocol, os.getpid(), patient=True, sparse=True)
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store))
 
 
 def web_address(location: Location) -> str:
@@ -175,7 +180,7 @@ def open_for_reading(location: Location, *, sparse: bool = False) -> Any:
     if location.protocol == "file":
         return Path(location.path).open("rb")
     options = {"cache_type": "none"} if sparse else {}
-    return retried(lambda: filesystem(location).open(location.path, "rb", **options))
+    return retried(lambda: _patient(location).open(location.path, "rb", **options))
 
 
 def write_whole(location: Location, data: bytes, *, durable: bool = True, content_type: str | None = None) -> None:
@@ -214,7 +219,7 @@ def write_whole(location: Location, data: bytes, *, durable: bool = True, conten
 def write_stream(location: Location, chunks: Iterable[bytes]) -> None:
     """Write one file of any length, chunk by chunk; like `write_whole` it appears whole or not at all."""
     if location.protocol != "file":
-        file = filesystem(location).open(location.path, "wb")
+        file = _patient(location).open(location.path, "wb")
         try:
             for chunk in chunks:
                 file.write(chunk)
@@ -313,17 +318,22 @@ def retried(call: Callable[[], T]) -> T:
         try:
             return call()
         except Exception as error:
-            expired = not refreshed and _codes(error) & _EXPIRED_CODES
-            if attempt == _ATTEMPTS - 1 or not (expired or _may_pass(error)):
+            expired = not refreshed and _codes(error) & (_EXPIRED_CODES | _UNEXPLAINED_CODES)
+            if attempt == _ATTEMPTS - 1 or not (expired or may_pass(error)):
                 raise
             if expired:
                 refreshed = True
-                _filesystem.cache_clear()
+                refresh()
                 continue
             wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt)
             # Full jitter: a thousand workers that were slowed down together must not come back together
             time.sleep(wait * random.uniform(0.25, 1.25))
     raise AssertionError("unreachable")
+
+
+def refresh() -> None:
+    """Make the file systems anew at their next use, with the credentials and settings that are there then."""
+    _filesystem.cache_clear()
 
 
 def scrub(text: str) -> str:
@@ -346,6 +356,11 @@ def explain(error: BaseException, location: Location) -> str:
     if _codes(error) & _EXPIRED_CODES:
         return f"The credentials for {location.uri} have expired: renew them, and run the same command again."
     where = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else location.uri
+    if _codes(error) & _UNEXPLAINED_CODES:
+        return (
+            f"No permission for {where}, or the credentials have expired: renew them or check their rights, and run "
+            "the same command again."
+        )
     if isinstance(error, PermissionError):
         return f"No permission for {where}: check the rights of the folder or of the credentials."
     if isinstance(error, FileNotFoundError):
@@ -354,12 +369,20 @@ def explain(error: BaseException, location: Location) -> str:
         endpoint = re.sub(r"//[^/@]*@", "//", os.environ.get("AWS_ENDPOINT_URL", "the default endpoint"))
         return f"Cannot reach the object store at {endpoint} for {location.uri}: is it running, is the address right?"
     text = scrub(str(error).splitlines()[0]) if str(error) else ""
+    if location.protocol != "file" and may_pass(error):
+        return (
+            f"The storage of {location.uri} does not work ({text or name}), though it was asked {_ATTEMPTS} times: run "
+            "the same command again when it does."
+        )
     return f"Cannot use {location.uri}: {name}{': ' + text if text else ''}"
 
 
 @contextlib.contextmanager
 def explained(location: Location) -> Iterator[None]:
-    """Within, what storage raises becomes a JobError of one sentence about this location."""
+    """Within, what storage raises becomes a JobError of one sentence about this location.
+
+    An InterruptedJobError where the fault may pass, though it has outlasted all tries.
+    """
     try:
         yield
     except JobError:
@@ -367,7 +390,8 @@ def explained(location: Location) -> Iterator[None]:
     except Exception as error:
         origin = type(error).__module__.partition(".")[0]
         if isinstance(error, OSError) or origin in ("botocore", "aiobotocore", "aiohttp", "fsspec", "s3fs"):
-            raise JobError(explain(error, location)) from error
+            kind = InterruptedJobError if may_pass(error) else JobError
+            raise kind(explain(error, location)) from None
         raise
 
 
@@ -404,23 +428,37 @@ def answers(folder: Location) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def _filesystem(protocol: str, process: int, sparse: bool = False) -> Any:
+def _filesystem(protocol: str, process: int, patient: bool = False, sparse: bool = False) -> Any:
     options: dict[str, Any] = {"skip_instance_cache": True}
     if protocol == "s3":
+        timeout_s = float(os.environ.get(TIMEOUT) or 60)
         if sparse:
             options["default_cache_type"] = "none"
         options["use_listings_cache"] = False  # Other processes write to the same prefix
         options["config_kwargs"] = {
-            "retries": {"max_attempts": 5, "mode": "standard"},
-            "connect_timeout": 10,
-            "read_timeout": 60,
+            # One layer alone tries again, or their tries multiply: a store that is silent for a minute each time would
+            # be asked 150 times
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
+            "connect_timeout": min(10.0, timeout_s),
+            "read_timeout": timeout_s,
             # Other stores than Amazon's answer a range with the checksum of the whole object
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         }
         if endpoint := _endpoint():
             options["endpoint_url"] = endpoint
-    return fsspec.filesystem(protocol, **options)
+    made = fsspec.filesystem(protocol, **options)
+    if protocol == "s3":
+        from s3fs.core import set_custom_error_handler
+
+        made.retries = _ATTEMPTS if patient else 1
+        set_custom_error_handler(may_pass)
+    return made
+
+
+def _patient(location: Location) -> Any:
+    """The file system for open files, whose single requests nobody but itself can try again."""
+    return _filesystem(location.protocol, os.getpid(), patient=True)
 
 
 class _NotAsSentError(OSError):
@@ -468,19 +506,26 @@ def _endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
-def _may_pass(error: Exception) -> bool:
+def is_outage(error: BaseException) -> bool:
+    """Whether it is the store or the way to it that fails, whatever was asked: credentials, overload, the network."""
     codes, status = _codes(error), _status(error)
-    if codes & _PASSING_CODES or (status is not None and (status >= 500 or status == 429)):
+    if codes & (_PASSING_CODES | _EXPIRED_CODES) or (status is not None and (status >= 500 or status == 429)):
         return True
-    if isinstance(error, (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)):
-        return False
-    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError"):
-        return False
-    if status is not None:
+    if status is not None or type(error).__name__ == "ParamValidationError":
         return False  # The store has understood and refused
-    # A bare connection fault or a time-out is worth another try
     remote = type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp")
-    return remote or isinstance(error, (OSError, TimeoutError)) or "Timeout" in type(error).__name__
+    return remote or isinstance(error, (ConnectionError, TimeoutError)) or "Timeout" in type(error).__name__
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same call may succeed a little later."""
+    if _codes(error) & _EXPIRED_CODES or type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+        return False
+    if is_outage(error):
+        return True
+    kinds = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+    # A fault of which nothing is known is worth another try
+    return isinstance(error, OSError) and _status(error) is None and not isinstance(error, kinds)
 
 
 def _version(info: dict[str, Any]) -> str:
@@ -518,10 +563,9 @@ def _list_s3(folder: Location) -> Iterator[StoredFile]:
     bucket, _, key = folder.path.partition("/")
     prefix = f"{key.rstrip('/')}/" if key else ""
     token: dict[str, str] = {}
-    store = filesystem(folder)
     while True:
-        list_page = functools.partial(store.call_s3, "list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
-        page = retried(list_page)
+        # The file system is asked for each time, since it may have been made anew with other credentials
+        page = retried(lambda: filesystem(folder).call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token))  # noqa: B023
         for item in page.get("Contents", ()):
             path = item["Key"][len(prefix) :]
             if path and not path.endswith("/") and not any(part.startswith(".") for part in path.split("/")):
@@ -532,9 +576,8 @@ def _list_s3(folder: Location) -> Iterator[StoredFile]:
 
 
 def _walk_generic(folder: Location) -> Iterator[StoredFile]:
-    store = filesystem(folder)
     try:
-        children = retried(lambda: store.ls(folder.path, detail=True))
+        children = retried(lambda: filesystem(folder).ls(folder.path, detail=True))
     except FileNotFoundError:
         return
     for info in sorted(children, key=lambda i: i["name"]):

@@ -1,14 +1,10 @@
 """A Ray cluster of several nodes, each a process of its own with other CPUs, whose workers do not have the project."""
 
 import collections
-import dataclasses
 import json
 import os
-import secrets
 import subprocess
 import sys
-import sysconfig
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +14,11 @@ import pytest
 from segcore import checkpoint
 from tasks.archive import ArchiveJob, list_archive, segment_remaining
 from tests.conftest import ROOT, photograph
-from tests.processes import end_all, free_port
+from tests.ray_nodes import Nodes, ray_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-NUM_PHOTOGRAPHS = 40
+NUM_PHOTOGRAPHS = 80
 NUM_COMPARED = 12
 
 # The driver, in a process of its own so that it joins this cluster and not that of the other tests
@@ -30,7 +26,7 @@ DRIVER = """
 import json, sys
 from tasks import archive, cluster, finish, growth, manifest
 archive._unit_images = lambda *_: 1
-growth.LOOK_EVERY_S = 1.0
+growth.LOOK_EVERY_S, growth.STUCK_AFTER_S = 1.0, 15.0
 import ray
 from tasks.archive import ArchiveJob
 
@@ -49,63 +45,11 @@ print(json.dumps({"run": report.run_id, "masks": report.masks, "nodes": session.
 """
 
 
-@dataclasses.dataclass
-class Nodes:
-    """The nodes of a cluster, by number."""
-
-    folder: Path
-    python: Path
-    environment: dict[str, str]
-    address: str = ""
-    processes: list[subprocess.Popen] = dataclasses.field(default_factory=list)
-
-    def start(self, num_cpus: int) -> subprocess.Popen:
-        """A node more; the first is the head."""
-        where = ["--address", self.address] if self.address else ["--head", "--port", str(free_port())]
-        command = [str(self.python), "-m", "ray.scripts.scripts", "start", "--block", *where]
-        command += ["--num-cpus", str(num_cpus), "--object-store-memory", str(160 * 2**20)]
-        if not self.address:
-            command += ["--include-dashboard", "false", "--temp-dir", str(self.folder)]
-            self.address = f"127.0.0.1:{where[-1]}"
-        for _ in range(3):  # Ray gives its own server 30 s to start, which is not enough on a very busy machine
-            number = len(self.processes)
-            environment = self.environment | {"SEGMENT_ARCHIVE_NODE": str(number)}
-            log = self.folder / f"node-{number}.log"
-            with log.open("wb") as opened:
-                process = subprocess.Popen(
-                    command, cwd=self.folder, env=environment, stdout=opened, stderr=opened, start_new_session=True
-                )
-            self.processes.append(process)
-            deadline = time.monotonic() + 120
-            while time.monotonic() < deadline and process.poll() is None:
-                if "Ray runtime started" in log.read_text():
-                    return process
-                time.sleep(0.2)
-        raise AssertionError(log.read_text())
-
-
 @pytest.fixture
 def nodes(tmp_path, s3_server) -> Iterator[Nodes]:
-    """Nodes whose Python has what the project needs, but not the project; the driver's has both."""
-    python = tmp_path / "other" / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "other")], check=True)
-    libraries = [path for path in sys.path if path.endswith("site-packages")]
-    own = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "other")}))
-    (own / "libraries.pth").write_text("\n".join(libraries))  # Named so, their own .pth files are not followed
-    folder = Path(f"/tmp/sa-{secrets.token_hex(4)}")  # The names of Ray's sockets must be short
-    folder.mkdir()
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PREFECT_", "PYTHON"))}
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    environment = clean | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-    environment |= {"SEGMENT_ARCHIVE_MARK": secrets.token_hex(8)}
-    made = Nodes(folder, python, environment)
-    try:
+    """Nodes that reach the S3 server."""
+    with ray_nodes(tmp_path) as made:
         yield made
-    finally:
-        end_all("SEGMENT_ARCHIVE_MARK", environment["SEGMENT_ARCHIVE_MARK"])
-        subprocess.run(["rm", "-rf", str(folder)], check=False)
 
 
 def masks_of(folder: Path) -> dict[str, bytes]:
@@ -114,7 +58,7 @@ def masks_of(folder: Path) -> dict[str, bytes]:
     return {row["image_id"]: row["mask"] for row in rows}
 
 
-def test_nodes_of_unequal_size_and_one_that_joins(nodes, ray_cluster, bucket, tmp_path):
+def test_nodes_of_unequal_size_one_joins_and_one_leaves(nodes, ray_cluster, bucket, tmp_path):
     for number in range(NUM_PHOTOGRAPHS):
         path = tmp_path / "one.jpg"
         photograph(number, (320, 240) if number % 2 else (241, 321)).save(path)
@@ -134,7 +78,8 @@ def test_nodes_of_unequal_size_and_one_that_joins(nodes, ray_cluster, bucket, tm
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     committed: collections.Counter[str] = collections.Counter()
-    noise, joined = [], False
+    noise: list[str] = []
+    joined = lost = 0  # How much was committed then
     for line in driver.stderr:
         noise.append(line)
         event = json.loads(line) if line.startswith('{"time"') else {}
@@ -142,15 +87,21 @@ def test_nodes_of_unequal_size_and_one_that_joins(nodes, ray_cluster, bucket, tm
             continue
         assert len(event["run"]) == 12 and event["seconds"].keys() == {"read", "score", "refine"}
         committed[event["node"]] += 1
-        if not joined and committed.total() >= 3:
+        if not joined:
             nodes.start(num_cpus=1)
-            joined = True
+            joined = committed.total()
+        elif not lost and len(committed) > 1 and committed.total() >= joined + 8:
+            nodes.kill(1)  # The one with the most CPUs
+            lost = committed.total()
     told = driver.stdout.read()
     assert driver.wait() == 0, "".join(noise)[-3000:]
-    code, end = (json.loads(line) for line in told.splitlines())
+    # Between them Ray says that it tries again what the lost node had under way
+    code, end = (json.loads(line) for line in told.splitlines() if line.startswith("{"))
     # The code came with the job: these nodes do not have it
     assert all("working_dir_files" in path for path in code["code"]), code
-    assert joined and end["masks"] == NUM_PHOTOGRAPHS
+    assert end["masks"] == NUM_PHOTOGRAPHS
+    # Every node has taken part, also the one that joined, and the others have done the work of the one that left
+    assert 0 < joined < lost < NUM_PHOTOGRAPHS and len(committed) == 3, committed
     assert end["nodes"] == dict(committed)
 
     alone = ArchiveJob(**job, output=str(tmp_path / "alone"), limit=NUM_COMPARED)

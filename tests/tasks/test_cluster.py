@@ -1,3 +1,4 @@
+import collections
 import re
 
 import pytest
@@ -36,6 +37,39 @@ def test_each_gpu_has_a_scorer_as_far_as_the_cpus_reach(cpus, gpus):
 def test_a_cluster_that_is_too_small_is_told_what_it_lacks(cpus, gpus):
     with pytest.raises(JobError, match=r"The cluster has .* at least"):
         cluster.plan_stages(cpus, gpus)
+
+
+def test_every_node_with_a_cpu_scores_and_refines():
+    sizes = {"head": (0.0, 0.0), "small": (1.0, 0.0), "large": (6.5, 0.0), "middle": (3.0, 0.0)}
+    plan = cluster.plan_nodes(sizes)
+    for places in (plan.score_nodes, plan.refine_nodes):
+        assert collections.Counter(places) == {"small": 1, "large": 6, "middle": 3}
+        assert set(places[:3]) == {"small", "large", "middle"}  # Few units are for all nodes too
+    assert (plan.num_scorers, plan.num_refiners, plan.num_readers) == (10, 10, 10)
+    for node, (cpus, _) in sizes.items():
+        booked_here = plan.score_nodes.count(node) * plan.score_cpus
+        assert booked_here + plan.refine_nodes.count(node) * (cluster.REFINE_CPUS + cluster.READ_CPUS) <= cpus
+
+
+def test_nodes_with_and_without_gpus():
+    plan = cluster.plan_nodes({"gpus": (8.0, 4.0), "cpus": (4.0, 0.0), "starved": (1.0, 2.0)})
+    assert collections.Counter(plan.score_nodes) == {"gpus": 4, "starved": 1} and plan.score_gpus == 1
+    assert collections.Counter(plan.refine_nodes) == {"gpus": 8, "cpus": 8}
+    assert booked(plan) <= 13
+
+
+def test_one_node_is_divided_as_before_and_scraps_are_left_to_ray():
+    plan = cluster.plan_nodes({"only": (2.0, 0.0)})
+    assert plan.score_nodes == plan.refine_nodes == ("only", "only")
+    assert plan.describe() == cluster.plan_stages(2.0, 0.0).describe()
+    assert cluster.plan_nodes({"a": (0.5, 0.0), "b": (0.5, 0.0)}) == cluster.plan_stages(1.0, 0.0)
+    with pytest.raises(JobError, match="add a node"):
+        cluster.plan_nodes({})
+
+
+def test_the_nodes_of_a_running_cluster(ray_cluster):
+    assert list(cluster.all_nodes().values()) == [(2.0, 0.0)]
+    assert cluster.free_nodes().keys() <= cluster.all_nodes().keys()
 
 
 def test_a_busy_cluster_says_so_instead_of_waiting(ray_cluster, monkeypatch):

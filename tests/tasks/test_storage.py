@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tasks import storage
-from tasks.errors import JobError
+from tasks.errors import InterruptedJobError, JobError
 from tasks.storage import Location, locate
 
 
@@ -124,7 +124,7 @@ def test_faults_that_may_pass_are_tried_again(monkeypatch):
 
     with pytest.raises(EndpointConnectionError):
         storage.retried(unreachable)
-    assert len(calls) == 6
+    assert len(calls) == storage._ATTEMPTS
     with pytest.raises(FileNotFoundError):
         storage.retried(lambda: (_ for _ in ()).throw(FileNotFoundError("gone")))
 
@@ -135,7 +135,7 @@ def test_faults_that_may_pass_are_tried_again(monkeypatch):
     calls.clear()
     with pytest.raises(TimeoutError):
         storage.retried(always)
-    assert len(calls) == 6
+    assert len(calls) == storage._ATTEMPTS
 
 
 def test_what_cannot_be_written_is_said_in_one_sentence(tmp_path, s3_server):
@@ -205,6 +205,33 @@ def test_expired_credentials_are_read_anew_once(s3_server, monkeypatch):
     with pytest.raises(PermissionError) as caught:
         storage.retried(failing_first(9, client_error("ExpiredToken", 400)))
     assert "have expired: renew them" in storage.explain(caught.value, place)
+
+
+def test_a_refusal_without_a_reason_may_be_expired_credentials(s3_server):
+    place = locate("s3://anything/x")
+    old = storage.filesystem(place)
+    assert storage.retried(failing_first(1, client_error("403", 403))) == 2  # What a HEAD is answered
+    assert storage.filesystem(place) is not old
+    with pytest.raises(PermissionError) as caught:
+        storage.retried(failing_first(9, client_error("403", 403)))
+    assert "or the credentials have expired" in storage.explain(caught.value, place)
+
+
+def test_an_outage_is_told_from_a_refusal(s3_server):
+    from botocore.exceptions import NoCredentialsError, ReadTimeoutError
+
+    place = locate("s3://anything/x")
+    overload = client_error("SlowDown", 503), client_error("InternalError", 500)
+    for outage in (*overload, ReadTimeoutError(endpoint_url="")):
+        assert storage.is_outage(outage) and storage.may_pass(outage)
+        with pytest.raises(InterruptedJobError, match="s3://anything/x does not work"), storage.explained(place):
+            raise outage
+    assert storage.is_outage(client_error("ExpiredToken", 403))  # No image's fault
+    for refusal in (client_error("AccessDenied", 403), NoCredentialsError(), client_error("ExpiredToken", 403)):
+        assert not storage.may_pass(refusal)
+        with pytest.raises(JobError) as caught, storage.explained(place):
+            raise refusal
+        assert not isinstance(caught.value, InterruptedJobError)
 
 
 def test_an_upload_that_arrives_cut_is_sent_again(bucket, monkeypatch):

@@ -1,0 +1,61 @@
+"""The driver dies: the whole process tree at once, or the driver alone, whose Ray must go by itself."""
+
+import time
+
+from tasks.storage import locate
+from tests.faults.bench import Bench, Job, kill, mask_files, wait_for_commits
+from tests.faults.fault import Fault, Outcome
+
+KILLS = 5  # Of one job
+
+
+def kill_tree(job: Job) -> None:
+    job.kill_all()
+
+
+def kill_alone(job: Job) -> None:
+    kill(job.process.pid)
+    job.process.wait()
+
+
+def run(bench: Bench, trial: int, name: str, strike) -> Outcome:
+    """One job, killed several times at random moments, each time started again at once by the same command."""
+    place, dice, outcome = bench.fresh(name, trial), bench.dice(name, trial), Outcome(times=0)
+    output = str(place / "out")
+    expected = bench.undisturbed()
+    jobs = [job := bench.start(output, place / "log")]
+    try:
+        for _ in range(KILLS):
+            # Before the first new commit, between two, or in the middle of one
+            if dice.random() < 0.3:
+                time.sleep(dice.uniform(0, 8))
+            else:
+                wait_for_commits(job, locate(output), len(mask_files(locate(output))))
+                time.sleep(dice.uniform(0, 1.0))
+            if not job.running:
+                break
+            before, struck = len(mask_files(locate(output))), time.monotonic()
+            strike(job)
+            outcome.times += 1
+            outcome.duplicated += bench.judge(
+                output, expected
+            ).duplicated  # Whatever is there is whole, and has no image twice
+            jobs.append(job := bench.start(output, place / "log"))
+            if wait_for_commits(job, locate(output), before):
+                outcome.recovery_s.append(time.monotonic() - struck)
+        assert job.wait() == 0, job.told
+    finally:
+        for each in jobs:  # Also what a killed driver has left behind
+            each.end()
+    return outcome + bench.judge(output, expected)
+
+
+FAULTS = (
+    Fault(
+        "driver-tree",
+        "SIGKILL of the driver and its whole tree",
+        lambda b, t: run(b, t, "driver-tree", kill_tree),
+        trials=2,
+    ),
+    Fault("driver", "SIGKILL of the driver alone", lambda b, t: run(b, t, "driver", kill_alone), trials=2),
+)
