@@ -36,12 +36,13 @@ from segcore.inference import DEEPLAB_V2_MSC, PSPNET_MULTI_SCALE, InferenceParam
 from segcore.refinement import CrfParams, Refined, refine_scores
 from tasks import cluster, progress, storage
 from tasks.errors import JobError
-from tasks.pipeline import Destination, MaskParams, Record, Refine, Unit, mask_file, stream
+from tasks.pipeline import Refine, stream
 from tasks.registry import RegisteredModel
 from tasks.remote_models import local_model
 from tasks.shards import DatasetManifest, Split, read_manifest
 from tasks.sources import Source, list_source, read_entries
 from tasks.storage import Location
+from tasks.units import Destination, MaskParams, Record, Unit, mask_file
 
 EVALUATION_VERSION = 1
 """Raised when the same labels give other counts."""
@@ -200,6 +201,9 @@ class Judge(Refine):
 
     what = "judging"
     destination: JudgeDestination
+
+    def control(self) -> None:
+        """None: an image that is judged needs a true mask."""
 
     def begin(self, records: list[Record]) -> None:
         """Read the true masks of the unit: another column of the rows that the images are from."""

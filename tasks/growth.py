@@ -16,7 +16,8 @@ from tasks import cluster
 from tasks.cluster import Plan
 from tasks.errors import InterruptedJobError, JobError
 from tasks.meter import Meter
-from tasks.pipeline import Destination, MaskParams, Unit, UnitReport, stream
+from tasks.pipeline import stream
+from tasks.units import Destination, MaskParams, Unit, UnitReport
 
 LOOK_EVERY_S = 5.0
 """How often the cluster is looked at."""
