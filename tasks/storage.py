@@ -7,6 +7,7 @@ What the bytes mean is left to others.
 
 import base64
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+import fsspec.asyn
 
 from tasks.errors import JobError
 
@@ -34,7 +36,11 @@ _LONGEST_WAIT_S = 20.0
 
 _PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
 _PASSING_CODES |= {"InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed", "BadDigest"}
+_FULL_CODES = {"InsufficientStorage", "XMinioStorageFull", "QuotaExceeded", "NoSpaceLeft"}
+_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT}
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
+
+_STEADY_TRIES = 3
 
 _ONE_PUT_BYTES = 64 * 2**20  # s3fs sends larger objects in parts
 
@@ -148,17 +154,32 @@ def read_bytes(location: Location) -> bytes:
     return retried(lambda: bytes(filesystem(location).cat_file(location.path)))
 
 
-def read_versioned(location: Location, listed: str) -> tuple[bytes, str]:
-    """Contents of one file, and the version that they are of; `listed` where that is still it."""
-    if location.protocol == "file":
-        with Path(location.path).open("rb") as file:
-            data = file.read()
-            return data, str(os.fstat(file.fileno()).st_mtime_ns)
-    data = read_bytes(location)
-    # The etag of an object put in one piece is its MD5: nothing to ask for then
-    if hashlib.md5(data, usedforsecurity=False).hexdigest() == listed:
-        return data, listed
-    return data, stat(location).version
+def read_versioned(location: Location) -> tuple[bytes, str]:
+    """Contents of one file, and the version that they are of, whatever replaces it meanwhile.
+
+    Raises OSError for a file that changes faster than it can be read.
+    """
+    for _ in range(_STEADY_TRIES):
+        if location.protocol == "s3":
+            data, version = retried(lambda: _read_object(location))
+            # Where the etag is the MD5 of the bytes there is nothing to ask for. Other stores than Amazon's may answer
+            # with the etag of one object and the bytes of the next
+            digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+            if digest == version or stat(location).version == version:
+                return data, version
+        elif location.protocol == "file":
+            with Path(location.path).open("rb") as file:  # One that is put in its place is another file
+                before = os.fstat(file.fileno())
+                data = file.read()
+                after = os.fstat(file.fileno())
+            if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, len(data)):
+                return data, str(after.st_mtime_ns)
+        else:
+            version = stat(location).version
+            data = read_bytes(location)
+            if stat(location).version == version:
+                return data, version
+    raise OSError(f"{location.uri} is being written to: it changed while it was read, {_STEADY_TRIES} times")
 
 
 def read_range(location: Location, offset: int, length: int) -> bytes:
@@ -346,6 +367,11 @@ def explain(error: BaseException, location: Location) -> str:
     if _codes(error) & _EXPIRED_CODES:
         return f"The credentials for {location.uri} have expired: renew them, and run the same command again."
     where = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else location.uri
+    if (isinstance(error, OSError) and error.errno in _FULL_ERRORS) or _codes(error) & _FULL_CODES:
+        return (
+            f"No space is left for {location.uri}: make room there, or raise the quota, and run the same command again "
+            "to go on."
+        )
     if isinstance(error, PermissionError):
         return f"No permission for {where}: check the rights of the folder or of the credentials."
     if isinstance(error, FileNotFoundError):
@@ -423,6 +449,20 @@ def _filesystem(protocol: str, process: int, sparse: bool = False) -> Any:
     return fsspec.filesystem(protocol, **options)
 
 
+def _read_object(location: Location) -> tuple[bytes, str]:
+    """One GET: the bytes, and the etag of the same answer."""
+    store = filesystem(location)
+    bucket, _, key = location.path.partition("/")
+
+    async def read() -> tuple[bytes, str]:
+        answer = await store._call_s3("get_object", Bucket=bucket, Key=key)
+        async with answer["Body"] as body:
+            return await body.read(), _version(answer)
+
+    data, version = fsspec.asyn.sync(store.loop, read)
+    return bytes(data), str(version)
+
+
 class _NotAsSentError(OSError):
     """What the store holds is not what was sent."""
 
@@ -470,6 +510,8 @@ def _endpoint() -> str | None:
 
 def _may_pass(error: Exception) -> bool:
     codes, status = _codes(error), _status(error)
+    if codes & _FULL_CODES or (isinstance(error, OSError) and error.errno in _FULL_ERRORS):
+        return False
     if codes & _PASSING_CODES or (status is not None and (status >= 500 or status == 429)):
         return True
     if isinstance(error, (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)):

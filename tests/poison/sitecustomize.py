@@ -10,7 +10,9 @@ import sys
 
 DEEDS = ("crash", "hang", "grow")
 STAGES = ("decode", "score", "refine")
-PAINT = {(stage, deed): (200 + 20 * s, 10 + 20 * d, 77) for s, stage in enumerate(STAGES) for d, deed in enumerate(DEEDS)}
+PAINT = {
+    (stage, deed): (200 + 20 * s, 10 + 20 * d, 77) for s, stage in enumerate(STAGES) for d, deed in enumerate(DEEDS)
+}
 """Colour (R, G, B) of the top left 24 x 24 pixels of an image that does the deed in the stage."""
 
 _WHERE = {"segcore.images": "_upright_rgb", "segcore.inference": "Scorer", "segcore.refinement": "refine_scores"}
@@ -90,4 +92,5 @@ class _Poisoner(importlib.abc.MetaPathFinder):
         return None
 
 
-sys.meta_path.insert(0, _Poisoner())
+if __name__ == "sitecustomize":
+    sys.meta_path.insert(0, _Poisoner())
