@@ -95,15 +95,15 @@ def test_a_process_that_somebody_kills_is_no_images_fault(apart):
 
 def test_where_a_harmless_image_crashes_too_no_image_is_blamed(tmp_path):
     make = functools.partial(Deeds, str(tmp_path / "log"))
-    with Apart(make, "looking", ImageLimits(), ("do", "crash")) as apart:
-        with pytest.raises(InterruptedJobError, match="no photograph is to blame"):
-            apart("do", "crash")
+    apart = Apart(make, "looking", ImageLimits(), ("do", "crash"))
+    with apart, pytest.raises(InterruptedJobError, match="no photograph is to blame"):
+        apart("do", "crash")
 
 
 def test_a_process_that_does_not_start_says_so():
-    with Apart(functools.partial(os._exit, 7), "looking", ImageLimits()) as apart:
-        with pytest.raises(InterruptedJobError, match=r"does not start \(exit status 7\)"):
-            apart("do", "well")
+    apart = Apart(functools.partial(os._exit, 7), "looking", ImageLimits())
+    with apart, pytest.raises(InterruptedJobError, match=r"does not start \(exit status 7\)"):
+        apart("do", "well")
 
 
 def test_the_process_ends_with_its_parent(tmp_path):
