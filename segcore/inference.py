@@ -233,6 +233,15 @@ class Scorer:
         return self.runner.upload(pixels)
 
 
+def relative_work(params: InferenceParams, parameters: int) -> float:
+    """About what an image costs a network of so many parameters: 1 is LargeFOV at 513 px, about a second on a core."""
+    work = (params.long_side_px / 513) ** 2 * sum(scale**2 for scale in params.scales)
+    work *= (2 if params.mirror else 1) * parameters / 20_505_429
+    if params.crop_px is not None:
+        work /= params.crop_stride**2
+    return work
+
+
 def padded_px(length_px: int) -> int:
     """The next 8k + 1 from 33 px up: the score maps of these lengths align with the image's corner pixels."""
     return max(33, -(-(length_px - 1) // 8) * 8 + 1)

@@ -27,6 +27,9 @@ CRASHES = 2
 KILLS = 3
 """The same where something outside has killed the process: most likely the system, short of memory."""
 
+_LEAST_SECONDS = 300.0
+_SECONDS_OF_WORK = 60.0
+
 _STARTS = 3
 _LOOK_EVERY_S = 0.05
 _START_S = 600.0  # Loads a model, perhaps over a network
@@ -48,6 +51,16 @@ class ImageLimits:
     def growth_bytes(self) -> int:
         """The bound on memory on this machine."""
         return self.memory_bytes if self.memory_bytes is not None else usable_memory() // 2
+
+
+def limits_of(work: float, seconds: float | None = None, memory_mib: int | None = None) -> ImageLimits:
+    """What was asked for, or by default what leaves ample room.
+
+    work: what an image costs (`segcore.inference.relative_work`); 1 takes about a second.
+    """
+    return ImageLimits(
+        seconds or _LEAST_SECONDS + _SECONDS_OF_WORK * work, None if memory_mib is None else memory_mib * 2**20
+    )
 
 
 class Apart:

@@ -24,10 +24,10 @@ from pydantic import BaseModel
 
 from segcore import checkpoint, models, refinement
 from segcore.images import MAX_PIXELS
-from segcore.inference import InferenceParams
+from segcore.inference import InferenceParams, relative_work
 from segcore.refinement import CrfParams
 from tasks import cluster, logs, progress, runs, storage
-from tasks.apart import ImageLimits
+from tasks.apart import limits_of
 from tasks.errors import InterruptedJobError, JobError, worth_another_try
 from tasks.growth import stream_growing
 from tasks.manifest import PART_IMAGES, Manifest, Part, extend
@@ -45,9 +45,6 @@ WAVE_UNITS = 2048
 """Units handed to Ray at a time: bounds the driver's memory, and lets a grown cluster be planned anew."""
 
 _PASSES = 5
-
-_LEAST_SECONDS = 300.0
-_SECONDS_OF_WORK = 60.0  # Of time for an image whose work is 1, which takes about one
 
 DEFAULT_MODEL = "pspnet14"
 """The model whose weights ship with the project; see docs/default-model.md."""
@@ -381,7 +378,7 @@ def _identify(job: ArchiveJob) -> Identity:
         model_digest=digest,
         classes=card.classes,
         crf_engine=engine,
-        work=_work(job.inference, models.variant(card.variant).parameters),
+        work=relative_work(job.inference, models.variant(card.variant).parameters),
         unit_images=_unit_images(job.inference, models.variant(card.variant).parameters),
         deciding=deciding,
     )
@@ -431,10 +428,7 @@ def mask_params(job: ArchiveJob, identity: Identity) -> MaskParams:
         crf=job.crf,
         crf_backend=identity.crf_engine,
         max_pixels=job.max_pixels,
-        limits=ImageLimits(
-            job.image_seconds or _LEAST_SECONDS + _SECONDS_OF_WORK * identity.work,
-            None if job.image_memory_mib is None else job.image_memory_mib * 2**20,
-        ),
+        limits=limits_of(identity.work, job.image_seconds, job.image_memory_mib),
         own_size=job.mask_size == "own",
         keep_mask_before_crf=job.keep_mask_before_crf,
     )
@@ -472,17 +466,9 @@ def _unit_images(inference: InferenceParams, parameters: int) -> int:
 
     Keeps the work between two commits to about a minute on one core, and a unit's pixels to about 50 MB.
     """
-    work = _work(inference, parameters)
+    work = relative_work(inference, parameters)
     pixels = (inference.long_side_px / 513) ** 2
     return max(1, min(PART_IMAGES, int(PART_IMAGES / max(work, pixels))))
-
-
-def _work(inference: InferenceParams, parameters: int) -> float:
-    work = (inference.long_side_px / 513) ** 2 * sum(scale**2 for scale in inference.scales)
-    work *= (2 if inference.mirror else 1) * parameters / 20_505_429
-    if inference.crop_px is not None:
-        work /= inference.crop_stride**2
-    return work
 
 
 def _spread(units: list[Unit], seed: int | None) -> list[Unit]:

@@ -27,14 +27,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from segcore import checkpoint, evaluation, masks, refinement
+from segcore import checkpoint, evaluation, masks, models, refinement
 from segcore.card import ModelCard
 from segcore.comparison import AlarmParams
 from segcore.evaluation import Around, Figure
 from segcore.images import ErrorKind, ImageError, resize_labels
-from segcore.inference import DEEPLAB_V2_MSC, PSPNET_MULTI_SCALE, InferenceParams
+from segcore.inference import DEEPLAB_V2_MSC, PSPNET_MULTI_SCALE, InferenceParams, relative_work
 from segcore.refinement import CrfParams, Refined, refine_scores
 from tasks import cluster, progress, storage
+from tasks.apart import limits_of
 from tasks.errors import JobError
 from tasks.pipeline import Refine, stream
 from tasks.registry import RegisteredModel
@@ -400,6 +401,7 @@ def evaluate(job: ReevaluateJob, asked: Evaluation) -> dict[str, Any]:
         max_pixels=MAX_PIXELS,
         own_size=True,
         keep_mask_before_crf=True,
+        limits=limits_of(relative_work(asked.inference, models.variant(asked.variant).parameters)),
     )
     with storage.explained(output):
         done = {file.path for file in storage.list_files(folder)}
