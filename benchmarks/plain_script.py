@@ -16,8 +16,6 @@ from segcore import checkpoint
 from segcore.images import fit_long_side
 from segcore.voc import palette
 
-MEAN_RGB = (122.675, 116.669, 104.008)
-
 
 def refine_and_save(arguments: tuple[np.ndarray, np.ndarray, tuple[int, int], Path]) -> None:
     image, probabilities, size, place = arguments
@@ -37,16 +35,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("model", help="name, or path of a model directory")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    model = checkpoint.load("deeplab_v1_largefov", untrained=True).module
+    loaded = checkpoint.load(args.model)
+    model, normal = loaded.module, loaded.card.preprocessing
     with multiprocessing.get_context("spawn").Pool() as pool, torch.inference_mode():
         waiting = []
         for file in sorted(args.source.iterdir()):
             photograph = Image.open(file).convert("RGB")
             working = photograph.resize(fit_long_side(*photograph.size, 513), Image.Resampling.BICUBIC)
             image = np.array(working)
-            pixels = torch.from_numpy((image - np.array(MEAN_RGB))[..., ::-1].astype(np.float32).copy())
+            channels = image if normal.colour_order == "RGB" else image[..., ::-1]
+            pixels = torch.from_numpy(((channels - np.array(normal.mean)) / np.array(normal.std)).astype(np.float32))
             scores = model(pixels.permute(2, 0, 1)[None])
             scores = torch.nn.functional.interpolate(scores, image.shape[:2], mode="bilinear", align_corners=True)
             probabilities = scores.softmax(1)[0].numpy()

@@ -25,7 +25,7 @@ except ImportError as problem:  # pragma: no cover - the wheel always has it
 
 logger = logging.getLogger(__name__)
 
-ENGINE_VERSION = "2"
+ENGINE_VERSION = "3"
 """Changes whenever the same input may give other labels; part of what identifies a run."""
 
 LEAST_PROBABILITY = 1e-5
@@ -319,11 +319,16 @@ def _refine_pydensecrf(
     image: NDArray[np.uint8], probabilities: NDArray[np.float32], params: CrfParams
 ) -> NDArray[np.float32]:
     densecrf: Any = _densecrf()
-    num_classes, height, width = probabilities.shape
+    kept = _taking_part(probabilities, params.min_probability)
+    marginals = np.zeros(probabilities.shape, np.float32)
+    if len(kept) == 1:
+        marginals[kept] = 1
+        return marginals
+    height, width = probabilities.shape[1:]
     caffe = params.normalization == "caffe"
     normalization = densecrf.NORMALIZE_AFTER if caffe else densecrf.NORMALIZE_SYMMETRIC
-    energy = -np.log(np.clip(probabilities, LEAST_PROBABILITY, 1)).reshape(num_classes, -1)
-    crf = densecrf.DenseCRF2D(width, height, num_classes)
+    energy = -np.log(np.clip(probabilities[kept], LEAST_PROBABILITY, 1)).reshape(len(kept), -1)
+    crf = densecrf.DenseCRF2D(width, height, len(kept))
     crf.setUnaryEnergy(np.ascontiguousarray(energy, dtype=np.float32))
     if params.gaussian_weight:
         crf.addPairwiseGaussian(
@@ -337,8 +342,15 @@ def _refine_pydensecrf(
             compat=params.bilateral_weight,
             normalization=normalization,
         )
-    marginals = np.array(crf.inference(int(params.iterations)), dtype=np.float32)
-    return marginals.reshape(probabilities.shape)
+    inferred = np.array(crf.inference(int(params.iterations)), dtype=np.float32)
+    marginals[kept] = inferred.reshape(len(kept), height, width)
+    return marginals
+
+
+def _taking_part(probabilities: NDArray[np.float32], min_probability: float) -> NDArray[np.intp]:
+    """(K,), the classes that the CRF is told of: as in the engine, see `CrfParams.min_probability`."""
+    wins = np.bincount(probabilities.argmax(axis=0).ravel(), minlength=len(probabilities))
+    return np.flatnonzero((wins > 0) | (probabilities.max(axis=(1, 2)) > min_probability) | (min_probability <= 0))
 
 
 def _refine_scores_numpy(
