@@ -150,6 +150,11 @@ class DeviceRunner:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def let_go(self) -> None:
+        """Give back all memory of the device; the runner is of no use afterwards."""
+        self.module = nn.Identity()
+        self.give_back_memory()
+
     def download(self, scores: Tensor) -> Callable[[], np.ndarray]:
         """Begin to copy a result to the host; the function that comes back waits for it."""
         if self.device.type != "cuda":

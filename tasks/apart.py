@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from segcore.images import ErrorKind, ImageError
-from tasks.errors import InterruptedJobError
+from tasks.errors import InterruptedJobError, JobError
 
 CRASHES = 2
 """An image whose process has crashed this often, alone and in a fresh process each time, becomes an error row."""
@@ -168,14 +168,11 @@ class Apart:
                     answer: Answer = pickle.loads(ours.recv_bytes())
                     if answer.raised is not None:
                         self._end()
-                        raise answer.raised
+                        raise _not_started(self.what, answer.raised)
                     self._connection = ours
                     return ours
             code = self._end()
-        raise InterruptedJobError(
-            f"The process in which {self.what} is tried image by image does not start ({_ending(code)}): is memory "
-            "short on this node, is the installation whole?"
-        )
+        raise _not_started(self.what, _ending(code))
 
     def _crash(self) -> "_Crash":
         code = self._end(kill=False)
@@ -234,6 +231,16 @@ class _Crash:
 
     ending: str
     by_others: bool
+
+
+def _not_started(what: str, reason: Exception | str) -> JobError:
+    """Never an image's fault."""
+    if isinstance(reason, JobError):
+        return reason
+    return InterruptedJobError(
+        f"The process in which {what} is tried image by image does not start ({reason}): is memory short on this node, "
+        "is the installation whole?"
+    )
 
 
 def _ending(code: int) -> str:

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import sys
@@ -268,8 +269,11 @@ def explain(error: BaseException) -> str:
     # The remote tracebacks come as text, the innermost first; what follows it is wrapping
     wrapping = next((i for i, line in enumerate(lines) if line.startswith("The above exception was")), None)
     if wrapping:
-        return lines[wrapping - 1]
-    return lines[-1] if any(line.startswith("Traceback") for line in lines) else (lines or [type(error).__name__])[0]
+        line = lines[wrapping - 1]
+    else:
+        traced = any(line.startswith("Traceback") for line in lines)
+        line = lines[-1] if traced else (lines or [type(error).__name__])[0]
+    return re.sub(r"^[\w.]*JobError: ", "", line)  # Which is a sentence already
 
 
 def _unwrapped(error: BaseException) -> str:

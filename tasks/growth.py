@@ -7,6 +7,7 @@ stream over the same units, from the other end of the list: a unit that one has 
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 
 import ray
@@ -141,7 +142,16 @@ class _Lanes:
                 if self._parting.is_set():
                     break
         except BaseException as error:
+            _let_go(error)
             if not self._parting.is_set():
                 self.out.put(error)
         finally:
             self.meter.end(plan)
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what the frames of an error hold: Ray's actors, whose CPUs the next try in this process needs."""
+    following: BaseException | None = error
+    while following is not None:
+        traceback.clear_frames(following.__traceback__)
+        following = following.__cause__ or following.__context__

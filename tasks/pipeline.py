@@ -26,7 +26,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from segcore import checkpoint, masks, refinement
-from segcore.checkpoint import LoadedModel, PackedModel
+from segcore.checkpoint import PackedModel
 from segcore.images import ErrorKind, ImageError, Photograph, decode, resize_labels
 from segcore.inference import ScoreMap, Scorer
 from segcore.memory import DeviceShortError, is_out_of_memory
@@ -191,10 +191,9 @@ class Score:
     def __init__(self, params: MaskParams, packed: "ray.ObjectRef[PackedModel] | None" = None) -> None:
         logs.in_worker()
         self.params, self.packed = params, packed
-        model = _load(params, None if packed is None else ray.get(packed))
-        # One thread on a CPU: there is a scorer on every core
-        self.scorer = Scorer(model, params.inference, num_threads=1)
-        self.device = f"{self.scorer.device.type}/{_PRECISIONS.get(str(self.scorer.dtype), self.scorer.dtype)}"
+        self._scorer: Scorer | None = None
+        kind, precision = self._here().device.type, self._here().dtype
+        self.device = f"{kind}/{_PRECISIONS.get(str(precision), precision)}"
 
     def __call__(self, table: pa.Table) -> pa.Table:
         start = time.perf_counter()
@@ -217,12 +216,11 @@ class Score:
         return unit_row(name, records, seconds, kept, scores, device=self.device)
 
     def _score(self, unit: str, images: list[np.ndarray]) -> list[ScoreMap | Exception]:
-        with care.in_hands(
-            unit, lambda: self.scorer, self._anew, "scoring", self.params.limits, ("__call__", [_GREY])
-        ) as hands:
+        control = ("__call__", [_GREY])
+        with care.in_hands(unit, self._here, self._anew, "scoring", self.params.limits, control) as hands:
             if not hands.apart:
                 try:
-                    return list(self.scorer(images, each_batch=hands.touch))
+                    return list(self._here()(images, each_batch=hands.touch))
                 except Exception:  # One image may have spoilt its batch: ask again for each alone
                     pass
             outcomes: list[ScoreMap | Exception] = []
@@ -242,24 +240,29 @@ class Score:
                         proven = True
             return outcomes
 
+    def _here(self) -> Scorer:
+        """The scorer of this process."""
+        if self._scorer is None:
+            self._scorer = _scorer(self.params, None if self.packed is None else ray.get(self.packed))
+        return self._scorer
+
     def _anew(self) -> "functools.partial[Scorer]":
-        """What makes the same scorer in another process."""
-        packed = None if self.packed is None else ray.get(self.packed)
-        return functools.partial(_scorer, self.params, packed)
+        """What makes the same scorer in another process, which is to have the memory of the device for itself."""
+        if self._scorer is not None and self._scorer.device.type != "cpu":
+            runner, self._scorer = self._scorer.runner, None
+            runner.let_go()
+        return functools.partial(_scorer, self.params, None if self.packed is None else ray.get(self.packed))
 
 
-def _load(params: MaskParams, packed: PackedModel | None) -> LoadedModel:
+def _scorer(params: MaskParams, packed: PackedModel | None) -> Scorer:
     if packed is not None:
         model = checkpoint.load_packed(packed)
     else:
         model = checkpoint.load(local_model(params.model), untrained=params.untrained, seed=params.seed)
     if model.digest != params.model_digest:
         raise JobError(f"The model {params.model} is not the one that the run began with: was it replaced?")
-    return model
-
-
-def _scorer(params: MaskParams, packed: PackedModel | None) -> Scorer:
-    return Scorer(_load(params, packed), params.inference, num_threads=1)
+    # One thread on a CPU: there is a scorer on every core
+    return Scorer(model, params.inference, num_threads=1)
 
 
 def _failure(what: str, error: Exception) -> ImageError:

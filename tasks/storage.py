@@ -368,10 +368,7 @@ def explain(error: BaseException, location: Location) -> str:
         return f"The credentials for {location.uri} have expired: renew them, and run the same command again."
     where = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else location.uri
     if (isinstance(error, OSError) and error.errno in _FULL_ERRORS) or _codes(error) & _FULL_CODES:
-        return (
-            f"No space is left for {location.uri}: make room there, or raise the quota, and run the same command again "
-            "to go on."
-        )
+        return f"No space is left for {location.uri}: make room there, or raise the quota."
     if isinstance(error, PermissionError):
         return f"No permission for {where}: check the rights of the folder or of the credentials."
     if isinstance(error, FileNotFoundError):
@@ -393,7 +390,7 @@ def explained(location: Location) -> Iterator[None]:
     except Exception as error:
         origin = type(error).__module__.partition(".")[0]
         if isinstance(error, OSError) or origin in ("botocore", "aiobotocore", "aiohttp", "fsspec", "s3fs"):
-            raise JobError(explain(error, location)) from error
+            raise JobError(explain(error, location)) from None
         raise
 
 
