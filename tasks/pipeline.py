@@ -110,7 +110,7 @@ def stream(
             num_cpus=plan.score_cpus,
             num_gpus=plan.score_gpus or None,
             max_task_retries=-1,
-            compute=ActorPoolStrategy(size=min(plan.num_scorers, len(rows)), max_tasks_in_flight_per_actor=2),
+            compute=_pool(min(plan.num_scorers, len(rows))),
             **whole,
         )
         .map_batches(
@@ -118,7 +118,7 @@ def stream(
             fn_constructor_kwargs={"params": params, "destination": destination},
             num_cpus=REFINE_CPUS,
             max_task_retries=-1,
-            compute=ActorPoolStrategy(size=min(plan.num_refiners, len(rows)), max_tasks_in_flight_per_actor=2),
+            compute=_pool(min(plan.num_refiners, len(rows))),
             **whole,
         )
     )
@@ -126,6 +126,17 @@ def stream(
         table: Any = batch
         for report in table["report"].to_pylist():
             yield pickle.loads(report)
+
+
+def _pool(size: int) -> ActorPoolStrategy:
+    """Actors with one unit at work and one that waits.
+
+    With the misleading option a unit is worked on in the thread that Ray runs its task in, which alone knows the
+    attempt (`tasks.care`); there is one task at a time with it and without.
+    """
+    return ActorPoolStrategy(
+        size=size, max_tasks_in_flight_per_actor=2, max_concurrent_calls_per_actor=1, enable_true_multi_threading=True
+    )
 
 
 def read_unit(table: pa.Table, params: MaskParams, destination: Destination) -> pa.Table:
