@@ -108,8 +108,13 @@ def connected() -> Iterator[None]:
                 "RAY_AUTH_MODE and its token set? Unset RAY_ADDRESS to run on this machine alone."
             ) from None
     else:
-        with storage.explained(scratch()), _quiet_start(), _own_signals():
-            _start_local(quiet)
+        try:
+            with _quiet_start(), _own_signals():
+                _start_local(quiet)
+        except OSError as error:
+            if storage.is_full(error):
+                raise JobError(storage.explain(error, scratch())) from None
+            raise
     try:
         yield
     finally:

@@ -367,7 +367,7 @@ def explain(error: BaseException, location: Location) -> str:
     if _codes(error) & _EXPIRED_CODES:
         return f"The credentials for {location.uri} have expired: renew them, and run the same command again."
     where = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else location.uri
-    if (isinstance(error, OSError) and error.errno in _FULL_ERRORS) or _codes(error) & _FULL_CODES:
+    if is_full(error):
         return f"No space is left for {location.uri}: make room there, or raise the quota."
     if isinstance(error, PermissionError):
         return f"No permission for {where}: check the rights of the folder or of the credentials."
@@ -378,6 +378,11 @@ def explain(error: BaseException, location: Location) -> str:
         return f"Cannot reach the object store at {endpoint} for {location.uri}: is it running, is the address right?"
     text = scrub(str(error).splitlines()[0]) if str(error) else ""
     return f"Cannot use {location.uri}: {name}{': ' + text if text else ''}"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there is no space left on a disk, in a bucket or within a quota."""
+    return (isinstance(error, OSError) and error.errno in _FULL_ERRORS) or bool(_codes(error) & _FULL_CODES)
 
 
 @contextlib.contextmanager
@@ -507,7 +512,7 @@ def _endpoint() -> str | None:
 
 def _may_pass(error: Exception) -> bool:
     codes, status = _codes(error), _status(error)
-    if codes & _FULL_CODES or (isinstance(error, OSError) and error.errno in _FULL_ERRORS):
+    if is_full(error):
         return False
     if codes & _PASSING_CODES or (status is not None and (status >= 500 or status == 429)):
         return True

@@ -5,8 +5,9 @@ import subprocess
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
-from tasks import storage
+from tasks import cluster, storage
 from tasks.archive import ArchiveJob, list_archive, segment_remaining
 from tasks.errors import JobError
 from tasks.finish import publish_report
@@ -83,3 +84,19 @@ def test_a_job_whose_disk_fills_up_goes_on_when_there_is_room(small_disk, tmp_pa
     assert (report.images, report.masks) == (12, 12) and plan.remaining_units == 6 - len(kept)
     for file in small_disk.rglob("masks/run=*/*.parquet"):
         assert kept.get(file.name, file.read_bytes()) == file.read_bytes() and pq.read_table(file).num_rows == 2
+
+
+def test_a_full_disk_of_ray_is_named_with_its_remedy(small_disk, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(small_disk))
+    full = cluster.explain(ray.exceptions.OutOfDiskError("Local disk is full"))
+    assert full.startswith("Ray has no disk left") and f"{small_disk}/ray" in full and "RAY_TMPDIR" in full
+
+    def start(_):
+        (small_disk / "ray").mkdir()
+        fill(small_disk, 0)
+        (small_disk / "ray" / "session").write_bytes(bytes(2**20))
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "_start_local", start)
+    with pytest.raises(JobError, match=f"No space is left for {small_disk}/ray: make room there"), cluster.connected():
+        pass
