@@ -53,6 +53,7 @@ def test_a_full_disk_is_said_in_one_sentence(small_disk):
     assert (small_disk / "a").stat().st_size == 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_job_whose_disk_fills_up_goes_on_when_there_is_room(small_disk, tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.archive._unit_images", lambda *_: 2)
