@@ -60,6 +60,12 @@ def run(
     png: Annotated[bool, typer.Option("--png", help="Write each mask as a PNG file of its own too.")] = False,
     gallery_images: Annotated[int, typer.Option(help="Images of the gallery made at the end; 0: none.")] = 100,
     max_pixels: Annotated[int, typer.Option(help="Larger photographs become error rows.")] = 100_000_000,
+    image_seconds: Annotated[
+        float | None, typer.Option(help="Images that take longer in one stage become error rows; 300 and more.")
+    ] = None,
+    image_memory_mib: Annotated[
+        int | None, typer.Option(help="Images that need more memory become error rows; half of the machine's.")
+    ] = None,
     id_column: Annotated[str | None, typer.Option(help="Parquet source: column with the identity.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Parquet source: column with the image bytes.")] = None,
     refresh_changed: Annotated[
@@ -94,6 +100,8 @@ def run(
         "png": png,
         "gallery_images": gallery_images,
         "max_pixels": max_pixels,
+        "image_seconds": image_seconds,
+        "image_memory_mib": image_memory_mib,
         "id_column": id_column,
         "image_column": image_column,
         "refresh_changed": refresh_changed,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segcore.memory import is_out_of_memory
 from segcore.models.resnet import fold_batch_norms
 from segcore.preprocessing import Preprocessing
 
@@ -129,21 +130,30 @@ class DeviceRunner:
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) float32 on the device -> (N, C, h, w) float32 logits on the device.
 
-        A batch for which the device has no memory is computed in halves; a single image that does not fit raises
-        torch.cuda.OutOfMemoryError.
+        A batch for which there is no memory is computed in halves; a single image that does not fit raises what
+        `segcore.memory.is_out_of_memory` knows.
         """
         try:
             padded = F.pad(images, (self.margin_px, 0, self.margin_px, 0)) if self.margin_px else images
             scores: Tensor = self.module(padded.to(self.dtype).contiguous(memory_format=torch.channels_last))
             return scores.float()
-        except torch.cuda.OutOfMemoryError:
-            if len(images) == 1:
+        except Exception as error:
+            if len(images) == 1 or not is_out_of_memory(error):
                 raise
         # Outside the handler, whose traceback keeps the failed tensors alive.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.give_back_memory()
         middle = len(images) // 2
         return torch.cat([self.forward(images[:middle]), self.forward(images[middle:])])
+
+    def give_back_memory(self) -> None:
+        """Let go of what the last batch has left free on the device."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def let_go(self) -> None:
+        """Give back all memory of the device; the runner is of no use afterwards."""
+        self.module = nn.Identity()
+        self.give_back_memory()
 
     def download(self, scores: Tensor) -> Callable[[], np.ndarray]:
         """Begin to copy a result to the host; the function that comes back waits for it."""

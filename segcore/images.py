@@ -48,6 +48,12 @@ class ErrorKind(StrEnum):
     """More pixels than the bound, or a decompression bomb."""
     FAILED = "failed"
     """Decoded, but scoring or refinement failed."""
+    CRASHED = "crashed"
+    """Ends the process that touches it; tried alone before it was said."""
+    TIMEOUT = "timeout"
+    """Takes longer in one stage than an image may."""
+    MEMORY = "memory"
+    """Needs more memory than an image may, or than there is."""
 
 
 class ImageError(ValueError):

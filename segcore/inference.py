@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import numpy as np
 from annotated_types import Interval, MinLen
 
+from segcore.images import ErrorKind, ImageError
+from segcore.memory import DeviceShortError, is_out_of_memory
+
 if TYPE_CHECKING:
     import torch
 
@@ -115,34 +118,92 @@ class Scorer:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 16)
         self.runner = DeviceRunner(model.module, model.card.preprocessing, self.device, self.dtype)
+        self._fitted_pixels = 0  # Of the largest padded image that there was memory for
 
-    def __call__(self, images: Sequence[np.ndarray]) -> list[ScoreMap]:
+    def __call__(self, images: Sequence[np.ndarray], each_batch: Callable[[], None] | None = None) -> list[ScoreMap]:
         """Score maps in the order of the images.
 
         images: (H, W, 3) uint8 RGB each, any mix of sizes from 1 px up. Batches are formed from the list alone:
-        images of one padded shape in their order. ValueError: an image of another form; scores that are not finite.
+        images of one padded shape in their order. each_batch: called before each batch is computed.
+        A batch for which there is no memory is halved, and the batches of later calls are as small.
+        ValueError: an image of another form; scores that are not finite. ImageError (memory): an image that does not
+        fit alone. DeviceShortError: one that does not fit though as large a one has fitted before.
         """
-        import torch
-
-        from segcore.views import score_views
-
         for index, image in enumerate(images):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
                 raise ValueError(f"Image {index} is {image.dtype} {image.shape}; expected (H, W, 3) uint8 RGB.")
         results: list[ScoreMap | None] = [None] * len(images)
-        batches = self._batches(images)
+        waiting = self._batches(images)
+        while waiting:
+            if self._fits(images, waiting, results, each_batch):
+                break
+            self.runner.give_back_memory()
+            # Several were under way: whether it is the first that does not fit is seen when it is alone
+            waiting = [batch for batch in waiting if results[batch.members[0]] is None]
+            first = waiting.pop(0)
+            if not self._fits(images, [first], results, each_batch):
+                waiting[:0] = self._halves(first)
+        return [result for result in results if result is not None]
+
+    def _fits(
+        self,
+        images: Sequence[np.ndarray],
+        batches: list[Batch],
+        results: list[ScoreMap | None],
+        each_batch: Callable[[], None] | None,
+    ) -> bool:
+        """Compute batches, as far as there is memory for them; whether there was."""
+        try:
+            self._compute(images, batches, results, each_batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    def _halves(self, batch: Batch) -> list[Batch]:
+        height, width = batch.shape
+        if len(batch.members) == 1:
+            if height * width <= self._fitted_pixels:
+                raise DeviceShortError(
+                    f"{self.device.type.upper()} memory ran out at an image of {height} x {width} px, though as large "
+                    "a one has fitted before: something else holds the memory of this device."
+                )
+            raise ImageError(
+                ErrorKind.MEMORY,
+                f"scoring it at {height} x {width} px needs more memory than the {self.device.type.upper()} has free: "
+                "a smaller long side, fewer scales or sliding windows need less",
+            )
+        middle = len(batch.members) // 2
+        self.batch_size = min(self.batch_size, len(batch.members) - middle)
+        return [Batch(batch.shape, batch.members[:middle]), Batch(batch.shape, batch.members[middle:])]
+
+    def _compute(
+        self,
+        images: Sequence[np.ndarray],
+        batches: list[Batch],
+        results: list[ScoreMap | None],
+        each_batch: Callable[[], None] | None,
+    ) -> None:
+        import torch
+
+        from segcore.views import score_views
+
         waiting: deque[tuple[Batch, Callable[[], np.ndarray]]] = deque()
 
         def collect() -> None:
             batch, wait = waiting.popleft()
             for index, scores in zip(batch.members, _finite(wait(), self.name), strict=True):
                 results[index] = ScoreMap(scores, batch.shape)
+            self._fitted_pixels = max(self._fitted_pixels, batch.shape[0] * batch.shape[1])
 
         with torch.inference_mode():
-            following = self._upload(images, batches[0]) if batches else None
+            following: Upload | None = self._upload(images, batches[0])
             for number, batch in enumerate(batches):
                 upload = following
                 assert upload is not None
+                if each_batch is not None:
+                    each_batch()
                 # The next batch travels while this one is computed, and the last result while this one is.
                 following = self._upload(images, batches[number + 1]) if number + 1 < len(batches) else None
                 sizes = [(images[index].shape[0], images[index].shape[1]) for index in batch.members]
@@ -153,7 +214,6 @@ class Scorer:
                     collect()
             while waiting:
                 collect()
-        return [result for result in results if result is not None]
 
     def _batches(self, images: Sequence[np.ndarray]) -> list[Batch]:
         groups: dict[tuple[int, int], list[int]] = {}
@@ -171,6 +231,15 @@ class Scorer:
             image = images[index]
             canvas[: image.shape[0], : image.shape[1]] = image
         return self.runner.upload(pixels)
+
+
+def relative_work(params: InferenceParams, parameters: int) -> float:
+    """About what an image costs a network of so many parameters: 1 is LargeFOV at 513 px, about a second on a core."""
+    work = (params.long_side_px / 513) ** 2 * sum(scale**2 for scale in params.scales)
+    work *= (2 if params.mirror else 1) * parameters / 20_505_429
+    if params.crop_px is not None:
+        work /= params.crop_stride**2
+    return work
 
 
 def padded_px(length_px: int) -> int:

@@ -24,18 +24,19 @@ from pydantic import BaseModel
 
 from segcore import checkpoint, models, refinement
 from segcore.images import MAX_PIXELS
-from segcore.inference import InferenceParams
+from segcore.inference import InferenceParams, relative_work
 from segcore.refinement import CrfParams
 from tasks import cluster, logs, progress, runs, storage
+from tasks.apart import limits_of
 from tasks.errors import InterruptedJobError, JobError, worth_another_try
 from tasks.growth import stream_growing
 from tasks.manifest import PART_IMAGES, Manifest, Part, extend
 from tasks.meter import Meter
-from tasks.pipeline import Destination, MaskParams, Unit, mask_file
 from tasks.remote_models import local_model
 from tasks.schema import SCHEMA_VERSION
 from tasks.sources import Source, list_source
 from tasks.storage import Location
+from tasks.units import Destination, MaskParams, Unit, mask_file
 
 PIPELINE_VERSION = 1
 """Raised when the pipeline makes other masks from the same parameters; part of the run id."""
@@ -99,6 +100,13 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
 
     max_pixels: Annotated[int, annotated_types.Interval(ge=1, le=MAX_PIXELS)] = 100_000_000
     """Photographs with more pixels become error rows."""
+
+    image_seconds: Annotated[float, annotated_types.Gt(0)] | None = None
+    """Time that one image may take in one stage before it becomes an error row; by default five minutes, and more in
+    proportion where the model, the sizes and the scales make much work."""
+
+    image_memory_mib: Annotated[int, annotated_types.Ge(64)] | None = None
+    """Memory in MiB that one image may take before it becomes an error row; by default half of a machine's."""
 
     id_column: str | None = None
     """Column of a Parquet source with the identity; by default the first of the usual names."""
@@ -324,6 +332,9 @@ class Identity:
     unit_images: int
     """Images of one mask file at most: a function of the parameters alone, so that every session cuts alike."""
 
+    work: float
+    """What an image costs, that of LargeFOV at 513 px being 1."""
+
     deciding: dict[str, Any]
     """Everything that went into the run id."""
 
@@ -369,6 +380,7 @@ def _identify(job: ArchiveJob) -> Identity:
         model_digest=digest,
         classes=card.classes,
         crf_engine=engine,
+        work=relative_work(job.inference, models.variant(card.variant).parameters),
         unit_images=_unit_images(job.inference, models.variant(card.variant).parameters),
         deciding=deciding,
     )
@@ -418,6 +430,7 @@ def mask_params(job: ArchiveJob, identity: Identity) -> MaskParams:
         crf=job.crf,
         crf_backend=identity.crf_engine,
         max_pixels=job.max_pixels,
+        limits=limits_of(identity.work, job.image_seconds, job.image_memory_mib),
         own_size=job.mask_size == "own",
         keep_mask_before_crf=job.keep_mask_before_crf,
     )
@@ -455,10 +468,7 @@ def _unit_images(inference: InferenceParams, parameters: int) -> int:
 
     Keeps the work between two commits to about a minute on one core, and a unit's pixels to about 50 MB.
     """
-    work = (inference.long_side_px / 513) ** 2 * sum(scale**2 for scale in inference.scales)
-    work *= (2 if inference.mirror else 1) * parameters / 20_505_429
-    if inference.crop_px is not None:
-        work /= inference.crop_stride**2
+    work = relative_work(inference, parameters)
     pixels = (inference.long_side_px / 513) ** 2
     return max(1, min(PART_IMAGES, int(PART_IMAGES / max(work, pixels))))
 

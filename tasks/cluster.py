@@ -24,6 +24,7 @@ import ray
 
 from tasks import storage
 from tasks.errors import JobError
+from tasks.storage import Location
 
 READ_CPUS = 0.25
 SCORE_CPUS = 0.5
@@ -140,8 +141,13 @@ def connected() -> Iterator[None]:
                 "RAY_AUTH_MODE and its token set? Unset RAY_ADDRESS to run on this machine alone."
             ) from None
     else:
-        with _quiet_start(), _own_signals():
-            _start_local(quiet)
+        try:
+            with _quiet_start(), _own_signals():
+                _start_local(quiet)
+        except OSError as error:
+            if storage.is_full(error):
+                raise JobError(storage.explain(error, scratch())) from None
+            raise
     try:
         yield
     finally:
@@ -177,6 +183,11 @@ def package() -> str:
     if engine is not None and engine.origin is not None:
         shutil.copyfile(engine.origin, stage / "segcore" / Path(engine.origin).name)
     return str(stage)
+
+
+def scratch() -> Location:
+    """Where Ray keeps its logs, its sockets, and what does not fit into memory."""
+    return storage.locate(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray"
 
 
 def grow(cpus: int, gpus: int) -> None:
@@ -303,11 +314,17 @@ def free_resources(expected: tuple[float, float] = (1.0, 0.0)) -> tuple[float, f
 
 def explain(error: BaseException) -> str:
     """What went wrong in a worker, in one line, without Ray's wrapping."""
-    return re.sub(r"^(tasks\.errors\.)?(Interrupted)?JobError: ", "", _reason(error))
+    return re.sub(r"^[\w.]*JobError: ", "", _reason(error))  # Which is a sentence already
 
 
 def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in _unwrapped(error).splitlines() if line.strip()]
+    text = _unwrapped(error)
+    if "OutOfDiskError" in text:
+        return (
+            f"Ray has no disk left for what does not fit into its memory ({scratch().uri}, on the node that is full): "
+            "make room there, or name another disk with RAY_TMPDIR"
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     # The remote tracebacks come as text, the innermost first; what follows it is wrapping
     wrapping = next((i for i, line in enumerate(lines) if line.startswith("The above exception was")), None)
     if wrapping:

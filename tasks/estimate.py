@@ -16,8 +16,9 @@ import pyarrow as pa
 from tasks import storage
 from tasks.archive import ArchiveJob, identify, mask_params
 from tasks.errors import JobError
-from tasks.pipeline import STAGES, Destination, Refine, Score, Unit, read_unit, unit_table
+from tasks.pipeline import STAGES, Refine, Score, read_unit
 from tasks.sources import Entry, Source, list_source
+from tasks.units import Destination, Unit, unit_table
 
 START_S = 30.0
 """Until the workers of a job have started."""

@@ -27,21 +27,23 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from segcore import checkpoint, evaluation, masks, refinement
+from segcore import checkpoint, evaluation, masks, models, refinement
 from segcore.card import ModelCard
 from segcore.comparison import AlarmParams
 from segcore.evaluation import Around, Figure
 from segcore.images import ErrorKind, ImageError, resize_labels
-from segcore.inference import DEEPLAB_V2_MSC, PSPNET_MULTI_SCALE, InferenceParams
+from segcore.inference import DEEPLAB_V2_MSC, PSPNET_MULTI_SCALE, InferenceParams, relative_work
 from segcore.refinement import CrfParams, Refined, refine_scores
 from tasks import cluster, progress, storage
+from tasks.apart import limits_of
 from tasks.errors import JobError
-from tasks.pipeline import Destination, MaskParams, Record, Refine, Unit, mask_file, stream
+from tasks.pipeline import Refine, stream
 from tasks.registry import RegisteredModel
 from tasks.remote_models import local_model
 from tasks.shards import DatasetManifest, Split, read_manifest
 from tasks.sources import Source, list_source, read_entries
 from tasks.storage import Location
+from tasks.units import Destination, MaskParams, Record, Unit, mask_file
 
 EVALUATION_VERSION = 1
 """Raised when the same labels give other counts."""
@@ -200,6 +202,9 @@ class Judge(Refine):
 
     what = "judging"
     destination: JudgeDestination
+
+    def control(self) -> None:
+        """None: an image that is judged needs a true mask."""
 
     def begin(self, records: list[Record]) -> None:
         """Read the true masks of the unit: another column of the rows that the images are from."""
@@ -396,6 +401,7 @@ def evaluate(job: ReevaluateJob, asked: Evaluation) -> dict[str, Any]:
         max_pixels=MAX_PIXELS,
         own_size=True,
         keep_mask_before_crf=True,
+        limits=limits_of(relative_work(asked.inference, models.variant(asked.variant).parameters)),
     )
     with storage.explained(output):
         done = {file.path for file in storage.list_files(folder)}

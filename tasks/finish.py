@@ -32,10 +32,11 @@ from tasks.archive import (
 )
 from tasks.errors import JobError
 from tasks.manifest import Manifest
-from tasks.pipeline import mask_file, write_rows
+from tasks.pipeline import write_rows
 from tasks.png_files import png_name, write_png
 from tasks.report import ReportJob, build_report, gallery_folder
 from tasks.storage import Location
+from tasks.units import mask_file
 
 _READERS = 16
 _NAMED_AT_MOST = 5

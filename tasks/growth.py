@@ -9,6 +9,7 @@ import logging
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 
 import ray
@@ -18,7 +19,8 @@ from tasks import cluster, logs
 from tasks.cluster import Plan
 from tasks.errors import InterruptedJobError, JobError
 from tasks.meter import Meter
-from tasks.pipeline import Destination, MaskParams, Unit, UnitReport, stream
+from tasks.pipeline import stream
+from tasks.units import Destination, MaskParams, Unit, UnitReport
 
 LOOK_EVERY_S = 5.0
 """How often the cluster is looked at."""
@@ -161,7 +163,16 @@ class _Lanes:
                 if self._parting.is_set():
                     break
         except BaseException as error:
+            _let_go(error)
             if not self._parting.is_set():
                 self.out.put(error)
         finally:
             self.meter.end(plan)
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what the frames of an error hold: Ray's actors, whose CPUs the next try in this process needs."""
+    following: BaseException | None = error
+    while following is not None:
+        traceback.clear_frames(following.__traceback__)
+        following = following.__cause__ or following.__context__

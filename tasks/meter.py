@@ -12,7 +12,8 @@ from typing import Any
 
 from tasks import logs, progress
 from tasks.cluster import Plan
-from tasks.pipeline import STAGES, UnitReport
+from tasks.pipeline import STAGES
+from tasks.units import UnitReport
 
 _NAMES = {"read": "reading", "score": "scoring", "refine": "refinement"}
 _IDLE_SHARE = 0.4

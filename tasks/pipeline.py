@@ -6,10 +6,9 @@ stages travel one row per unit (Ray Data splits blocks between rows, never withi
 size and stride-8 scores in float16, never full-resolution probabilities.
 """
 
-import collections
 import contextlib
 import ctypes
-import dataclasses
+import functools
 import io
 import itertools
 import logging
@@ -19,7 +18,6 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -31,10 +29,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segcore import checkpoint, masks, refinement
 from segcore.checkpoint import PackedModel
-from segcore.images import ErrorKind, ImageError, decode, resize_labels
-from segcore.inference import InferenceParams, ScoreMap, Scorer
-from segcore.refinement import Backend, CrfParams, Refined, refine_scores
-from tasks import logs, storage
+from segcore.images import ErrorKind, ImageError, Photograph, decode, resize_labels
+from segcore.inference import ScoreMap, Scorer
+from segcore.memory import DeviceShortError, is_out_of_memory
+from segcore.refinement import Refined, refine_scores
+from tasks import care, logs, storage
+from tasks.apart import Apart
+from tasks.care import Watched
 from tasks.cluster import READ_CPUS, REFINE_CPUS, Plan
 from tasks.errors import JobError
 from tasks.png_files import write_png
@@ -42,120 +43,33 @@ from tasks.remote_models import local_model
 from tasks.schema import MASKS, empty_row
 from tasks.sources import Entry, read_entries
 from tasks.storage import Location
+from tasks.units import (
+    HANDED_ON,
+    WAITED,
+    Destination,
+    MaskParams,
+    Record,
+    Unit,
+    UnitReport,
+    open_row,
+    split,
+    unit_columns,
+    unit_row,
+    wait,
+)
 
 STAGES = ("read", "score", "refine")
 
 _PRECISIONS = {"torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "fp32"}
 
-_HANDED_ON, _WAITED = "handed on at", "waited for "  # Beside the busy times of the stages, on the way with a unit
+_GREY = np.full((65, 65, 3), 128, np.uint8)
+"""An image that nothing can be wrong with: where it fails too, the photographs are not to blame."""
 
-_RETRIES = 5  # Of a unit whose worker died under it; Ray's own bound is none
+_GREY_FILE = ("decode", masks.encode_mask(_GREY[:, :, 0]))
 
 _INIT_DEATHS = 2  # Workers of a stage in a row that may die while they begin
 
 _ROW_GROUP_BYTES = 32 * 2**20  # Row groups are cut by bytes: a binary column of one chunk overflows past 2 GiB
-
-
-@dataclass(frozen=True)
-class MaskParams:
-    """Everything that the stages need to turn an image into a row."""
-
-    model: str
-    """Name, or path or URI of a model directory."""
-
-    untrained: bool
-    seed: int
-
-    model_name: str
-    """What the rows say of the model."""
-
-    model_digest: str
-    """What every scorer must have loaded."""
-
-    classes: tuple[str, ...]
-    """Names by label."""
-
-    inference: InferenceParams
-    crf: CrfParams | None
-    crf_backend: Backend
-
-    max_pixels: int
-    """Larger photographs become error rows."""
-
-    own_size: bool
-    """Whether the mask has the photograph's size rather than the working size."""
-
-    keep_mask_before_crf: bool
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What flows through as one piece and is committed as one file."""
-
-    name: str
-    """Of its mask file, without ending: a function of the manifest part."""
-
-    entries: tuple[Entry, ...]
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where the rows of a run go."""
-
-    masks: Location
-    """Folder of the run's mask files."""
-
-    run_id: str
-    source: Location
-    """What the entries are of."""
-
-    png: Location | None = None
-    """Folder for the masks as PNG files of their own."""
-
-    def file_of(self, unit: str) -> Location:
-        """The one file that a unit is committed as."""
-        return self.masks / mask_file(unit)
-
-
-@dataclass
-class UnitReport:
-    """What became of one unit."""
-
-    unit: str
-    images: int = 0
-    errors: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    """Error rows by kind."""
-
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Busy time of each stage."""
-
-    waits: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Time that the unit has waited before each stage, in s; between machines only as good as their clocks."""
-
-    node: str = ""
-    """Where it was refined: name and Ray's number of the node."""
-
-    done_elsewhere: bool = False
-    """Whether another run of the same job had committed it already."""
-
-
-@dataclass
-class Record:
-    """One image on its way: pixels and scores travel beside it, in one buffer for the unit."""
-
-    entry: Entry
-    size: int | None = None
-    width: int = 0
-    height: int = 0
-    shape: tuple[int, int] = (0, 0)
-    scores_shape: tuple[int, int, int] = (0, 0, 0)
-    extent_px: tuple[int, int] = (0, 0)
-    error: ImageError | None = None
-
-
-def mask_file(unit: str) -> str:
-    """File name of a unit's rows."""
-    return f"part-{unit}.parquet"
 
 
 def stream(
@@ -181,9 +95,10 @@ def stream(
     # One node on which a worker cannot begin is not the end of it; Ray's own bound is none
     context.max_consecutive_actor_init_deaths = _INIT_DEATHS
     context.execution_options.preserve_order = False
-    rows = [_row(unit) for unit in units]
+    rows = [unit_columns(unit) for unit in units]
     if not rows:
         return
+    # Without a bound on Ray's side: `tasks.care` counts, and finds the image that a worker dies of.
     # Ray 2.60 announces other names for the retries below, and does not have them yet
     warnings.filterwarnings("ignore", message=".*ray_remote_args(_fn)?. is deprecated")
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
@@ -193,7 +108,7 @@ def stream(
             cast(Any, read_unit),
             fn_kwargs={"params": params, "destination": destination},
             num_cpus=READ_CPUS,
-            max_retries=_RETRIES,
+            max_retries=-1,
             compute=TaskPoolStrategy(size=min(plan.num_readers, len(rows))),
             **whole,
         )
@@ -202,8 +117,8 @@ def stream(
             fn_constructor_kwargs={"params": params, "packed": packed},
             num_cpus=plan.score_cpus,
             num_gpus=plan.score_gpus or None,
-            max_task_retries=_RETRIES,
-            compute=ActorPoolStrategy(size=min(plan.num_scorers, len(rows)), max_tasks_in_flight_per_actor=2),
+            max_task_retries=-1,
+            compute=_pool(min(plan.num_scorers, len(rows))),
             ray_remote_args_fn=_placed(plan.score_nodes[: len(rows)]),
             **whole,
         )
@@ -211,8 +126,8 @@ def stream(
             last or Refine,
             fn_constructor_kwargs={"params": params, "destination": destination},
             num_cpus=REFINE_CPUS,
-            max_task_retries=_RETRIES,
-            compute=ActorPoolStrategy(size=min(plan.num_refiners, len(rows)), max_tasks_in_flight_per_actor=2),
+            max_task_retries=-1,
+            compute=_pool(min(plan.num_refiners, len(rows))),
             ray_remote_args_fn=_placed(plan.refine_nodes[: len(rows)]),
             **whole,
         )
@@ -234,13 +149,15 @@ def _placed(nodes: tuple[str, ...]) -> Callable[[], dict[str, Any]] | None:
     return lambda: {"scheduling_strategy": NodeAffinitySchedulingStrategy(next(turns), soft=True)}
 
 
-def unit_table(unit: Unit) -> pa.Table:
-    """What the first stage is handed."""
-    return pa.Table.from_pylist([_row(unit)])
+def _pool(size: int) -> ActorPoolStrategy:
+    """Actors with one unit at work and one that waits.
 
-
-def _row(unit: Unit) -> dict[str, Any]:
-    return {"unit": unit.name, "entries": zlib.compress(pickle.dumps(unit.entries))}
+    With the misleading option a unit is worked on in the thread that Ray runs its task in, which alone knows the
+    attempt (`tasks.care`); there is one task at a time with it and without.
+    """
+    return ActorPoolStrategy(
+        size=size, max_tasks_in_flight_per_actor=2, max_concurrent_calls_per_actor=1, enable_true_multi_threading=True
+    )
 
 
 def read_unit(table: pa.Table, params: MaskParams, destination: Destination) -> pa.Table:
@@ -251,25 +168,55 @@ def read_unit(table: pa.Table, params: MaskParams, destination: Destination) -> 
     with storage.explained(destination.masks):
         committed = storage.exists(destination.file_of(name))
     if committed:
-        return _unit_row(name, None, 0.0, [], [])
+        return unit_row(name, None, 0.0, [], [])
     entries: tuple[Entry, ...] = pickle.loads(zlib.decompress(table["entries"][0].as_py()))
     _give_back_memory()
     records, pixels = [], []
-    for entry, data in read_entries(destination.source, entries):
-        record = Record(entry)  # Of the bytes that were read, where they are newer than the listing
+    reading = functools.partial(Reading, destination.source, params)
+    with care.in_hands(name, reading, lambda: reading, "reading", params.limits, _GREY_FILE) as hands:
+        for entry, data in _bytes_of(destination.source, entries, hands):
+            record = Record(entry)  # Of the bytes that were read, where they are newer than the listing
+            try:
+                if isinstance(data, ImageError):
+                    raise data
+                record.size = len(data)
+                photograph = hands("decode", data)
+            except ImageError as error:
+                record.error = error
+            else:
+                record.width, record.height = photograph.width, photograph.height
+                record.shape = (photograph.image.shape[0], photograph.image.shape[1])
+                pixels.append(photograph.image)
+            records.append(record)
+    return unit_row(name, records, time.perf_counter() - start, pixels, [])
+
+
+class Reading:
+    """What reading does to one image, in a worker or apart from it."""
+
+    def __init__(self, root: Location, params: MaskParams) -> None:
+        self.root, self.params = root, params
+
+    def fetch(self, entry: Entry) -> tuple[Entry, bytes | ImageError]:
+        """The bytes of one image."""
+        return next(read_entries(self.root, [entry]))
+
+    def decode(self, data: bytes) -> Photograph:
+        """The photograph at working size. Raises ImageError."""
+        return decode(data, self.params.inference.long_side_px, self.params.max_pixels)
+
+
+def _bytes_of(
+    root: Location, entries: tuple[Entry, ...], hands: Watched | Apart
+) -> Iterator[tuple[Entry, bytes | ImageError]]:
+    if not hands.apart:
+        yield from read_entries(root, entries)  # Those of one container together
+        return
+    for entry in entries:
         try:
-            if isinstance(data, ImageError):
-                raise data
-            record.size = len(data)
-            photograph = decode(data, params.inference.long_side_px, params.max_pixels)
+            yield hands("fetch", entry, limited=False)  # An outage is no image's fault, however long it lasts
         except ImageError as error:
-            record.error = error
-        else:
-            record.width, record.height = photograph.width, photograph.height
-            record.shape = (photograph.image.shape[0], photograph.image.shape[1])
-            pixels.append(photograph.image)
-        records.append(record)
-    return _unit_row(name, records, time.perf_counter() - start, pixels, [])
+            yield entry, error
 
 
 class Score:
@@ -277,50 +224,85 @@ class Score:
 
     def __init__(self, params: MaskParams, packed: "ray.ObjectRef[PackedModel] | None" = None) -> None:
         logs.in_worker()
-        if packed is not None:
-            self.model = checkpoint.load_packed(ray.get(packed))
-        else:
-            self.model = checkpoint.load(local_model(params.model), untrained=params.untrained, seed=params.seed)
-        if self.model.digest != params.model_digest:
-            raise JobError(f"The model {params.model} is not the one that the run began with: was it replaced?")
-        # One thread on a CPU: there is a scorer on every core
-        self.scorer = Scorer(self.model, params.inference, num_threads=1)
-        self.device = f"{self.scorer.device.type}/{_PRECISIONS.get(str(self.scorer.dtype), self.scorer.dtype)}"
+        self.params, self.packed = params, packed
+        self._scorer: Scorer | None = None
+        kind, precision = self._here().device.type, self._here().dtype
+        self.device = f"{kind}/{_PRECISIONS.get(str(precision), precision)}"
 
     def __call__(self, table: pa.Table) -> pa.Table:
         start = time.perf_counter()
-        name, records, seconds, pixels, _ = _open_row(table)
+        name, records, seconds, pixels, _ = open_row(table)
         if records is None:
             return table
         _give_back_memory()
-        seconds |= _wait("score", seconds)
+        seconds |= wait("score", seconds)
         usable = [record for record in records if not record.error]
-        images = _split(pixels, [(*record.shape, 3) for record in usable])
+        images = split(pixels, [(*record.shape, 3) for record in usable])
         scores = []
-        for record, outcome in zip(usable, self._score(images), strict=True):
+        for record, outcome in zip(usable, self._score(name, images), strict=True):
             if isinstance(outcome, Exception):
-                record.error = ImageError(ErrorKind.FAILED, f"scoring failed: {outcome}")
+                record.error = _failure("scoring", outcome)
                 continue
             record.scores_shape, record.extent_px = outcome.scores.shape, outcome.extent_px
             scores.append(outcome.scores)
         kept = [image for record, image in zip(usable, images, strict=True) if not record.error]
-        seconds = {**seconds, "score": time.perf_counter() - start, _HANDED_ON: time.time()}
-        return _unit_row(name, records, seconds, kept, scores, device=self.device)
+        seconds = {**seconds, "score": time.perf_counter() - start, HANDED_ON: time.time()}
+        return unit_row(name, records, seconds, kept, scores, device=self.device)
 
-    def _score(self, images: list[np.ndarray]) -> list[ScoreMap | Exception]:
-        try:
-            return list(self.scorer(images))
-        except Exception:  # One image may have spoilt its batch: ask again for each alone
+    def _score(self, unit: str, images: list[np.ndarray]) -> list[ScoreMap | Exception]:
+        control = ("__call__", [_GREY])
+        with care.in_hands(unit, self._here, self._anew, "scoring", self.params.limits, control) as hands:
+            if not hands.apart:
+                try:
+                    return list(self._here()(images, each_batch=hands.touch))
+                except Exception:  # One image may have spoilt its batch: ask again for each alone
+                    pass
             outcomes: list[ScoreMap | Exception] = []
+            proven = False
             for image in images:
                 try:
-                    outcomes += self.scorer([image])
+                    outcomes += hands("__call__", [image])
+                except (JobError, DeviceShortError):
+                    raise
                 except Exception as error:
                     outcomes.append(error)
-            if any(isinstance(outcome, Exception) for outcome in outcomes):
-                # Where a plain grey image fails too, it is not the images' fault, and no row may say so
-                self.scorer([np.full((65, 65, 3), 128, np.uint8)])
+                    if not isinstance(error, ImageError):
+                        hands.renew(error)
+                    if not proven:
+                        # Where a plain grey image fails too, it is not the images' fault, and no row may say so
+                        hands("__call__", [_GREY])
+                        proven = True
             return outcomes
+
+    def _here(self) -> Scorer:
+        """The scorer of this process."""
+        if self._scorer is None:
+            self._scorer = _scorer(self.params, None if self.packed is None else ray.get(self.packed))
+        return self._scorer
+
+    def _anew(self) -> "functools.partial[Scorer]":
+        """What makes the same scorer in another process, which is to have the memory of the device for itself."""
+        if self._scorer is not None and self._scorer.device.type != "cpu":
+            runner, self._scorer = self._scorer.runner, None
+            runner.let_go()
+        return functools.partial(_scorer, self.params, None if self.packed is None else ray.get(self.packed))
+
+
+def _scorer(params: MaskParams, packed: PackedModel | None) -> Scorer:
+    if packed is not None:
+        model = checkpoint.load_packed(packed)
+    else:
+        model = checkpoint.load(local_model(params.model), untrained=params.untrained, seed=params.seed)
+    if model.digest != params.model_digest:
+        raise JobError(f"The model {params.model} is not the one that the run began with: was it replaced?")
+    # One thread on a CPU: there is a scorer on every core
+    return Scorer(model, params.inference, num_threads=1)
+
+
+def _failure(what: str, error: Exception) -> ImageError:
+    if isinstance(error, ImageError):
+        return error
+    return ImageError(ErrorKind.MEMORY if is_out_of_memory(error) else ErrorKind.FAILED, f"{what} failed: {error}")
 
 
 class Refine:
@@ -346,36 +328,41 @@ class Refine:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         start = time.perf_counter()
-        name, records, seconds, pixels, scores = _open_row(table)
+        name, records, seconds, pixels, scores = open_row(table)
         report = UnitReport(name, node=self.node)
         if records is None:
             report.done_elsewhere = True
             return pa.table({"report": [pickle.dumps(report)]})
         _give_back_memory()
-        seconds |= _wait("refine", seconds)
+        seconds |= wait("refine", seconds)
         self.begin(records)
         usable = [record for record in records if not record.error]
-        images = iter(_split(pixels, [(*record.shape, 3) for record in usable]))
-        maps = iter(_split(scores.view(np.float16), [record.scores_shape for record in usable]))
+        images = iter(split(pixels, [(*record.shape, 3) for record in usable]))
+        maps = iter(split(scores.view(np.float16), [record.scores_shape for record in usable]))
         device = table["device"][0].as_py()
         rows = []
-        for record in records:
-            row = self.base_row(record)
-            if record.error is None:
-                try:
-                    row |= self.columns(record, next(images), next(maps), device)
-                except Exception as error:
-                    record.error = ImageError(ErrorKind.FAILED, f"{self.what} failed: {error}")
-                    row = self.base_row(record)
-            rows.append(row)
-            report.images += 1
-            if record.error is not None:
-                report.errors[record.error.kind.value] += 1
+        with care.in_hands(
+            name, lambda: self, lambda: functools.partial(_itself, self), self.what, self.params.limits, self.control()
+        ) as hands:
+            for record in records:
+                row = self.base_row(record)
+                if record.error is None:
+                    try:
+                        row |= hands("columns", record, next(images), next(maps), device)
+                    except JobError:
+                        raise
+                    except Exception as error:
+                        record.error = _failure(self.what, error)
+                        row = self.base_row(record)
+                rows.append(row)
+                report.images += 1
+                if record.error is not None:
+                    report.errors[record.error.kind.value] += 1
         with storage.explained(self.destination.masks):
             self.commit(name, rows)
         report.seconds = {"refine": time.perf_counter() - start}
         report.seconds |= {stage: seconds[stage] for stage in STAGES if stage in seconds}
-        report.waits = {stage: seconds[_WAITED + stage] for stage in STAGES if _WAITED + stage in seconds}
+        report.waits = {stage: seconds[WAITED + stage] for stage in STAGES if WAITED + stage in seconds}
         if report.errors:
             logs.event(
                 f"unit {name} has {report.errors.total()} error rows",
@@ -389,6 +376,11 @@ class Refine:
 
     def begin(self, records: list[Record]) -> None:
         """Called once a unit, before its images are refined."""
+
+    def control(self) -> tuple[Any, ...] | None:
+        """A call for columns of an image that nothing is wrong with."""
+        record = Record(Entry("", "", "file", b"", 0, None, ""), None, 65, 65, (65, 65), extent_px=(65, 65))
+        return "columns", record, _GREY, np.zeros((len(self.params.classes), 9, 9), np.float16), ""
 
     def base_row(self, record: Record) -> dict[str, Any]:
         """The row of an image as far as no mask is needed, with its error where it has one."""
@@ -453,6 +445,10 @@ def _give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def _itself(refine: Refine) -> Refine:
+    return refine
+
+
 def write_rows(place: Location, rows: list[dict[str, Any]] | pa.Table) -> None:
     """Write one mask file, whole or not at all."""
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=MASKS)
@@ -461,51 +457,3 @@ def write_rows(place: Location, rows: list[dict[str, Any]] | pa.Table) -> None:
     # PNG and identities are dense already; the other columns are small
     pq.write_table(table, buffer, compression="zstd", row_group_size=max(1, _ROW_GROUP_BYTES // per_row))
     storage.write_whole(place, buffer.getvalue())
-
-
-def _unit_row(
-    name: str,
-    records: list[Record] | None,
-    seconds: float | dict[str, float],
-    pixels: list[np.ndarray],
-    scores: list[np.ndarray],
-    device: str = "",
-) -> pa.Table:
-    if isinstance(seconds, float):
-        seconds = {"read": seconds, _HANDED_ON: time.time()}
-    return pa.table(
-        {
-            "unit": [name],
-            "records": pa.array([pickle.dumps((records, seconds))], pa.large_binary()),
-            "pixels": _join(pixels),
-            "scores": _join(scores),
-            "device": [device],
-        }
-    )
-
-
-def _open_row(table: pa.Table) -> tuple[str, list[Record] | None, dict[str, float], np.ndarray, np.ndarray]:
-    records, seconds = pickle.loads(table["records"][0].as_py())
-    buffers = [np.frombuffer(table[c][0].as_buffer(), dtype=np.uint8) for c in ("pixels", "scores")]
-    return table["unit"][0].as_py(), records, seconds, buffers[0], buffers[1]
-
-
-def _wait(stage: str, seconds: dict[str, float]) -> dict[str, float]:
-    """How long the unit has waited since the stage before handed it on; clocks of two machines may differ."""
-    return {_WAITED + stage: max(0.0, time.time() - seconds.get(_HANDED_ON, time.time()))}
-
-
-def _join(arrays: list[np.ndarray]) -> pa.Array:
-    """One binary value of all the bytes. Made from buffers: `pa.array` of a memoryview never lets go of it (26.0)."""
-    joined = np.concatenate([a.reshape(-1).view(np.uint8) for a in arrays]) if arrays else np.empty(0, np.uint8)
-    offsets = pa.py_buffer(np.array([0, joined.size], np.int64))
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(joined)])
-
-
-def _split(flat: np.ndarray, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
-    arrays, start = [], 0
-    for shape in shapes:
-        end = start + int(np.prod(shape))
-        arrays.append(flat[start:end].reshape(shape))
-        start = end
-    return arrays

@@ -4,6 +4,7 @@ Lists a source as entries with an identity and a way to the bytes, and reads the
 means for the job is `tasks/manifest.py`'s business; decoding is `segcore.images`'.
 """
 
+import contextlib
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -312,13 +313,14 @@ def _read_file(protocol: str, entry: Entry) -> tuple[Entry, bytes | ImageError]:
         return entry, ImageError(ErrorKind.TOO_LARGE, f"the file has {entry.size} bytes, more than {MAX_FILE_BYTES}")
     place = Location(protocol, _decode_path(entry.path))
     try:
-        data, version = storage.read_versioned(place, entry.version)
+        data, version = storage.read_versioned(place)
     except FileNotFoundError:
         return entry, ImageError(ErrorKind.MISSING, "listed, but not there any more when it was to be read")
     except Exception as error:  # Whatever the storage says of one image is that image's reason
         _require_no_outage(place, error)
         return entry, ImageError(ErrorKind.UNREADABLE, f"the storage did not give the bytes: {_first_line(error)}")
-    return (entry if version == entry.version else replace(entry, version=version, size=len(data))), data
+    same = version == entry.version and len(data) == entry.size
+    return (entry if same else replace(entry, version=version, size=len(data))), data
 
 
 def _read_container(protocol: str, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | ImageError]]:
@@ -339,6 +341,11 @@ def _read_container(protocol: str, entries: Sequence[Entry]) -> Iterator[tuple[E
     except Exception as error:
         _require_no_outage(place, error)
         rest = ImageError(ErrorKind.UNREADABLE, f"the {what} did not give the bytes: {_first_line(error)}")
+        with contextlib.suppress(OSError):  # Half of one container and half of another is no damage of either
+            try:
+                _require_version(place, entries[0])
+            except ImageError as changed:
+                rest = changed
     for entry in entries:
         yield entry, found.get(entry.position, rest)
 

@@ -7,6 +7,7 @@ What the bytes mean is left to others.
 
 import base64
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+import fsspec.asyn
 
 from tasks.errors import InterruptedJobError, JobError
 
@@ -34,8 +36,12 @@ _LONGEST_WAIT_S = 20.0
 
 _PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
 _PASSING_CODES |= {"InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed", "BadDigest"}
+_FULL_CODES = {"InsufficientStorage", "XMinioStorageFull", "QuotaExceeded", "NoSpaceLeft"}
+_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT}
 _UNEXPLAINED_CODES = {"400", "403"}  # The answer to a HEAD has no body that could say why
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
+
+_STEADY_TRIES = 3
 
 TIMEOUT = "SEGMENT_ARCHIVE_STORAGE_TIMEOUT_S"
 """Environment variable: how long a connection to an object store may be silent, in s; 60 by default."""
@@ -153,17 +159,32 @@ def read_bytes(location: Location) -> bytes:
     return retried(lambda: bytes(filesystem(location).cat_file(location.path)))
 
 
-def read_versioned(location: Location, listed: str) -> tuple[bytes, str]:
-    """Contents of one file, and the version that they are of; `listed` where that is still it."""
-    if location.protocol == "file":
-        with Path(location.path).open("rb") as file:
-            data = file.read()
-            return data, str(os.fstat(file.fileno()).st_mtime_ns)
-    data = read_bytes(location)
-    # The etag of an object put in one piece is its MD5: nothing to ask for then
-    if hashlib.md5(data, usedforsecurity=False).hexdigest() == listed:
-        return data, listed
-    return data, stat(location).version
+def read_versioned(location: Location) -> tuple[bytes, str]:
+    """Contents of one file, and the version that they are of, whatever replaces it meanwhile.
+
+    Raises OSError for a file that changes faster than it can be read.
+    """
+    for _ in range(_STEADY_TRIES):
+        if location.protocol == "s3":
+            data, version = retried(lambda: _read_object(location))
+            # Where the etag is the MD5 of the bytes there is nothing to ask for. Other stores than Amazon's may answer
+            # with the etag of one object and the bytes of the next
+            digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+            if digest == version or stat(location).version == version:
+                return data, version
+        elif location.protocol == "file":
+            with Path(location.path).open("rb") as file:  # One that is put in its place is another file
+                before = os.fstat(file.fileno())
+                data = file.read()
+                after = os.fstat(file.fileno())
+            if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, len(data)):
+                return data, str(after.st_mtime_ns)
+        else:
+            version = stat(location).version
+            data = read_bytes(location)
+            if stat(location).version == version:
+                return data, version
+    raise OSError(f"{location.uri} is being written to: it changed while it was read, {_STEADY_TRIES} times")
 
 
 def read_range(location: Location, offset: int, length: int) -> bytes:
@@ -356,6 +377,8 @@ def explain(error: BaseException, location: Location) -> str:
     if _codes(error) & _EXPIRED_CODES:
         return f"The credentials for {location.uri} have expired: renew them, and run the same command again."
     where = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else location.uri
+    if is_full(error):
+        return f"No space is left for {location.uri}: make room there, or raise the quota."
     if _codes(error) & _UNEXPLAINED_CODES:
         return (
             f"No permission for {where}, or the credentials have expired: renew them or check their rights, and run "
@@ -375,6 +398,11 @@ def explain(error: BaseException, location: Location) -> str:
             "the same command again when it does."
         )
     return f"Cannot use {location.uri}: {name}{': ' + text if text else ''}"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there is no space left on a disk, in a bucket or within a quota."""
+    return (isinstance(error, OSError) and error.errno in _FULL_ERRORS) or bool(_codes(error) & _FULL_CODES)
 
 
 @contextlib.contextmanager
@@ -461,6 +489,20 @@ def _patient(location: Location) -> Any:
     return _filesystem(location.protocol, os.getpid(), patient=True)
 
 
+def _read_object(location: Location) -> tuple[bytes, str]:
+    """One GET: the bytes, and the etag of the same answer."""
+    store = filesystem(location)
+    bucket, _, key = location.path.partition("/")
+
+    async def read() -> tuple[bytes, str]:
+        answer = await store._call_s3("get_object", Bucket=bucket, Key=key)
+        async with answer["Body"] as body:
+            return await body.read(), _version(answer)
+
+    data, version = fsspec.asyn.sync(store.loop, read)
+    return bytes(data), str(version)
+
+
 class _NotAsSentError(OSError):
     """What the store holds is not what was sent."""
 
@@ -509,6 +551,8 @@ def _endpoint() -> str | None:
 def is_outage(error: BaseException) -> bool:
     """Whether it is the store or the way to it that fails, whatever was asked: credentials, overload, the network."""
     codes, status = _codes(error), _status(error)
+    if is_full(error):
+        return False
     if codes & (_PASSING_CODES | _EXPIRED_CODES) or (status is not None and (status >= 500 or status == 429)):
         return True
     if status is not None or type(error).__name__ == "ParamValidationError":

@@ -4,7 +4,7 @@ import pytest
 
 from tasks.cluster import Plan
 from tasks.meter import Meter, starving
-from tasks.pipeline import UnitReport
+from tasks.units import UnitReport
 
 
 def stages(read: float, score: float, refine: float) -> dict[str, dict[str, float]]:
