@@ -4,6 +4,8 @@ Owns decoding, orientation, colour conversion and scaling. Where the bytes came 
 """
 
 import io
+import re
+import struct
 import warnings
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,6 +27,15 @@ EXTENSIONS = frozenset(f".{ending}" for ending in _ENDINGS.split())
 
 MAX_PIXELS = 178_956_970
 """Pillow's own bound against decompression bombs (twice its warning bound of 1 GiB of RGB / 4 / 3)."""
+
+MAX_JPEG_SCANS = 64
+"""Each scan of a progressive JPEG walks over the whole image, however few bytes it has; encoders write 10 to 20."""
+
+MAX_TAG_BYTES = 64 << 20
+"""What the tags of TIFF or EXIF may claim beyond the size of the file: thousands may claim the same bytes."""
+
+_MAX_TAG_TABLES = 64  # Headers of one kind in one file; each is read for its claims
+_MAX_REASON_CHARACTERS = 200
 
 
 class ErrorKind(StrEnum):
@@ -89,6 +100,7 @@ def decode(data: bytes, long_side_px: int | None = None, max_pixels: int = MAX_P
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of bombs and odd metadata; the bound below decides
+            _require_modest_claims(data)
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
                 return _upright_rgb(opened, long_side_px, min(max_pixels, MAX_PIXELS))
     except ImageError:
@@ -98,7 +110,7 @@ def decode(data: bytes, long_side_px: int | None = None, max_pixels: int = MAX_P
     except (Image.DecompressionBombError, MemoryError) as error:
         raise ImageError(ErrorKind.TOO_LARGE, str(error) or "not enough memory to decode the image") from None
     except Exception as error:  # Decoders raise whatever their parsers trip over; each is this one image's fault
-        text = str(error) or type(error).__name__
+        text = " ".join(str(error).split())[:_MAX_REASON_CHARACTERS] or type(error).__name__
         cut = "truncated" in text.lower() or "unexpected end" in text.lower()
         raise ImageError(ErrorKind.TRUNCATED if cut else ErrorKind.CORRUPT, text) from None
 
@@ -141,6 +153,89 @@ def nearest_index(size: int, source_size: int) -> np.ndarray:
     return ((2 * np.arange(size, dtype=np.int64) + 1) * source_size) // (2 * size)
 
 
+def _require_modest_claims(data: bytes) -> None:
+    """Refuse what would cost minutes or gigabytes already while the header is read, before the pixels are counted."""
+    for header in _TAG_TABLES:
+        if data.count(header) > _MAX_TAG_TABLES:
+            raise ImageError(ErrorKind.TOO_LARGE, f"the file holds {data.count(header)} tables of tags")
+        start = data.find(header)
+        while start >= 0:
+            claimed = _claimed_by_tags(data, start)
+            if claimed > len(data) + MAX_TAG_BYTES:
+                raise ImageError(ErrorKind.TOO_LARGE, f"the tags claim {claimed} bytes of a file of {len(data)} bytes")
+            start = data.find(header, start + 1)
+    if data[:2] == b"\xff\xd8" and data.count(_START_OF_SCAN) > MAX_JPEG_SCANS:
+        scans = _count_scans(data)
+        if scans > MAX_JPEG_SCANS:
+            raise ImageError(ErrorKind.TOO_LARGE, f"the JPEG has {scans} scans, more than {MAX_JPEG_SCANS}")
+
+
+_TAG_TABLES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # Headers of TIFF and BigTIFF, which EXIF has too
+_TAG_SIZES = np.zeros(65_536, dtype=np.uint64)  # Bytes of a value by its type; unknown types are skipped
+_TAG_SIZES[[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 18]] = [1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 8, 8, 8]
+_START_OF_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff([^\0\xd0-\xd7\xff])")  # Neither a stuffed zero nor a restart
+
+
+def _claimed_by_tags(data: bytes, start: int) -> int:
+    """Bytes that the first table of tags behind a header points at, where they lie within the file."""
+    order, is_big = ("<" if data[start : start + 1] == b"I" else ">"), b"+" in data[start : start + 4]
+    try:
+        table = start + struct.unpack_from(f"{order}{'Q' if is_big else 'I'}", data, start + (8 if is_big else 4))[0]
+        number = struct.unpack_from(f"{order}{'Q' if is_big else 'H'}", data, table)[0]
+    except struct.error:
+        return 0
+    wide = f"{order}u8" if is_big else f"{order}u4"
+    entry = np.dtype([("tag", f"{order}u2"), ("kind", f"{order}u2"), ("count", wide), ("place", wide)])
+    table += 8 if is_big else 2
+    number = min(number, (len(data) - table) // entry.itemsize)
+    if number <= 0:
+        return 0
+    entries = np.frombuffer(data, entry, number, table)
+    count, size = entries["count"].astype(np.uint64), _TAG_SIZES[entries["kind"]]
+    inside = (count <= len(data)) & (entries["place"].astype(np.uint64) <= len(data))
+    claims = np.where(inside, count, 0) * size
+    ends = np.where(inside, entries["place"], 0).astype(np.uint64) + claims
+    return int(claims[(claims > (8 if is_big else 4)) & (ends <= len(data) - start)].sum())
+
+
+def _count_scans(data: bytes) -> int:
+    """Scans of a JPEG up to its end; what stands in other segments or behind the end (a film) does not count."""
+    at, scans = 2, 0
+    while (found := _MARKER.search(data, at)) is not None:
+        at, marker = found.end(), found[1]
+        if marker == b"\xd9":
+            break
+        scans += marker == b"\xda"
+        if marker[0] != 0x01 and len(data) >= at + 2:
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
+    return scans
+
+
+def _require_modest_tiles(opened: Image.Image, max_pixels: int) -> None:
+    tags = getattr(opened, "tag_v2", {})
+    width, height = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
+    if isinstance(width, int) and isinstance(height, int) and width * height > max_pixels:
+        raise ImageError(
+            ErrorKind.TOO_LARGE, f"the tiles of the TIFF have {width} x {height} px, more than {max_pixels} pixels"
+        )
+
+
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+
+
+def _orientation_of(opened: Image.Image) -> int:
+    """EXIF orientation, 1 where there is none; tags that were unpacked from a text of a PNG are bounded here."""
+    profile = opened.info.get("Raw profile type exif")
+    if isinstance(profile, str) and len(profile) > _MAX_PROFILE_CHARACTERS and "exif" not in opened.info:
+        return 1
+    said: int = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    return said
+
+
+_MAX_PROFILE_CHARACTERS = 160_000  # EXIF of 64 KiB, the most that a JPEG holds, as hexadecimal digits with line ends
+
+
 def _upright_rgb(opened: Image.Image, long_side_px: int | None, max_pixels: int) -> Photograph:
     width, height = opened.size
     if width < 1 or height < 1:
@@ -149,6 +244,7 @@ def _upright_rgb(opened: Image.Image, long_side_px: int | None, max_pixels: int)
         raise ImageError(
             ErrorKind.TOO_LARGE, f"the image has {width} x {height} px, more than the bound of {max_pixels} pixels"
         )
+    _require_modest_tiles(opened, max_pixels)
     if long_side_px is not None and opened.format in ("JPEG", "MPO"):
         # JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; twice the working size leaves room to resample.
         target_width, target_height = fit_long_side(width, height, 2 * long_side_px)
@@ -157,7 +253,7 @@ def _upright_rgb(opened: Image.Image, long_side_px: int | None, max_pixels: int)
     size = fit_long_side(width, height, long_side_px)
     # Scaled first and turned afterwards: so a large photograph is held once, not three times
     rgb = _scaled_rgb(opened, size, opened.info.get("icc_profile"))
-    turn = _TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
+    turn = _TURNS.get(_orientation_of(opened))
     if turn is not None:
         rgb = rgb.transpose(turn)
         if turn in _LYING:
@@ -189,7 +285,8 @@ def _scaled_rgb(image: Image.Image, size: tuple[int, int], profile: bytes | None
         return _resized(Image.fromarray(_grey_to_byte(np.asarray(image))), size).convert("RGB")
     if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
         # Scaled premultiplied, or hidden colours would bleed over the edge of what is seen
-        rgba = _resized(image.convert("RGBA").convert("RGBa"), size).convert("RGBA")
+        whole = image if image.mode == "RGBA" else image.convert("RGBA")
+        rgba = _resized(whole.convert("RGBa"), size).convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     if image.mode == "P":
@@ -225,4 +322,13 @@ def _grey_to_byte(grey: np.ndarray) -> np.ndarray:
         return (grey >> 8).astype(np.uint8)
     if low >= 0 and high <= 255 and grey.dtype == np.int32:
         return grey.astype(np.uint8)
-    return np.asarray(np.nan_to_num((grey - low) / max(high - low, 1e-12)) * 255.0, dtype=np.uint8)
+    # Row by row of blocks: the whole in double precision would be eight times the picture
+    rows = max(1, _GREY_BLOCK_PIXELS // max(1, grey.shape[1]))
+    result = np.empty(grey.shape, dtype=np.uint8)
+    for top in range(0, len(grey), rows):
+        block = grey[top : top + rows]
+        result[top : top + rows] = np.nan_to_num((block - low) / max(high - low, 1e-12)) * 255.0
+    return result
+
+
+_GREY_BLOCK_PIXELS = 1 << 20
