@@ -3,12 +3,15 @@
 Owns decoding, orientation, colour conversion and scaling. Where the bytes came from is not its business.
 """
 
+import ctypes
 import io
+import logging
 import re
 import struct
 import warnings
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import numpy as np
 import pillow_heif
@@ -16,6 +19,19 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 pillow_heif.register_heif_opener()
 Image.init()  # Some formats are otherwise known only after a first failure
+
+
+def _silence_decoders() -> None:
+    """What is wrong with an image is said by its ImageError; a line per complaint would drown everything else."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    for place in (Path(Image.__file__).parents[1] / "pillow.libs").glob("libtiff*.so*"):
+        libtiff = ctypes.CDLL(str(place))  # The one that Pillow has loaded; it writes to stderr by itself
+        for function in (libtiff.TIFFSetErrorHandler, libtiff.TIFFSetWarningHandler):
+            function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+            function(None)
+
+
+_silence_decoders()
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "BMP", "DIB", "TIFF", "GIF")
 """Pillow's names of what is read (a multi-picture JPEG opens as JPEG). A closed list: formats that run an interpreter,

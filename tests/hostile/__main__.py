@@ -34,7 +34,9 @@ def main() -> None:
             continue
         start = time.perf_counter()
         groups = trial.run(kind, range(number), args.seed, args.workers)
-        print(f"\n{number:,} hostile {kind}, seed {args.seed}, at most {bound}, in {time.perf_counter() - start:.0f} s\n")
+        print(
+            f"\n{number:,} hostile {kind}, seed {args.seed}, at most {bound}, in {time.perf_counter() - start:.0f} s\n"
+        )
         print(trial.table(groups))
         for group in groups.values():
             for fault in group.faults[:20]:

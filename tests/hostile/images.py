@@ -54,7 +54,7 @@ def originals() -> dict[str, list[bytes]]:
             _saved(picture, "PNG", icc_profile=profile, exif=exif),
             _saved(deep, "PNG"),
             _saved(picture.quantize(16), "PNG", transparency=3),
-            _saved(rgba, "PNG", **{"save_all": True, "append_images": [rgba]}),
+            _saved(rgba, "PNG", save_all=True, append_images=[rgba]),
             _interlaced(picture),
         ],
         "WebP": [
@@ -124,7 +124,9 @@ def _zeros(megabytes: int) -> bytes:
 
 
 def _png(draw: random.Random, width: int, height: int, depth: int, colour: int, extra: bytes = b"") -> bytes:
-    header = struct.pack(">IIBBBBB", width & 0x7FFFFFFF, height & 0x7FFFFFFF, depth, colour, 0, 0, draw.choice((0, 0, 1)))
+    header = struct.pack(
+        ">IIBBBBB", width & 0x7FFFFFFF, height & 0x7FFFFFFF, depth, colour, 0, 0, draw.choice((0, 0, 1))
+    )
     pixels = _zeros(draw.choice((1, 100, 400)))
     end = _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + extra + end
@@ -180,8 +182,10 @@ def _jpeg_exif_bomb(draw: random.Random) -> bytes:
 
 def _jpeg_garbage_metadata(draw: random.Random) -> bytes:
     noise = draw.randbytes(draw.choice((10, 1000, 60_000)))
-    head = draw.choice((b"\xff\xe1Exif\0\0II*\0\x08\0\0\0", b"\xff\xe1Exif\0\0MM\0*", b"\xff\xe2ICC_PROFILE\0\1\1",
-        b"\xff\xe2MPF\0II*\0\x08\0\0\0", b"\xff\xedPhotoshop 3.0\0", b"\xff\xe1http://ns.adobe.com/xap/1.0/\0"))  # fmt: skip
+    exif, xmp = b"\xff\xe1Exif\0\0", b"\xff\xe1http://ns.adobe.com/xap/1.0/\0"
+    colour, several = b"\xff\xe2ICC_PROFILE\0\1\1", b"\xff\xe2MPF\0II*\0\x08\0\0\0"
+    heads = (exif + b"II*\0\x08\0\0\0", exif + b"MM\0*", colour, several, b"\xff\xedPhotoshop 3.0\0", xmp)
+    head = draw.choice(heads)
     return _jpeg_segments(*[head + noise] * draw.choice((1, 3)))
 
 
@@ -342,7 +346,9 @@ def _gif_frame(draw: random.Random) -> bytes:
 def _gif_blocks(draw: random.Random) -> bytes:
     """Comments and extensions without end."""
     sound = originals()["GIF"][0]
-    block = draw.choice((b"!\xfe" + b"\xffx" * 0 + b"\x01x\0", b"!\xf9\x04\0\0\0\0\0", b"!\xff\x0bNETSCAPE2.0\3\1\0\0\0"))
+    block = draw.choice(
+        (b"!\xfe" + b"\xffx" * 0 + b"\x01x\0", b"!\xf9\x04\0\0\0\0\0", b"!\xff\x0bNETSCAPE2.0\3\1\0\0\0")
+    )
     at = 13 + 3 * 2 ** ((sound[10] & 7) + 1)
     return sound[:at] + block * 100_000 + sound[at:]
 
@@ -359,11 +365,14 @@ _BOMBS = {
 }
 
 
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
 def _interlaced(picture: Image.Image) -> bytes:
     """Adam7, which Pillow does not write: seven small pictures one after another."""
     pixels = np.asarray(picture)
     raw = b""
-    for x, y, step_x, step_y in ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)):  # fmt: skip
+    for x, y, step_x, step_y in _ADAM7:
         part = pixels[y::step_y, x::step_x]
         raw += b"".join(b"\0" + row.tobytes() for row in part) if part.size else b""
     header = struct.pack(">IIBBBBB", picture.width, picture.height, 8, 2, 0, 0, 1)
