@@ -338,7 +338,8 @@ def _column(asked: str | None, usual: tuple[str, ...], names: list[str], place: 
     found = next((name for name in usual if name in names), None) if asked is None else None
     if found is None:
         missing = f"has no column {asked!r}" if asked else f"has none of the columns {', '.join(usual)}"
-        raise JobError(f"{place.uri} {missing}; it has {', '.join(names)}. Name the right one with {option}.")
+        told = ", ".join(name if name.isprintable() and len(name) < 100 else repr(name[:100]) for name in names[:50])
+        raise JobError(f"{place.uri} {missing}; it has {told}. Name the right one with {option}.")
     return found
 
 

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -172,10 +173,10 @@ def _serve(kind: str, numbers: range, seed: int) -> None:
         before = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (before + MEMORY_BYTES,) * 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        length = 0
         for number in numbers:
             format_, data = module.make(number, seed)
             answers.write(json.dumps({"format": format_}) + "\n")
+            length = _printed(heard)
             at_rest = _forget_peak()
             start = time.perf_counter()
             try:
@@ -184,10 +185,7 @@ def _serve(kind: str, numbers: range, seed: int) -> None:
                 outcome = f"FAULT: {type(error).__name__}: {str(error)[:200]}"
             milliseconds = (time.perf_counter() - start) * 1000
             peak = (_status("VmHWM") - at_rest) / 1024
-            sys.stdout.flush()
-            sys.stderr.flush()
-            printed = os.fstat(heard.fileno()).st_size > length
-            length = os.fstat(heard.fileno()).st_size
+            printed = _printed(heard) > length
             answers.write(
                 json.dumps(
                     {
@@ -201,6 +199,12 @@ def _serve(kind: str, numbers: range, seed: int) -> None:
                 )
                 + "\n"
             )
+
+
+def _printed(heard: IO[bytes]) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return os.fstat(heard.fileno()).st_size
 
 
 def _forget_peak() -> int:
