@@ -21,4 +21,5 @@ def whole_parquet(place: Location, remedy: str) -> Iterator[None]:
             raise JobError(storage.explain(error, place)) from error
         lines = str(error).splitlines()
         reason = lines[0][:200].rstrip(".") if lines else type(error).__name__
+        reason = "".join(c if c.isprintable() else "?" for c in reason)
         raise JobError(f"{place.uri} is no whole Parquet file ({reason}): {remedy}.") from None

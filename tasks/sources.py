@@ -428,7 +428,8 @@ def _read_parquet(place: Location, entries: Sequence[Entry]) -> dict[int, bytes 
 
 
 def _first_line(error: BaseException) -> str:
-    return _readable(str(error).splitlines()[0][:300]) if str(error) else type(error).__name__
+    line = _readable(str(error).splitlines()[0][:300]) if str(error) else type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def _image_value(value: pa.Scalar) -> bytes | ImageError:

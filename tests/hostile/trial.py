@@ -169,7 +169,7 @@ def _serve(kind: str, numbers: range, seed: int) -> None:
     with tempfile.TemporaryFile() as heard:  # Whatever Python or a library prints
         os.dup2(heard.fileno(), 1)
         os.dup2(heard.fileno(), 2)
-        module.make(0, seed)  # What is made once is no file's memory
+        module.prepare()  # What is imported and made once is no file's memory
         before = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (before + MEMORY_BYTES,) * 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
