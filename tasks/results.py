@@ -41,7 +41,8 @@ _READERS = 8
 
 _WHOLE_FILE_BYTES = 64 * 2**20  # Larger files are read row group by row group
 
-_REMEDY = "remove it and run the same job again, which does just its images anew"
+REMEDY = "remove it and run the same job again, which does just its images anew"
+"""What to do about a mask file that is damaged."""
 
 MASK_COLUMNS = ("mask", "mask_before_crf")
 
@@ -290,7 +291,7 @@ class Results:
             holding = [self.files[k].place.uri for k in self._files_with(image_id)]
             raise JobError(
                 f"The mask of {image_id!r} is damaged ({error or type(error).__name__}); of {' or '.join(holding)}: "
-                f"{_REMEDY}."
+                f"{REMEDY}."
             ) from None
 
     @contextlib.contextmanager
@@ -346,12 +347,12 @@ def _groups(file: MaskFile) -> list[int | None]:
     """What of a file is read at a time: all of it, or each row group of a large one."""
     if file.size <= _WHOLE_FILE_BYTES:
         return [None]
-    with whole_parquet(file.place, _REMEDY), storage.open_for_reading(file.place, sparse=True) as opened:
+    with whole_parquet(file.place, REMEDY), storage.open_for_reading(file.place, sparse=True) as opened:
         return list(range(pq.ParquetFile(opened).metadata.num_row_groups))
 
 
 def _read(file: MaskFile, columns: list[str], group: int | None) -> pa.Table:
-    with whole_parquet(file.place, _REMEDY):
+    with whole_parquet(file.place, REMEDY):
         if group is None and set(columns) & set(MASK_COLUMNS):  # Nearly all of the file: one request
             opened: Any = pa.BufferReader(storage.read_bytes(file.place))
         else:
@@ -367,7 +368,7 @@ def _read(file: MaskFile, columns: list[str], group: int | None) -> pa.Table:
 
 
 def _read_footer(place: Location) -> _Footer:
-    with whole_parquet(place, _REMEDY):
+    with whole_parquet(place, REMEDY):
         return _footer_of(place)
 
 
@@ -387,7 +388,7 @@ def _footer_of(place: Location) -> _Footer:
 
 
 def _look(place: Location, group: int, image_id: str, columns: list[str]) -> dict[str, Any] | None:
-    with whole_parquet(place, _REMEDY), storage.open_for_reading(place, sparse=True) as opened:
+    with whole_parquet(place, REMEDY), storage.open_for_reading(place, sparse=True) as opened:
         parquet = pq.ParquetFile(opened)
         ids = parquet.read_row_group(group, ["image_id"])["image_id"].to_pylist()
         if image_id not in ids:

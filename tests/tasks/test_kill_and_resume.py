@@ -40,7 +40,7 @@ def slow(module, name, seconds):
         time.sleep(seconds)
         return done
     setattr(module, name, late)
-spread.FEW, shards.PART_BYTES, pairs._CHUNK = 1000, 2000, 2
+spread.FEW, shards.PART_BYTES, pairs.CHUNK_PAIRS = 1000, 2000, 2
 slow(unpack, "_write", 0.03); slow(pairs, "check_chunk", 0.2); slow(pairs, "write_part", 0.2)
 from flows import cli
 sys.argv = ["segment-archive", "prepare", *sys.argv[1:]]
@@ -111,9 +111,8 @@ def test_prepare_killed_in_every_step_ends_as_if_nothing_had_been(tmp_path, pref
             process.wait()
             assert not (out / "manifest.json").exists(), step
             server.bytes_per_second = 1e9
-        before = {
-            file: file.stat().st_mtime_ns for file in (*work.rglob("*.jpg"), *(out / "shards").rglob("*.parquet"))
-        }
+        there = (*work.rglob("*.jpg"), *(out / "shards").rglob("*.parquet"))
+        before = {file: file.stat().st_mtime_ns for file in there}
         assert prepare(tmp_path, out, work).wait() == 0
         assert any(asked for asked in server.asked)  # The rest of an archive, not all of it
     assert all(file.stat().st_mtime_ns == stamp for file, stamp in before.items())  # Nothing was done twice
@@ -128,9 +127,8 @@ def prepare(folder: Path, out: Path, work: Path) -> subprocess.Popen[bytes]:
     """The console command in a process group of its own."""
     options = ["--mirrors", str(folder / "mirrors.toml"), "--work", str(work)]
     command = [sys.executable, "-c", PREPARE, str(out), *options]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    told = (folder / "told").open("ab")
+    return subprocess.Popen(command, cwd=ROOT, stdout=told, stderr=told, start_new_session=True)
 
 
 @pytest.fixture(autouse=True)
