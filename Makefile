@@ -8,7 +8,7 @@ MINUTES ?= 80
 ENGINE := $(wildcard segcore/crf/* CMakeLists.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-slow demo default-model bench up down sanitize aarch64 lock clean
+.PHONY: help setup check test test-slow fuzz demo default-model bench up down sanitize aarch64 lock clean
 
 help:  ## This list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ test: setup  ## The tests (under ten minutes on two cores)
 
 test-slow: setup  ## The tests that take minutes: kills, real servers
 	$(BIN)/pytest -m "slow and not gpu"
+
+fuzz: setup  ## 10,000 hostile images, and hostile files of models, datasets and results: what becomes of each
+	$(BIN)/python -m tests.hostile
 
 demo: setup  ## Segment the photographs of examples/, query the result, make a picture
 	$(BIN)/python -m flows.demo

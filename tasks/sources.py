@@ -286,6 +286,9 @@ def _list_parquet(source: Source, place: Location, file: StoredFile) -> Iterator
             names = table.schema_arrow.names
             id_column = _column(source.id_column, _ID_COLUMNS, names, place, "--id-column")
             image_column = _column(source.image_column, _IMAGE_COLUMNS, names, place, "--image-column")
+            kind = table.schema_arrow.field(id_column).type
+        if pa.types.is_nested(kind):
+            raise JobError(f"{place.uri}: a column of {kind} cannot identify images: name another with --id-column.")
         with (
             storage.open_for_reading(place) as opened,
             # As a dictionary: a long text that a file repeats in few bytes is held once
@@ -324,8 +327,6 @@ def _identities(column: pa.Array, place: Location) -> list[object]:
                 f"{place.uri} holds an identity of {longest} bytes, more than {MAX_ID_BYTES}: name another column with "
                 "--id-column."
             )
-    elif not pa.types.is_primitive(values.type):
-        raise JobError(f"{place.uri}: a column of {values.type} cannot identify images: name another with --id-column.")
     if isinstance(column, pa.DictionaryArray):
         texts = values.to_pylist()
         return [None if k is None else texts[k] for k in column.indices.to_pylist()]
