@@ -127,9 +127,13 @@ def read_tensors(path: Path) -> Tensors:
                 state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # Whatever a damaged pickle makes the reader trip over, or what it must not run
             # Its own words advise to load the file with trust, which is what it must not be
-            wanted = re.search(r"(?:GLOBAL|[Gg]lobal:?|function|class) `?([\w.]{3,80})", str(error))
-            is_pickle = isinstance(error, pickle.UnpicklingError)
-            reason = f"it asks for {wanted[1]}" if wanted else "damaged pickle" if is_pickle else _first_line(error)
+            wanted = re.search(r"GLOBAL ([\w.]{3,80})", str(error))
+            if wanted is not None:
+                reason = f"it asks for {wanted[1]}"
+            elif isinstance(error, pickle.UnpicklingError):
+                reason = "a pickle that is damaged, or asks for more than tensors"
+            else:
+                reason = _first_line(error)
             raise ValueError(f"{path} is no PyTorch file of plain tensors, or is cut short ({reason}).") from None
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
