@@ -1,5 +1,6 @@
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -143,15 +144,17 @@ def test_a_decompression_bomb_is_refused_before_its_pixels():
     assert refused(bomb) is ErrorKind.TOO_LARGE
 
 
-def test_tags_that_all_claim_the_same_bytes_are_refused_before_they_are_read():
+def test_tags_that_all_claim_the_same_bytes_take_no_memory():
     number = 20_000
     entries = b"".join(struct.pack("<HHII", tag, 7, 200_000, 500) for tag in range(number))
     table = b"II*\0\x08\0\0\0" + struct.pack("<H", number) + entries
-    assert refused(table) is ErrorKind.TOO_LARGE
     jpeg = encoded(photograph(1, (40, 30)), "JPEG")
     pieces = [b"Exif\0\0" + table[at : at + 60_000] for at in range(0, len(table), 60_000)]
     segments = b"".join(b"\xff\xe1" + struct.pack(">H", len(piece) + 2) + piece for piece in pieces)
-    assert refused(jpeg[:2] + segments + jpeg[2:]) is ErrorKind.TOO_LARGE
+    tracemalloc.start()
+    assert decode(jpeg[:2] + segments + jpeg[2:]).image.shape == (30, 40, 3)  # Pillow bounds them since 13.0
+    assert tracemalloc.get_traced_memory()[1] < 30e6
+    tracemalloc.stop()
 
 
 def test_scan_upon_scan_is_refused_and_what_lies_behind_a_jpeg_is_no_scan():
