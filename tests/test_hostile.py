@@ -1,7 +1,5 @@
 """A sample of what strangers' files may hold: `make fuzz` reads all of it."""
 
-import pytest
-
 from tests.hostile import images, trial
 
 
@@ -38,9 +36,6 @@ def test_the_trial_notices_what_it_is_there_for(monkeypatch):
         assert wanted in said
 
 
-@pytest.mark.parametrize("kind", ["images", "files"])
-def test_the_same_number_gives_the_same_file(kind):
-    import importlib
-
-    module = importlib.import_module(f"tests.hostile.{kind}")
-    assert [module.make(number, 5) for number in range(40)] == [module.make(number, 5) for number in range(40)]
+def test_the_same_number_gives_the_same_file():
+    first, again = ([images.make(number, 5) for number in range(40)] for _ in range(2))
+    assert first == again and images.make(0, 6) != first[0]
