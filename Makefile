@@ -8,7 +8,7 @@ MINUTES ?= 80
 ENGINE := $(wildcard segcore/crf/* CMakeLists.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-slow faults demo default-model bench up down sanitize aarch64 lock clean
+.PHONY: help setup check test test-slow faults fuzz demo default-model bench up down sanitize aarch64 lock clean
 
 help:  ## This list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ test-slow: setup  ## The tests that take minutes: kills, real servers
 
 faults: setup  ## Kill and break everything under a real job: what is lost? All, or FAULTS="driver scorer"; goes on after a stop
 	$(BIN)/python -m tests.faults $(FAULTS)
+
+fuzz: setup  ## 10,000 hostile images, and hostile files of models, datasets and results: what becomes of each
+	$(BIN)/python -m tests.hostile
 
 demo: setup  ## Segment the photographs of examples/, query the result, make a picture
 	$(BIN)/python -m flows.demo

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import unicodedata
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -13,9 +13,15 @@ from segcore.preprocessing import Preprocessing
 FORMAT = 1
 """Version of the JSON form; a reader refuses a newer one."""
 
+MAX_NAME_CHARACTERS = 500
+"""Of a class, a variant, a split: they stand in tables, file names and on terminals."""
+
 SPLITS = ("none", "unknown", "imagenet", "coco", "voc2012-train", "voc2012-train_aug", "voc2012-trainval",
           "voc2012-trainval_aug", "voc2012-val", "sbd-train")  # fmt: skip
 """Training splits that the project knows; a dataset of one's own is any other name."""
+
+
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Characters that move a cursor or end a line, and halves of such
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,10 @@ class ModelCard:
         models.variant(self.variant)
         if not 1 <= len(self.classes) <= 255 or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"A card names 1 to 255 classes, each once; got {len(self.classes)}.")
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in self.metrics.values()):
+        for text in (*self.classes, self.init, self.training_split, self.commit, *self.metrics):
+            if len(text) > MAX_NAME_CHARACTERS or any(unicodedata.category(c) in _CONTROLS for c in text):
+                raise ValueError(f"{_shown(text)} is no name: it is too long, or would do things to a terminal.")
+        if not all(isinstance(value, int | float) and abs(value) < 1e300 for value in self.metrics.values()):
             raise ValueError("The metrics of a card are finite numbers.")
 
     @property
@@ -98,7 +107,7 @@ class ModelCard:
         try:
             value = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not JSON: {error}.") from None
+            raise ValueError(f"{where} is not JSON: {str(error)[:200]}.") from None
         try:
             return cls(**_checked(value))
         except ValueError as error:
@@ -113,9 +122,11 @@ def _checked(value: Any) -> dict[str, Any]:
                  known={entry.name for entry in fields(ModelCard)})  # fmt: skip
     for key in ("variant", "init", "training_split", "commit", "notes"):
         if not isinstance(entries.get(key, ""), str):
-            raise ValueError(f"{key} must be a string, got {entries[key]!r}.")
+            raise ValueError(f"{key} must be a string, got {_shown(entries[key])}.")
+    if len(entries["variant"]) > MAX_NAME_CHARACTERS:
+        raise ValueError(f"variant names no model: {_shown(entries['variant'])}.")
     if not isinstance(entries.get("untrained", False), bool):
-        raise ValueError(f"untrained must be true or false, got {entries['untrained']!r}.")
+        raise ValueError(f"untrained must be true or false, got {_shown(entries['untrained'])}.")
     for key in ("options", "metrics"):
         if key in entries:
             _object(entries[key], key)
@@ -145,10 +156,18 @@ def _expect_keys(value: dict[str, Any], name: str, *, required: set[str], known:
     if missing := sorted(required - value.keys()):
         raise ValueError(f"{name} lacks {', '.join(missing)}.")
     if unknown := sorted(value.keys() - known):
-        raise ValueError(f"{name} has unknown entries: {', '.join(unknown)}.")
+        raise ValueError(f"{name} has unknown entries: {', '.join(map(_shown, unknown[:5]))}.")
 
 
 def _three(value: Any, name: str) -> tuple[float, float, float]:
     if not isinstance(value, list) or len(value) != 3 or not all(type(number) in (int, float) for number in value):
-        raise ValueError(f"preprocessing {name} must be a list of three numbers, got {value!r}.")
+        raise ValueError(f"preprocessing {name} must be a list of three numbers, got {_shown(value)}.")
+    if not all(-1e6 < number < 1e6 for number in value):  # Whole numbers of JSON may be too large for a float
+        raise ValueError(f"preprocessing {name} must be three numbers in [0, 255], got {_shown(value)}.")
     return (float(value[0]), float(value[1]), float(value[2]))
+
+
+def _shown(value: Any) -> str:
+    """A value that somebody else wrote, short and harmless in a message."""
+    text = repr(value[:100] if isinstance(value, str | list) else value)
+    return text if len(text) <= 120 else f"{text[:120]}..."

@@ -35,6 +35,7 @@ UNTRAINED_VERSION = 1
 # A header of names and shapes: ResNet-269 has about 1,400 tensors of some 100 bytes each.
 _MAX_HEADER_BYTES = 16 << 20
 _MAX_CARD_BYTES = 4 << 20
+_MAX_PROBLEMS_CHARACTERS = 20_000
 
 BUNDLED = Path(__file__).parent / "weights_bundled"
 """Directory of models that ship with the package, one directory each; may be absent."""
@@ -120,17 +121,23 @@ def load_packed(packed: PackedModel) -> LoadedModel:
     try:
         with torch.device("meta"):
             module = models.build(card.variant, len(card.classes), **card.options)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{weights.parent / CARD_FILE} asks for a network that cannot be built: {error}") from error
+    except Exception as error:  # Options of a card are anybody's, and torch raises all kinds
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{weights.parent / CARD_FILE} asks for a network that cannot be built: {reason}") from error
     _check_tensors(weights, _read_header(weights, packed.weights), module)
-    from safetensors import SafetensorError
     from safetensors.torch import load as parse
 
     try:
         tensors = parse(packed.weights)
-    except SafetensorError as error:
-        raise ValueError(f"{weights} is not a readable safetensors file: {error}.") from error
+    except Exception as error:  # Its own kind, and KeyError for numbers that torch does not have
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{weights} is not a readable safetensors file: {reason}; bring it anew.") from error
     dtypes = {name: value.dtype for name, value in module.state_dict().items()}
+    for name, value in tensors.items():
+        if value.is_floating_point() != dtypes[name].is_floating_point or value.is_complex():
+            raise ValueError(f"{weights} does not fit its card: {name} holds {value.dtype} instead of {dtypes[name]}.")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{weights} cannot be used: {name} has values that are not finite; bring it anew.")
     module.load_state_dict({name: value.to(dtypes[name]) for name, value in tensors.items()}, assign=True)
     content = hashlib.sha256(packed.weights).hexdigest()
     return LoadedModel(module.eval(), card, _file_digest(content, card))
@@ -263,17 +270,34 @@ def _read_header(path: Path, content: bytes) -> dict[str, tuple[int, ...]]:
     if not 2 <= length <= min(len(content) - 8, _MAX_HEADER_BYTES):
         raise ValueError(f"{path} is no safetensors file, or is cut short: its header does not fit into it.")
     try:
-        header = json.loads(content[8 : 8 + length])
+        header = json.loads(content[8 : 8 + length], object_pairs_hook=_each_once)
         return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no safetensors file: its header is not readable ({error}).") from error
+        raise ValueError(f"{path} is no safetensors file: its header is not readable ({str(error)[:200]}).") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. ValueError for a name that stands there twice: two readers would take different ones."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return value
 
 
 def _check_tensors(path: Path, found: dict[str, tuple[int, ...]], module: nn.Module) -> None:
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     problems = mismatches(expected, found)
     if problems:
-        raise ValueError(f"{path} does not fit its card: {'; '.join(problems)}.")
+        raise ValueError(f"{path} does not fit its card: {listed(problems)}.")
+
+
+def listed(problems: list[str]) -> str:
+    """All of them in one line, but never megabytes of what a damaged file calls its tensors."""
+    shown = [p if len(p) < 300 and p.isprintable() else repr(p[:300]) for p in problems]
+    while len(shown) > 1 and sum(map(len, shown)) > _MAX_PROBLEMS_CHARACTERS:
+        shown = shown[: len(shown) // 2]
+    more = len(problems) - len(shown)
+    return "; ".join(shown) + (f"; and {more:,} more" if more else "")
 
 
 def mismatches(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> list[str]:

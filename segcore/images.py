@@ -3,10 +3,14 @@
 Owns decoding, orientation, colour conversion and scaling. Where the bytes came from is not its business.
 """
 
+import ctypes
 import io
+import logging
+import re
 import warnings
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import numpy as np
 import pillow_heif
@@ -14,6 +18,19 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 pillow_heif.register_heif_opener()
 Image.init()  # Some formats are otherwise known only after a first failure
+
+
+def _silence_decoders() -> None:
+    """What is wrong with an image is said by its ImageError; a line per complaint would drown everything else."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    for place in (Path(Image.__file__).parents[1] / "pillow.libs").glob("libtiff*.so*"):
+        libtiff = ctypes.CDLL(str(place))  # The one that Pillow has loaded; it writes to stderr by itself
+        for function in (libtiff.TIFFSetErrorHandler, libtiff.TIFFSetWarningHandler):
+            function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+            function(None)
+
+
+_silence_decoders()
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "BMP", "DIB", "TIFF", "GIF")
 """Pillow's names of what is read (a multi-picture JPEG opens as JPEG). A closed list: formats that run an interpreter,
@@ -25,6 +42,11 @@ EXTENSIONS = frozenset(f".{ending}" for ending in _ENDINGS.split())
 
 MAX_PIXELS = 178_956_970
 """Pillow's own bound against decompression bombs (twice its warning bound of 1 GiB of RGB / 4 / 3)."""
+
+MAX_JPEG_SCANS = 64
+"""Each scan of a progressive JPEG walks over the whole image, however few bytes it has; encoders write 10 to 20."""
+
+_MAX_REASON_CHARACTERS = 200
 
 
 class ErrorKind(StrEnum):
@@ -95,6 +117,7 @@ def decode(data: bytes, long_side_px: int | None = None, max_pixels: int = MAX_P
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of bombs and odd metadata; the bound below decides
+            _require_few_scans(data)
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
                 return _upright_rgb(opened, long_side_px, min(max_pixels, MAX_PIXELS))
     except ImageError:
@@ -104,7 +127,7 @@ def decode(data: bytes, long_side_px: int | None = None, max_pixels: int = MAX_P
     except (Image.DecompressionBombError, MemoryError) as error:
         raise ImageError(ErrorKind.TOO_LARGE, str(error) or "not enough memory to decode the image") from None
     except Exception as error:  # Decoders raise whatever their parsers trip over; each is this one image's fault
-        text = str(error) or type(error).__name__
+        text = " ".join(str(error).split())[:_MAX_REASON_CHARACTERS] or type(error).__name__
         cut = "truncated" in text.lower() or "unexpected end" in text.lower()
         raise ImageError(ErrorKind.TRUNCATED if cut else ErrorKind.CORRUPT, text) from None
 
@@ -147,6 +170,43 @@ def nearest_index(size: int, source_size: int) -> np.ndarray:
     return ((2 * np.arange(size, dtype=np.int64) + 1) * source_size) // (2 * size)
 
 
+def _require_few_scans(data: bytes) -> None:
+    """Refuse a JPEG that some kilobytes of scans would make a work of minutes."""
+    if data[:2] == b"\xff\xd8" and data.count(_START_OF_SCAN) > MAX_JPEG_SCANS:
+        scans = _count_scans(data)
+        if scans > MAX_JPEG_SCANS:
+            raise ImageError(ErrorKind.TOO_LARGE, f"the JPEG has {scans} scans, more than {MAX_JPEG_SCANS}")
+
+
+_START_OF_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff([^\0\xd0-\xd7\xff])")  # Neither a stuffed zero nor a restart
+
+
+def _count_scans(data: bytes) -> int:
+    """Scans of a JPEG up to its end; what stands in other segments or behind the end (a film) does not count."""
+    at, scans = 2, 0
+    while (found := _MARKER.search(data, at)) is not None:
+        at, marker = found.end(), found[1]
+        if marker == b"\xd9":
+            break
+        scans += marker == b"\xda"
+        if marker[0] != 0x01 and len(data) >= at + 2:
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
+    return scans
+
+
+def _require_modest_tiles(opened: Image.Image, max_pixels: int) -> None:
+    tags = getattr(opened, "tag_v2", {})
+    width, height = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
+    if isinstance(width, int) and isinstance(height, int) and width * height > max_pixels:
+        raise ImageError(
+            ErrorKind.TOO_LARGE, f"the tiles of the TIFF have {width} x {height} px, more than {max_pixels} pixels"
+        )
+
+
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+
+
 def _upright_rgb(opened: Image.Image, long_side_px: int | None, max_pixels: int) -> Photograph:
     width, height = opened.size
     if width < 1 or height < 1:
@@ -155,6 +215,7 @@ def _upright_rgb(opened: Image.Image, long_side_px: int | None, max_pixels: int)
         raise ImageError(
             ErrorKind.TOO_LARGE, f"the image has {width} x {height} px, more than the bound of {max_pixels} pixels"
         )
+    _require_modest_tiles(opened, max_pixels)
     if long_side_px is not None and opened.format in ("JPEG", "MPO"):
         # JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; twice the working size leaves room to resample.
         target_width, target_height = fit_long_side(width, height, 2 * long_side_px)
@@ -195,7 +256,8 @@ def _scaled_rgb(image: Image.Image, size: tuple[int, int], profile: bytes | None
         return _resized(Image.fromarray(_grey_to_byte(np.asarray(image))), size).convert("RGB")
     if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
         # Scaled premultiplied, or hidden colours would bleed over the edge of what is seen
-        rgba = _resized(image.convert("RGBA").convert("RGBa"), size).convert("RGBA")
+        whole = image if image.mode == "RGBA" else image.convert("RGBA")
+        rgba = _resized(whole.convert("RGBa"), size).convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     if image.mode == "P":
@@ -231,4 +293,13 @@ def _grey_to_byte(grey: np.ndarray) -> np.ndarray:
         return (grey >> 8).astype(np.uint8)
     if low >= 0 and high <= 255 and grey.dtype == np.int32:
         return grey.astype(np.uint8)
-    return np.asarray(np.nan_to_num((grey - low) / max(high - low, 1e-12)) * 255.0, dtype=np.uint8)
+    # Row by row of blocks: the whole in double precision would be eight times the picture
+    rows = max(1, _GREY_BLOCK_PIXELS // max(1, grey.shape[1]))
+    result = np.empty(grey.shape, dtype=np.uint8)
+    for top in range(0, len(grey), rows):
+        block = grey[top : top + rows]
+        result[top : top + rows] = np.nan_to_num((block - low) / max(high - low, 1e-12)) * 255.0
+    return result
+
+
+_GREY_BLOCK_PIXELS = 1 << 20

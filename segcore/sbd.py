@@ -4,6 +4,7 @@ Annotations are MATLAB 5 files with a struct `GTcls`. Just its field `Segmentati
 SciPy's also builds the sparse boundaries of twenty classes, and does not bound what a small file may unpack to.
 """
 
+import math
 import struct
 import zlib
 from collections.abc import Iterable
@@ -14,7 +15,9 @@ import numpy as np
 from segcore.voc import CLASSES
 
 MAX_UNPACKED_BYTES = 64 << 20
-"""An annotation of a photograph of 500 px unpacks to less than one MiB."""
+"""All that one file may unpack to; an annotation of a photograph of 500 px has less than one MiB."""
+
+_MAX_FIELDS = 64  # Of a struct; GTcls has three
 
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 """NumPy's names of MATLAB's storage types (MAT-File Format, table 1-1)."""
@@ -41,7 +44,7 @@ def decode_annotation(data: bytes) -> np.ndarray:
     except (struct.error, IndexError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"the .mat file is damaged: {error}") from None
     if labels.ndim != 2 or not labels.size:
-        raise ValueError(f"GTcls.Segmentation has the shape {labels.shape}, not (height, width)")
+        raise ValueError(f"GTcls.Segmentation has the shape {labels.shape[:8]}, not (height, width)")
     if labels.min() < 0 or labels.max() >= len(CLASSES) or not np.array_equal(labels, np.trunc(labels)):
         raise ValueError(f"GTcls.Segmentation holds {labels.max()}; SBD's labels are 0 to {len(CLASSES) - 1}")
     return np.ascontiguousarray(labels, dtype=np.uint8)
@@ -73,15 +76,16 @@ def _segmentation(data: bytes) -> np.ndarray:
     if len(data) < 136 or data[126:128] not in (b"IM", b"MI"):
         raise ValueError("the file is no MATLAB 5 file")
     order = "<" if data[126:128] == b"IM" else ">"
-    whole, at = memoryview(data), 128
+    whole, at, room = memoryview(data), 128, MAX_UNPACKED_BYTES
     while at + 8 <= len(whole):
         element = _element(whole, at, order)
         at = element.end
         content = element.data
         if element.kind == _COMPRESSED:
             unpacker = zlib.decompressobj()
-            unpacked = unpacker.decompress(content, MAX_UNPACKED_BYTES)
-            if unpacker.unconsumed_tail:
+            unpacked = unpacker.decompress(content, room) if room else b""
+            room -= len(unpacked)
+            if unpacker.unconsumed_tail or not room:
                 raise ValueError(f"the .mat file unpacks to more than {MAX_UNPACKED_BYTES} bytes")
             element = _element(memoryview(unpacked), 0, order)
             content = element.data
@@ -117,13 +121,13 @@ def _matrix_head(data: memoryview, order: str) -> tuple[tuple[int, tuple[int, ..
 
 def _field(data: memoryview, head: tuple[int, tuple[int, ...], int], order: str, wanted: str) -> np.ndarray:
     matrix_class, shape, at = head
-    if matrix_class != _STRUCT_CLASS or int(np.prod(shape)) != 1:
+    if matrix_class != _STRUCT_CLASS or math.prod(shape) != 1:
         raise ValueError("GTcls is no single struct")
     length = _element(data, at, order)
     names = _element(data, length.end, order)
     step = struct.unpack_from(f"{order}i", length.data)[0]
-    if step < 1:
-        raise ValueError("the fields of GTcls have no names")
+    if step < 1 or len(names.data) // step > _MAX_FIELDS:
+        raise ValueError("the fields of GTcls have no names that make sense")
     fields = [bytes(names.data[k : k + step]).split(b"\0")[0] for k in range(0, len(names.data), step)]
     at = names.end
     for name in fields:
@@ -139,7 +143,10 @@ def _numbers(data: memoryview, order: str) -> np.ndarray:
     values = _element(data, at, order)
     if matrix_class not in _NUMERIC_CLASSES or values.kind not in _NUMBERS:
         raise ValueError("GTcls.Segmentation is no plain array of numbers")
-    flat = np.frombuffer(values.data, np.dtype(f"{order}{_NUMBERS[values.kind]}"))
-    if min(shape) < 0 or flat.size != int(np.prod(shape)):
-        raise ValueError(f"GTcls.Segmentation says {shape} and holds {flat.size} values")
+    kind = np.dtype(f"{order}{_NUMBERS[values.kind]}")
+    if len(values.data) % kind.itemsize:
+        raise ValueError("the .mat file is damaged: GTcls.Segmentation ends within a number")
+    flat = np.frombuffer(values.data, kind)
+    if min(shape) < 0 or flat.size != math.prod(shape):
+        raise ValueError(f"GTcls.Segmentation says {shape[:8]} and holds {flat.size} values")
     return flat.reshape(shape, order="F")  # MATLAB stores column by column

@@ -1,6 +1,6 @@
 """A visit to the dataset doctor: `segment-archive prepare --check`."""
 
-from tasks import dataset, dataset_check, storage, voc_layout
+from tasks import dataset_check, dataset_gallery, storage, voc_layout
 from tasks.dataset_check import Examined
 
 
@@ -30,7 +30,7 @@ class Consultation:
         lists = {
             name: [i for i in ids if self.examined.checks[i].digest] for name, ids in self.examined.layout.lists.items()
         }
-        picture = dataset.gallery(self.examined, {name: ids for name, ids in lists.items() if ids})
+        picture = dataset_gallery.gallery(self.examined, {name: ids for name, ids in lists.items() if ids})
         if picture is not None:
             storage.write_whole(storage.locate(place), picture)
         return picture is not None

@@ -115,9 +115,13 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed + _SPARE_BYTES:
         raise JobError(
-            f"{purpose} needs {(needed + _SPARE_BYTES) / 1e9:.1f} GB, the disk of {existing} has {free / 1e9:.1f} GB "
-            "free: make room, or name another disk with --work."
+            f"{purpose} needs {_size(needed + _SPARE_BYTES)}, the disk of {existing} has {_size(free)} free: "
+            "make room, or name another disk with --work."
         )
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
 
 
 def _from_mirrors(published: Published, urls: list[str], work: Path, room_for: int) -> Path:

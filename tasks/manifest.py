@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks import storage
+from tasks.parquet_files import whole_parquet
 from tasks.sources import Entry
 from tasks.storage import Location
 
@@ -186,7 +187,8 @@ class Manifest:
 
     def _read(self, name: str, columns: list[str] | None = None) -> tuple[pa.Table, bool]:
         data = storage.read_bytes(self.folder / name)
-        table = pq.read_table(pa.BufferReader(data), columns=columns, partitioning=None)
+        with whole_parquet(self.folder / name, "bring it back from a copy, or give the job another output"):
+            table = pq.read_table(pa.BufferReader(data), columns=columns, partitioning=None)
         return table, table.schema.metadata.get(b"refresh") == b"1"
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from tasks import storage
 from tasks.errors import JobError
-from tasks.results import FACTS, Results, open_results, run_records
+from tasks.results import FACTS, REMEDY, Results, open_results, run_records
 
 VIEWS = {
     "images": "one row per image: sizes, confidence, entropy, changed_by_crf, classes, error_kind, error",
@@ -269,6 +269,8 @@ class _told_plainly:  # noqa: N801 - reads as a word of the with statement
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, duckdb.Error):
             said = " ".join(line.strip() for line in str(error).partition("\n\n")[0].splitlines() if line.strip())
+            if "/masks/run=" in said:  # It names the file that it cannot read, and does not know what to do
+                raise JobError(f"A mask file is damaged: {said}: {REMEDY}.") from None
             names = ", ".join(VIEWS)
             raise JobError(f"DuckDB cannot answer: {said} (The views are {names}.)") from None
 

@@ -9,6 +9,7 @@ Knows the layout, and nothing of Ray, Prefect or torch until they are asked for.
 """
 
 import collections
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 from segcore.masks import decode_mask
 from tasks import runs, storage
 from tasks.errors import JobError
+from tasks.parquet_files import whole_parquet
 from tasks.schema import MASKS
 from tasks.storage import Location
 
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 _READERS = 8
 
 _WHOLE_FILE_BYTES = 64 * 2**20  # Larger files are read row group by row group
+
+REMEDY = "remove it and run the same job again, which does just its images anew"
+"""What to do about a mask file that is damaged."""
 
 MASK_COLUMNS = ("mask", "mask_before_crf")
 
@@ -72,7 +77,7 @@ def run_records(output: Location) -> list[dict[str, Any]]:
     names = [f.path for f in storage.list_files(output / "runs") if f.path.endswith(".json")]
     with ThreadPoolExecutor(_READERS) as pool:
         records = pool.map(lambda name: runs.read(output, name.removesuffix(".json")), names)
-        known = [record for record in records if record.get("run_id")]
+        known = [record for record in records if isinstance(record.get("run_id"), str)]
     finished = sorted((r for r in known if _is_finished(r)), key=lambda r: str(r.get("finished")), reverse=True)
     others = sorted((r for r in known if not _is_finished(r)), key=lambda r: str(r.get("started")), reverse=True)
     return finished + others
@@ -151,7 +156,8 @@ class Results:
     @cached_property
     def num_rows(self) -> int:
         """Images, error rows included; from the files' footers."""
-        return int(self.dataset.count_rows())
+        with self._naming_the_damaged():
+            return int(self.dataset.count_rows())
 
     def __len__(self) -> int:
         return self.num_rows
@@ -197,7 +203,7 @@ class Results:
         for table in self.tables(["image_id", column]):
             for image_id, data in zip(table["image_id"].to_pylist(), table[column].to_pylist(), strict=True):
                 if data is not None:
-                    yield image_id, decode_mask(data)
+                    yield image_id, self._labels(image_id, data)
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         return self.masks()
@@ -225,13 +231,14 @@ class Results:
             raise JobError(f"{image_id} has no mask: {row['error']} ({row['error_kind']}).")
         if row[column] is None:
             raise JobError(f"Run {self.run_id} kept no masks before the CRF; --keep-mask-before-crf keeps them.")
-        return decode_mask(row[column])
+        return self._labels(image_id, row[column])
 
     def rows_of(self, image_ids: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """The rows of many images, in the order of the files; reads the other columns only where they stand."""
         wanted = _known(columns)
         ids = pa.array(image_ids, pa.string())
-        places = self.dataset.to_table(columns=["image_id", "__filename"], filter=ds.field("image_id").isin(ids))
+        with self._naming_the_damaged():
+            places = self.dataset.to_table(columns=["image_id", "__filename"], filter=ds.field("image_id").isin(ids))
         held: dict[str, list[str]] = collections.defaultdict(list)
         for image_id, path in zip(*(column.to_pylist() for column in places.columns), strict=True):
             held[path].append(image_id)
@@ -245,7 +252,8 @@ class Results:
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole run as one table; by default every column but the masks."""
-        return self.dataset.to_table(columns=_known(columns))
+        with self._naming_the_damaged():
+            return self.dataset.to_table(columns=_known(columns))
 
     def to_pandas(self, columns: Sequence[str] | None = None) -> "pandas.DataFrame":
         """The whole run as a pandas frame; by default every column but the masks."""
@@ -275,6 +283,27 @@ class Results:
         from tasks.torch_dataset import MaskDataset
 
         return MaskDataset(self)
+
+    def _labels(self, image_id: str, data: bytes) -> np.ndarray:
+        try:
+            return decode_mask(data)
+        except Exception as error:  # Pillow raises whatever a damaged PNG makes it trip over
+            holding = [self.files[k].place.uri for k in self._files_with(image_id)]
+            raise JobError(
+                f"The mask of {image_id!r} is damaged ({error or type(error).__name__}); of {' or '.join(holding)}: "
+                f"{REMEDY}."
+            ) from None
+
+    @contextlib.contextmanager
+    def _naming_the_damaged(self) -> Iterator[None]:
+        """Arrow's datasets do not say which file it was: on a failure, look at one after another."""
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError):
+            for file in self.files:
+                for group in _groups(file):
+                    _read(file, FACTS, group)
+            raise
 
     def _pieces(self) -> Iterator[tuple[MaskFile, int | None]]:
         return itertools.chain.from_iterable(((file, group) for group in _groups(file)) for file in self.files)
@@ -318,21 +347,32 @@ def _groups(file: MaskFile) -> list[int | None]:
     """What of a file is read at a time: all of it, or each row group of a large one."""
     if file.size <= _WHOLE_FILE_BYTES:
         return [None]
-    with storage.open_for_reading(file.place, sparse=True) as opened:
+    with whole_parquet(file.place, REMEDY), storage.open_for_reading(file.place, sparse=True) as opened:
         return list(range(pq.ParquetFile(opened).metadata.num_row_groups))
 
 
 def _read(file: MaskFile, columns: list[str], group: int | None) -> pa.Table:
-    if group is None and set(columns) & set(MASK_COLUMNS):  # Nearly all of the file: one request
-        opened: Any = pa.BufferReader(storage.read_bytes(file.place))
-    else:
-        opened = storage.open_for_reading(file.place, sparse=True)
-    with opened:
-        parquet = pq.ParquetFile(opened)
-        return parquet.read(columns) if group is None else parquet.read_row_group(group, columns)
+    with whole_parquet(file.place, REMEDY):
+        if group is None and set(columns) & set(MASK_COLUMNS):  # Nearly all of the file: one request
+            opened: Any = pa.BufferReader(storage.read_bytes(file.place))
+        else:
+            opened = storage.open_for_reading(file.place, sparse=True)
+        with opened:
+            parquet = pq.ParquetFile(opened)
+            table = parquet.read(columns) if group is None else parquet.read_row_group(group, columns)
+        table.validate(full=True)
+        missing = [name for name in columns if name not in table.column_names]
+        if missing:
+            raise pa.ArrowInvalid(f"it has no column {missing[0]}")
+        return table
 
 
 def _read_footer(place: Location) -> _Footer:
+    with whole_parquet(place, REMEDY):
+        return _footer_of(place)
+
+
+def _footer_of(place: Location) -> _Footer:
     with storage.open_for_reading(place, sparse=True) as opened:
         metadata = pq.ParquetFile(opened).metadata
     rows, lowest, highest = [], [], []
@@ -348,7 +388,7 @@ def _read_footer(place: Location) -> _Footer:
 
 
 def _look(place: Location, group: int, image_id: str, columns: list[str]) -> dict[str, Any] | None:
-    with storage.open_for_reading(place, sparse=True) as opened:
+    with whole_parquet(place, REMEDY), storage.open_for_reading(place, sparse=True) as opened:
         parquet = pq.ParquetFile(opened)
         ids = parquet.read_row_group(group, ["image_id"])["image_id"].to_pylist()
         if image_id not in ids:

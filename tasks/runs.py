@@ -25,7 +25,7 @@ def record_of(output: Location, run_id: str) -> Location:
 
 def read(output: Location, run_id: str) -> dict[str, Any]:
     """The record of a run; empty where there is none, or one that cannot be read."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
         record = json.loads(storage.read_bytes(record_of(output, run_id)))
         if isinstance(record, dict):
             return record

@@ -19,10 +19,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from tasks import storage
 from tasks.errors import JobError
+from tasks.parquet_files import whole_parquet
 from tasks.storage import Location
 
 FORMAT_VERSION = 1
@@ -181,11 +182,21 @@ def read_manifest(dataset: Location) -> DatasetManifest:
         version = fields.get("format_version") if isinstance(fields, dict) else None
         if version != FORMAT_VERSION:
             raise JobError(
-                f"{place.uri} has format version {version}, this program reads {FORMAT_VERSION}: prepare it again."
+                f"{place.uri} has format version {repr(version)[:50]}, this program reads {FORMAT_VERSION}: prepare it "
+                "again."
             )
-        return DatasetManifest.model_validate(fields)
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
+        manifest = DatasetManifest.model_validate(fields)
+        for part in (file for split in manifest.splits.values() for file in split.files):
+            if part.path.startswith("/") or ".." in part.path.split("/"):
+                path = repr(part.path[:200])
+                raise JobError(f"{place.uri} names the shard {path}, which leads out of the dataset: prepare it again.")
+            if not all(0 < rows < 1 << 31 for rows in part.row_groups):
+                raise JobError(f"{place.uri} says row groups that no shard has: prepare it again.")
+        return manifest
+    except JobError:
+        raise
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0][:200]
         raise JobError(f"{place.uri} is not the manifest of a dataset ({reason}): prepare it again.") from None
 
 
@@ -231,6 +242,8 @@ def read_index(dataset: Location, split: Split) -> pa.Table:
         # Buffered ahead: the small columns lie side by side, so a row group costs two requests and not ten
         with _opened(dataset / part.path, pre_buffer=True) as parquet:
             table = parquet.read(columns=columns)
+            if table.num_rows != part.rows:
+                raise pa.ArrowInvalid(f"it has {table.num_rows} rows, the manifest says {part.rows}")
         group = [number for number, rows in enumerate(part.row_groups) for _ in range(rows)]
         row = [row for rows in part.row_groups for row in range(rows)]
         for (name, kind), values in zip(places, ([part.path] * part.rows, group, row), strict=True):
@@ -311,12 +324,16 @@ def read_part(dataset: Location, path: str) -> ShardFile:
 
 @contextlib.contextmanager
 def _opened(place: Location, pre_buffer: bool = False) -> Iterator[pq.ParquetFile]:
-    try:
-        with storage.explained(place), storage.open_for_reading(place, sparse=True) as file:
-            yield pq.ParquetFile(file, pre_buffer=pre_buffer)
-    except pa.ArrowInvalid as error:
-        reason = str(error).splitlines()[0]
-        raise JobError(f"{place.uri} is no whole Parquet file ({reason}): remove it and prepare again.") from None
+    with (
+        whole_parquet(place, "remove it and prepare again"),
+        storage.open_for_reading(place, sparse=True) as file,
+    ):
+        parquet = pq.ParquetFile(file, pre_buffer=pre_buffer)
+        there = {field.name: field.type for field in parquet.schema_arrow}
+        for field in SHARD:
+            if there.get(field.name) != field.type:
+                raise pa.ArrowInvalid(f"its column {field.name} is {there.get(field.name, 'missing')}")
+        yield parquet
 
 
 def _by_file(groups: list[RowGroup]) -> Iterator[tuple[str, list[int]]]:

@@ -6,23 +6,29 @@ means for the job is `tasks/manifest.py`'s business; decoding is `segcore.images
 
 import contextlib
 import os
+import struct
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.images import EXTENSIONS, ErrorKind, ImageError
 from tasks import storage
 from tasks.errors import InterruptedJobError, JobError
 from tasks.storage import Location, StoredFile
+from tasks.strict_tar import StrictTarInfo
 
 LITTER = frozenset({"Thumbs.db", "desktop.ini", "Icon\r", "_SUCCESS", "_metadata", "_common_metadata"})
 """Files that systems leave among photographs and tables; like hidden files, no part of an archive."""
 
 MAX_FILE_BYTES = 2**30
 """A larger file is not read at all; no photograph within the pixel bound comes near."""
+
+MAX_ID_BYTES = 4096
+"""Of an identity in a Parquet file: more is no name, and a column of such would not fit into the memory."""
 
 _BUFFER_BYTES = 2**20  # Read Parquet page by page: a column chunk of photographs may be larger than the memory
 
@@ -238,7 +244,10 @@ def _broken(place: Location, file: StoredFile, reason: str) -> Entry:
 def _list_tar(place: Location, file: StoredFile) -> Iterator[Entry]:
     shard = _escape(_readable(file.path))
     try:
-        with storage.open_for_reading(place) as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
+        with (
+            storage.open_for_reading(place) as opened,
+            tarfile.open(fileobj=opened, mode="r:", tarinfo=StrictTarInfo) as tar,
+        ):
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # It would remember every member
                 name = member.name.rpartition("/")[2]
@@ -247,7 +256,7 @@ def _list_tar(place: Location, file: StoredFile) -> Iterator[Entry]:
                 if not member.isreg() or name.startswith(".") or suffix not in EXTENSIONS:
                     continue
                 member_name = _readable(member.name)
-                yield Entry(
+                entry = Entry(
                     f"{shard}!/{member_name}",
                     f"{_readable(place.uri)}!/{member_name}",
                     "tar",
@@ -256,11 +265,20 @@ def _list_tar(place: Location, file: StoredFile) -> Iterator[Entry]:
                     member.size,
                     f"{file.version}/{member.size}",
                 )
-    except (tarfile.TarError, OSError, ValueError) as error:
-        if isinstance(error, OSError) and place.protocol != "file":
+                if member.issparse():  # Its bytes do not lie in one piece
+                    entry = replace(entry, kind="broken", size=0, note="the member is stored as a sparse file")
+                elif member.offset_data + member.size > file.size:
+                    raise tarfile.ReadError(f"{member_name} says {member.size} bytes, more than the shard has")
+                yield entry
+    except Exception as error:  # Whatever a header that was tampered with makes the reader trip over
+        if place.protocol != "file" and not isinstance(error, _BROKEN):
             raise  # The network's fault, not the shard's
-        reason = str(error) or type(error).__name__
+        reason = _first_line(error)
         yield _broken(place, file, f"the tar shard cannot be listed to its end: {reason}")
+
+
+_BROKEN = (tarfile.TarError, pa.ArrowException, ValueError, ArithmeticError, LookupError, struct.error, RecursionError)
+"""What readers raise of contents, and no network does."""
 
 
 def _list_parquet(source: Source, place: Location, file: StoredFile) -> Iterator[Entry]:
@@ -269,9 +287,17 @@ def _list_parquet(source: Source, place: Location, file: StoredFile) -> Iterator
             names = table.schema_arrow.names
             id_column = _column(source.id_column, _ID_COLUMNS, names, place, "--id-column")
             image_column = _column(source.image_column, _IMAGE_COLUMNS, names, place, "--image-column")
+            kind = table.schema_arrow.field(id_column).type
+        if pa.types.is_nested(kind):
+            raise JobError(f"{place.uri}: a column of {kind} cannot identify images: name another with --id-column.")
+        with (
+            storage.open_for_reading(place) as opened,
+            # As a dictionary: a long text that a file repeats in few bytes is held once
+            pq.ParquetFile(opened, buffer_size=_BUFFER_BYTES, read_dictionary=[id_column]) as table,
+        ):
             row = 0
             for batch in table.iter_batches(batch_size=65_536, columns=[id_column]):
-                for value in batch.column(0).to_pylist():
+                for value in _identities(batch.column(0), place):
                     image_id = str(value) if value is not None else f"{_readable(file.path)}!/row {row}"
                     yield Entry(
                         image_id,
@@ -284,10 +310,28 @@ def _list_parquet(source: Source, place: Location, file: StoredFile) -> Iterator
                         image_column,
                     )
                     row += 1
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and place.protocol != "file":
+    except JobError:
+        raise
+    except Exception as error:  # Arrow raises nearly everything of a file that was tampered with
+        if place.protocol != "file" and not isinstance(error, _BROKEN):
             raise
         yield _broken(place, file, f"the Parquet file cannot be listed: {_first_line(error)}")
+
+
+def _identities(column: pa.Array, place: Location) -> list[object]:
+    """Values of the id column. Raises JobError where one is too long to be an identity."""
+    values = column.dictionary if isinstance(column, pa.DictionaryArray) else column
+    if pa.types.is_string(values.type) or pa.types.is_binary(values.type):
+        longest = pc.max(pc.binary_length(values)).as_py() or 0
+        if longest > MAX_ID_BYTES:
+            raise JobError(
+                f"{place.uri} holds an identity of {longest} bytes, more than {MAX_ID_BYTES}: name another column with "
+                "--id-column."
+            )
+    if isinstance(column, pa.DictionaryArray):
+        texts = values.to_pylist()
+        return [None if k is None else texts[k] for k in column.indices.to_pylist()]
+    return list(column.to_pylist())
 
 
 def _column(asked: str | None, usual: tuple[str, ...], names: list[str], place: Location, option: str) -> str:
@@ -296,7 +340,8 @@ def _column(asked: str | None, usual: tuple[str, ...], names: list[str], place: 
     found = next((name for name in usual if name in names), None) if asked is None else None
     if found is None:
         missing = f"has no column {asked!r}" if asked else f"has none of the columns {', '.join(usual)}"
-        raise JobError(f"{place.uri} {missing}; it has {', '.join(names)}. Name the right one with {option}.")
+        told = ", ".join(name if name.isprintable() and len(name) < 100 else repr(name[:100]) for name in names[:50])
+        raise JobError(f"{place.uri} {missing}; it has {told}. Name the right one with {option}.")
     return found
 
 
@@ -399,7 +444,8 @@ def _read_parquet(place: Location, entries: Sequence[Entry]) -> dict[int, bytes 
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    line = _readable(str(error).splitlines()[0][:300]) if str(error) else type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def _image_value(value: pa.Scalar) -> bytes | ImageError:
@@ -410,4 +456,6 @@ def _image_value(value: pa.Scalar) -> bytes | ImageError:
         return ImageError(ErrorKind.EMPTY, "the image column is null in this row")
     if isinstance(content, str):
         return ImageError(ErrorKind.NOT_AN_IMAGE, "the image column holds text, not bytes")
-    return bytes(content)
+    if not isinstance(content, bytes):
+        return ImageError(ErrorKind.NOT_AN_IMAGE, f"the image column holds {value.type}, not bytes")
+    return content

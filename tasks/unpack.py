@@ -3,12 +3,13 @@
 Each file appears whole; a marker is written last, so that an archive is unpacked once, and a stop is continued.
 """
 
+import contextlib
+import errno
 import functools
 import os
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from typing import IO
 
 from tasks import progress, storage
 from tasks.errors import JobError
+from tasks.fetch import require_space
 from tasks.storage import TEMPORARY_PREFIX, Location
+from tasks.strict_tar import StrictTarInfo
 
 MAX_FILE_BYTES = 256 << 20
 """A photograph or mask is smaller; a larger member is refused."""
@@ -48,13 +51,18 @@ def unpack(archive: Path, target: Path, wanted: Wanted, *, key: str, title: str)
 
     key: what the marker must say for the folder to count as finished, such as the checksum of the archive.
     Raises JobError where the archive is no tar or zip, is cut or damaged, or holds what is dangerous: paths that lead
-    out, links or devices among the wanted, more or larger files than any dataset has.
+    out, links or devices among the wanted, more or larger files than any dataset has; and where the disk has no room
+    for what comes out, before the first file where the archive tells it, at the file that does not fit otherwise.
     """
     marker = target / _MARKER
     if marker.is_file() and marker.read_text().startswith(f"{key}\n"):
         return int(marker.read_text().splitlines()[1])
     target.mkdir(parents=True, exist_ok=True)
     storage.sweep_temporary(Location("file", str(target)))
+    purpose = f"Unpacking {archive.name}"
+    tells_sizes = _tells_sizes(archive)
+    if tells_sizes:
+        require_space(target, _bytes_to_come(archive, target, wanted), purpose)
     files, total = 0, 0
     with _opened(archive) as members, progress.measured(title, None, "files") as tell:
         for number, member in enumerate(members):
@@ -67,10 +75,16 @@ def unpack(archive: Path, target: Path, wanted: Wanted, *, key: str, title: str)
             if place is None or member.is_folder:
                 continue
             if not member.is_file:
-                raise JobError(f"{archive} holds {member.name}, a link or a device: nothing of the kind is unpacked.")
+                raise JobError(
+                    f"{archive} holds {_shown(member.name)}, a link or a device: nothing of the kind is unpacked."
+                )
             if member.size > MAX_FILE_BYTES:
-                raise JobError(f"{archive} holds {member.name} of {member.size} bytes, more than {MAX_FILE_BYTES}.")
+                raise JobError(
+                    f"{archive} holds {_shown(member.name)} of {member.size} bytes, more than {MAX_FILE_BYTES}."
+                )
             _require_inside(archive, place)
+            if not tells_sizes:
+                require_space(target, member.size, purpose)
             _write(archive, member, target / place)
             files += 1
             tell(files)
@@ -81,15 +95,51 @@ def unpack(archive: Path, target: Path, wanted: Wanted, *, key: str, title: str)
     return files
 
 
+def _tells_sizes(archive: Path) -> bool:
+    """Whether the sizes of all members can be had without unpacking everything."""
+    try:
+        return zipfile.is_zipfile(archive) or archive.open("rb").read(262)[257:] == b"ustar"
+    except OSError:
+        return False
+
+
+def _bytes_to_come(archive: Path, target: Path, wanted: Wanted) -> int:
+    """Bytes of what is wanted and not there yet, as far as the archive is sound and within the bounds."""
+    needed = 0
+    with contextlib.suppress(JobError), _opened(archive) as members:  # What is wrong is said when it is reached
+        for number, member in enumerate(members):
+            if number >= MAX_FILES or needed > MAX_TOTAL_BYTES:
+                break
+            place = wanted(str(PurePosixPath(member.name))) if member.is_file and "\0" not in member.name else None
+            if place is not None and member.size <= MAX_FILE_BYTES and not _is_there(target / place, member.size):
+                needed += member.size
+    return needed
+
+
+def _is_there(place: Path, size: int) -> bool:
+    """Whether it was unpacked before a stop: files get their names only when they are whole."""
+    try:
+        return place.is_file() and place.stat().st_size == size
+    except (OSError, ValueError):
+        return False
+
+
+def _shown(name: str) -> str:
+    """A name that an archive chose, as it may stand on a terminal."""
+    return name if name.isprintable() and len(name) < 300 else repr(name[:300])
+
+
 def _require_inside(archive: Path, name: str) -> None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or (name[1:2] == ":"):
-        raise JobError(f"{archive} holds {name!r}, a path that leads out of its folder: it was not unpacked further.")
+        raise JobError(
+            f"{archive} holds {name[:300]!r}, a path that leads out of its folder: it was not unpacked further."
+        )
 
 
 def _write(archive: Path, member: _Member, place: Path) -> None:
-    if place.is_file() and place.stat().st_size == member.size:
-        return  # Unpacked before a stop: files get their names only when they are whole
+    if _is_there(place, member.size):
+        return
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f"{TEMPORARY_PREFIX}{os.getpid():032x}")
     source = member.read()
@@ -101,7 +151,7 @@ def _write(archive: Path, member: _Member, place: Path) -> None:
                 out.write(piece)
                 left -= len(piece)
         if left:
-            raise JobError(f"{archive} ends within {member.name}: it is cut; fetch it again.")
+            raise JobError(f"{archive} ends within {_shown(member.name)}: it is cut; fetch it again.")
         temporary.replace(place)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -115,16 +165,19 @@ def _opened(archive: Path) -> Iterator[Iterator[_Member]]:
             with zipfile.ZipFile(archive) as opened:
                 yield _zip_members(opened)
         else:
-            with tarfile.open(archive) as tar:
+            with tarfile.open(archive, tarinfo=StrictTarInfo) as tar:
                 yield _tar_members(tar)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise JobError(
-            f"{archive} cannot be unpacked ({str(error) or type(error).__name__}): it is cut, damaged or no archive."
-        ) from None
+    except JobError:
+        raise
     except OSError as error:
-        # gzip's own complaints carry no number of the system
-        remedy = "it is cut or damaged" if error.errno is None else "make room or give rights, and run again"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+            remedy = "make room or give rights, and run again"
+        else:  # gzip's own complaints carry no number; names that no disk takes, files where folders should be
+            remedy = "it is cut or damaged"
         raise JobError(f"{archive} cannot be unpacked ({error.strerror or error}): {remedy}.") from None
+    except Exception as error:  # Readers of archives raise whatever a damaged one makes them trip over
+        reason = _shown(" ".join(str(error).split())) or type(error).__name__
+        raise JobError(f"{archive} cannot be unpacked ({reason}): it is cut, damaged or no archive.") from None
 
 
 def _tar_members(tar: tarfile.TarFile) -> Iterator[_Member]:

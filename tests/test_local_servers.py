@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, photograph
+from tests.datasets import make_dataset
 from tests.processes import marked
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -109,6 +110,14 @@ def test_up_run_cancel_resume_down(tmp_path):
         operator.types(*watch, "-p", f"job={json.dumps(job)}")
         assert operator.record("many")["status"] == "finished" and operator.record("many")["masks"] == NUM_PHOTOGRAPHS
         assert kept.items() <= {file: file.stat().st_mtime_ns for file in masks.rglob("*.parquet")}.items()
+
+        # Another deployment of the same worker: a dataset, from a folder into a bucket
+        job = {"data": str(make_dataset(tmp_path / "mine")), "output": "s3://masks/mine"}
+        operator.types(
+            "prefect", "deployment", "run", "prepare-dataset/default", *watch[4:], "-p", f"job={json.dumps(job)}"
+        )
+        splits = json.loads((run / "s3/masks/mine/manifest.json").read_text())["splits"]
+        assert {name: split["images"] for name, split in splits.items()} == {"train": 6, "val": 2}
 
         # A schedule fires; what is done already is seen to be done
         before = num_runs(operator)

@@ -18,6 +18,7 @@ MAX_FILE_BYTES = (1 << 31) - 1
 """The protobuf library reads no larger message; VGG-16 with its fully connected layers has 553 MB."""
 
 _MAX_AXES = 8
+_MAX_NAME_BYTES = 200
 
 # V1LayerParameter.LayerType, of those that have blobs
 _V1_TYPES = {4: "Convolution", 14: "InnerProduct", 39: "Deconvolution"}
@@ -101,7 +102,7 @@ def read_caffemodel(path: str | Path) -> dict[str, np.ndarray]:
     for layer, kind in layers:
         if not layer.blobs:
             continue
-        name = layer.name.decode(errors="replace")
+        name = "".join(c if c.isprintable() else "?" for c in layer.name[:_MAX_NAME_BYTES].decode(errors="replace"))
         blobs = [_array(blob, f"{path}: blob {index} of {name}") for index, blob in enumerate(layer.blobs)]
         for part, value in _parts(kind, blobs, f"{path}: layer {name}").items():
             if f"{name}.{part}" in tensors:
@@ -126,9 +127,13 @@ def _array(blob: Any, where: str) -> np.ndarray:
         count *= side
     if len(shape) > _MAX_AXES or any(side < 0 for side in shape) or count != len(values):
         raise ValueError(f"{where} has {len(values)} numbers, which do not fill its shape {shape[:_MAX_AXES]}.")
+    if any(side >= 1 << 31 for side in shape):
+        raise ValueError(f"{where} has a side of {max(shape)} in its shape.")
+    with np.errstate(over="ignore"):  # Doubles beyond single precision become infinite, and are refused
+        values = values.astype(np.float32)
     if not np.isfinite(values).all():
         raise ValueError(f"{where} has values that are not finite.")
-    return values.astype(np.float32).reshape(shape)
+    return values.reshape(shape)
 
 
 def _parts(kind: str, blobs: list[np.ndarray], where: str) -> dict[str, np.ndarray]:
@@ -145,6 +150,8 @@ def _parts(kind: str, blobs: list[np.ndarray], where: str) -> dict[str, np.ndarr
             weight = weight.ravel()
         elif kind == "InnerProduct" or (weight.ndim == 4 and weight.shape[:2] == (1, 1) and kind != "Convolution"):
             # V1 writes an inner product as 1 x 1 x O x I.
+            if weight.ndim > 2 and weight.size != weight.shape[-2] * weight.shape[-1]:
+                raise ValueError(f"{where} is an inner product of shape {weight.shape}, which is no matrix.")
             weight = weight.reshape(weight.shape[-2:])
         return {"weight": weight} | ({"bias": blobs[1].ravel()} if len(blobs) == 2 else {})
-    raise ValueError(f"{where} is a {kind or 'layer'} with {len(blobs)} blobs, which we do not know how to read.")
+    raise ValueError(f"{where} is a {kind[:50]!r} layer with {len(blobs)} blobs, which we do not know how to read.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import nn
 
 from segcore import models, voc
 from segcore.card import ModelCard
+from segcore.checkpoint import listed
 from segcore.models.layers import Classifier
 from segcore.weights.caffe import read_caffemodel
 from segcore.weights.sources import CAFFE_PSPNET, Source, recognise
@@ -26,8 +28,8 @@ from segcore.weights.vgg_fc import convolutional, decimate, kept_filters
 
 Tensors = dict[str, np.ndarray]
 
-# What torch.load raises for files that are damaged, or that would need code to be run.
-UNREADABLE = (pickle.UnpicklingError, RuntimeError, OSError, EOFError, zipfile.BadZipFile, KeyError, ValueError)
+MAX_FILE_BYTES = 4 << 30
+"""Unpacked; no published file of weights is larger."""
 
 
 @dataclass
@@ -111,19 +113,28 @@ def read_tensors(path: Path) -> Tensors:
         # The shared copies of the network for the smaller scales of v2.
         return {name: value for name, value in tensors.items() if not re.search(r"res0(75|5)", name)}
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
         from safetensors.torch import load
 
         try:
             state: Any = load(path.read_bytes())
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file: {error}.") from error
+        except Exception as error:  # Its own kind, and KeyError for numbers that torch does not have
+            raise ValueError(f"{path} is not a readable safetensors file: {_first_line(error)}.") from error
     else:
+        _require_plain_zip(path)
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except UNREADABLE as error:
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise ValueError(f"{path} is no PyTorch file of plain tensors, or is cut short: {reason}") from error
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # Whatever a damaged pickle makes the reader trip over, or what it must not run
+            # Its own words advise to load the file with trust, which is what it must not be
+            wanted = re.search(r"GLOBAL ([\w.]{3,80})", str(error))
+            if wanted is not None:
+                reason = f"it asks for {wanted[1]}"
+            elif isinstance(error, pickle.UnpicklingError):
+                reason = "a pickle that is damaged, or asks for more than tensors"
+            else:
+                reason = _first_line(error)
+            raise ValueError(f"{path} is no PyTorch file of plain tensors, or is cut short ({reason}).") from None
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -131,13 +142,48 @@ def read_tensors(path: Path) -> Tensors:
         raise ValueError(f"{path} holds no state dict: expected tensors by name.")
     tensors = {}
     for name, value in state.items():
+        if not isinstance(name, str) or len(name) > _MAX_NAME_CHARACTERS or not name.isprintable():
+            raise ValueError(f"{path} holds no state dict: {repr(name)[:100]} names no tensor.")
         if name.endswith("num_batches_tracked"):
             continue
+        _require_plain_tensor(value, f"{path}: {name}")
         array = value.detach().float().numpy()
         if not np.isfinite(array).all():
             raise ValueError(f"{path}: {name} has values that are not finite.")
-        tensors[re.sub(r"^(module\.|base\.|scale\.)+", "", str(name))] = array
+        tensors[re.sub(r"^(module\.|base\.|scale\.)+", "", name)] = array
     return tensors
+
+
+_MAX_NAME_CHARACTERS = 300
+
+
+def _require_plain_zip(path: Path) -> None:
+    """ValueError for a zip that unpacks to more than it is: torch stores tensors as they are, and nothing twice."""
+    if not zipfile.is_zipfile(path):
+        return  # Of before 2020, or none at all: the pickle says
+    try:
+        with zipfile.ZipFile(path) as opened:
+            members = opened.infolist()
+    except Exception as error:
+        raise ValueError(f"{path} is no PyTorch file, or is cut short: {_first_line(error)}.") from None
+    size = sum(member.file_size for member in members)
+    if size > min(MAX_FILE_BYTES, path.stat().st_size) or any(m.compress_type != zipfile.ZIP_STORED for m in members):
+        raise ValueError(f"{path} is no PyTorch file: it would unpack to {size} bytes, and torch does not compress.")
+
+
+def _require_plain_tensor(value: torch.Tensor, where: str) -> None:
+    """ValueError for a tensor that claims more numbers than are there, or is none of plain numbers."""
+    plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+    if not plain or value.is_complex():
+        raise ValueError(f"{where} is no tensor of plain numbers.")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError(f"{where} claims a shape of {tuple(value.shape)[:8]}, more numbers than the file holds.")
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    line = text.splitlines()[0][:200].rstrip(".") if text else type(error).__name__
+    return line if line.isprintable() else repr(line)
 
 
 def _find(source: Source, tensors: Tensors, ours: str, path: Path) -> str | None:
@@ -160,7 +206,10 @@ def _num_classes(outline: nn.Module, source: Source, tensors: Tensors, path: Pat
         if isinstance(part, Classifier):
             found = _find(source, tensors, f"{name}.weight", path)
             if found is not None:
-                return int(tensors[found].shape[0])
+                number = int(tensors[found].shape[0]) if tensors[found].ndim else 0
+                if not 1 <= number <= 255:
+                    raise ValueError(f"{path}: {found} tells {number} classes apart; a model has 1 to 255.")
+                return number
     raise ValueError(
         f"{path} holds {source.name} without a classifier for this model; to start training from its trunk, "
         f"import it as initialisation (--as-init)."
@@ -194,7 +243,10 @@ def _fill(module: nn.Module, source: Source, tensors: Tensors, path: Path, only_
                 problems.append(f"{expected[0] if expected else ours} is missing")
             continue
         used.add(found)
-        value = _transformed(source, ours, tensors[found], state)
+        try:
+            value = _transformed(source, ours, tensors[found], state)
+        except (ValueError, IndexError):  # Of fewer dimensions, or of a size that cannot be divided
+            value = f"a shape of {tensors[found].shape} cannot become {tuple(target.shape)}"
         if isinstance(value, str):
             problems.append(f"{found}: {value}")
         elif value.shape != tuple(target.shape):
@@ -213,7 +265,7 @@ def _fill(module: nn.Module, source: Source, tensors: Tensors, path: Path, only_
     if only_init and not problems and taken_in_trunk == 0:
         problems.append("none of its tensors fits the trunk")
     if problems:
-        raise ValueError(f"{path} ({source.name}) does not fit the model: {'; '.join(problems)}.")
+        raise ValueError(f"{path} ({source.name}) does not fit the model: {listed(problems)}.")
     return not_taken
 
 

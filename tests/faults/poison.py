@@ -4,10 +4,9 @@ import shutil
 import time
 from pathlib import Path
 
+from tests.conftest import ROOT, photograph
 from tests.faults.bench import Bench
 from tests.faults.fault import Fault, Outcome
-
-from tests.conftest import ROOT, photograph
 from tests.poison.sitecustomize import PAINT, STAGES
 
 POISONED = 4  # Of each stage

@@ -1,5 +1,6 @@
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -141,6 +142,44 @@ def test_a_decompression_bomb_is_refused_before_its_pixels():
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
     assert refused(bomb) is ErrorKind.TOO_LARGE
+
+
+def test_tags_that_all_claim_the_same_bytes_take_no_memory():
+    number = 20_000
+    entries = b"".join(struct.pack("<HHII", tag, 7, 200_000, 500) for tag in range(number))
+    table = b"II*\0\x08\0\0\0" + struct.pack("<H", number) + entries
+    jpeg = encoded(photograph(1, (40, 30)), "JPEG")
+    pieces = [b"Exif\0\0" + table[at : at + 60_000] for at in range(0, len(table), 60_000)]
+    segments = b"".join(b"\xff\xe1" + struct.pack(">H", len(piece) + 2) + piece for piece in pieces)
+    tracemalloc.start()
+    assert decode(jpeg[:2] + segments + jpeg[2:]).image.shape == (30, 40, 3)  # Pillow bounds them since 13.0
+    assert tracemalloc.get_traced_memory()[1] < 30e6
+    tracemalloc.stop()
+
+
+def test_scan_upon_scan_is_refused_and_what_lies_behind_a_jpeg_is_no_scan():
+    jpeg = encoded(photograph(1, (40, 30)), "JPEG", progressive=True)
+    last = jpeg.rfind(b"\xff\xda")
+    assert refused(jpeg[:-2] + jpeg[last : last + 12] * 100 + b"\xff\xd9") is ErrorKind.TOO_LARGE
+    assert decode(jpeg + b"\xff\xda a film" * 1000).image.shape == (30, 40, 3)
+    comment = b"\xff\xfe" + struct.pack(">H", 3002) + b"\xff\xda." * 1000
+    assert decode(jpeg[:2] + comment + jpeg[2:]).image.shape == (30, 40, 3)
+
+
+def test_a_damaged_tiff_prints_nothing(capfd):
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "group4"):
+        picture = photograph(1, (60, 40)).convert("1" if compression == "group4" else "RGB")
+        data = bytearray(encoded(picture, "TIFF", compression=compression))
+        data[8 : len(data) // 2] = bytes(len(data) // 2 - 8)
+        refused(bytes(data))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_deep_grey_comes_out_the_same_block_by_block(monkeypatch):
+    deep = np.linspace(-3, 70_000, 40 * 30, dtype=np.float32).reshape(30, 40)
+    whole = decode(encoded(Image.fromarray(deep), "TIFF")).image
+    monkeypatch.setattr("segcore.images._GREY_BLOCK_PIXELS", 100)
+    assert np.array_equal(decode(encoded(Image.fromarray(deep), "TIFF")).image, whole)
 
 
 @settings(max_examples=150, deadline=None)

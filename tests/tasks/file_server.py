@@ -3,8 +3,11 @@
 import contextlib
 import http.server
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+PIECE_BYTES = 64 << 10
 
 
 class FileServer(http.server.BaseHTTPRequestHandler):
@@ -37,6 +40,12 @@ class FileServer(http.server.BaseHTTPRequestHandler):
     refuses: int | None = None
     """Status in the place of every answer."""
 
+    bytes_per_second: float | None = None
+    """Sends so slowly; None: as fast as it can."""
+
+    sent: list[int]
+    """Bytes of the contents sent in each answer, where it sends slowly."""
+
     def do_GET(self):
         kind = type(self)
         if kind.refuses:
@@ -62,7 +71,21 @@ class FileServer(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - begin))
         self.end_headers()
         kind.stops -= 1
-        self.wfile.write(content[begin : begin + kind.stop_after] if kind.stops >= 0 else content[begin:])
+        content = content[begin : begin + kind.stop_after] if kind.stops >= 0 else content[begin:]
+        if kind.bytes_per_second is None:
+            self.wfile.write(content)
+        else:
+            self.trickle(content)
+
+    def trickle(self, content: bytes):
+        kind, number = type(self), len(type(self).sent)
+        kind.sent.append(0)
+        with contextlib.suppress(ConnectionError):  # Who asked was killed
+            for at in range(0, len(content), PIECE_BYTES):
+                piece = content[at : at + PIECE_BYTES]
+                self.wfile.write(piece)
+                kind.sent[number] += len(piece)
+                time.sleep(len(piece) / kind.bytes_per_second)
 
     def log_message(self, *_):
         pass
@@ -70,7 +93,7 @@ class FileServer(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serve(root: Path) -> Iterator[type[FileServer]]:
-    handler = type("Handler", (FileServer,), {"root": root, "asked": []})
+    handler = type("Handler", (FileServer,), {"root": root, "asked": [], "sent": []})
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
     thread.start()

@@ -13,16 +13,16 @@ from PIL import Image
 from segcore.masks import decode_mask, encode_mask
 from segcore.sbd import decode_annotation
 from segcore.voc import palette
-from tasks import dataset, pairs, shards
+from tasks import dataset_store, pairs, shards
 from tasks.dataset import (
     DatasetJob,
     DatasetReport,
     check_pairs,
     fetch_archives,
-    partitions,
     unpack_archives,
     write_shards,
 )
+from tasks.dataset_store import partitions
 from tasks.errors import JobError
 from tasks.storage import locate
 from tests.datasets import CLASSES, jpeg, labels_of, make_dataset, write_list
@@ -218,7 +218,7 @@ def test_a_pair_that_changes_meanwhile_stops_it(tmp_path, monkeypatch):
         (mine / "JPEGImages/img-2.jpg").write_bytes(jpeg(50, (45, 61)))
         return write(part, *rest)
 
-    monkeypatch.setattr(dataset.pairs, "write_part", late)
+    monkeypatch.setattr(dataset_store.pairs, "write_part", late)
     with pytest.raises(JobError, match="img-2 was changed while the dataset was prepared: run again"):
         write_shards.fn(job, sources)
     assert not (tmp_path / "out/manifest.json").exists()

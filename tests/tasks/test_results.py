@@ -133,6 +133,30 @@ def test_ray_data_reads_the_run(small_output, ray_cluster):
             assert np.array_equal(decode_mask(row["mask"]), masks[row["image_id"]])
 
 
+@pytest.mark.parametrize("damage", ["cut", "footer", "pages", "mask"])
+def test_a_damaged_mask_file_is_named_with_what_to_do(tmp_path, damage):
+    rows = small_rows(tmp_path / "photographs", seed=1)
+    if damage == "mask":
+        rows[9]["mask"] = rows[9]["mask"][:40]
+    write_run(str(tmp_path / "out"), "aaaa11110000", rows)
+    place = sorted((tmp_path / "out/masks").rglob("*.parquet"))[1]
+    data = bytearray(place.read_bytes())
+    if damage == "cut":
+        del data[2000:]
+    elif damage == "footer":
+        data[-60:-20] = b"\xff" * 40
+    elif damage == "pages":
+        data[4:3000] = bytes(2996)
+    place.write_bytes(data)
+    results = open_results(str(tmp_path / "out"))
+    for read in (lambda: list(results.masks()), lambda: results.mask(rows[9]["image_id"])):
+        with pytest.raises(JobError, match=rf"{place.name}.*remove it and run the same job again"):
+            read()
+    if damage != "mask":
+        with pytest.raises(JobError, match=rf"{place.name}.*remove it and run the same job again"):
+            results.to_arrow()
+
+
 def test_a_broken_run_record_is_passed_over(tmp_path):
     write_run(str(tmp_path), "good", [error_row("a", "a")])
     storage.write_whole(locate(str(tmp_path)) / "runs" / "broken.json", b"{")

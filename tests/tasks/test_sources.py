@@ -72,6 +72,36 @@ def test_a_folder_that_looks_like_a_shard_shares_no_identity(tmp_path):
     assert sorted(contents(listed(tmp_path)).values()) == [b"in the folder", b"in the shard"]
 
 
+def test_members_that_lie_about_their_size_or_are_sparse_are_errors(tmp_path):
+    members = [("a.jpg", b"a" * 600), ("b.jpg", b"b" * 600), ("c.jpg", b"c")]
+    write_tar(tmp_path / "whole.tar", members)
+    whole = (tmp_path / "whole.tar").read_bytes()
+    for lie in (b"%011o\0" % (1 << 30), b"\x80" + (1 << 80).to_bytes(11, "big"), b"\xff" * 11 + b"\x00", b"9" * 12):
+        data = bytearray(whole)
+        data[1536 + 124 : 1536 + 136] = lie
+        data[1536 + 148 : 1536 + 156] = b" " * 8
+        data[1536 + 148 : 1536 + 156] = b"%06o\0 " % sum(data[1536 : 1536 + 512])
+        (tmp_path / "lie.tar").write_bytes(data)
+        found = contents(listed(tmp_path / "lie.tar"))
+        assert found.pop("lie.tar!/a.jpg") == b"a" * 600
+        assert {outcome.kind for outcome in found.values()} == {ErrorKind.UNREADABLE}
+    broken = bytearray(whole)
+    broken[1536:1546] = b"\xff" * 10  # The checksum of the second header: Python's own reader ends in silence
+    (tmp_path / "lie.tar").write_bytes(broken)
+    assert "cannot be listed to its end" in str(contents(listed(tmp_path / "lie.tar"))["lie.tar"])
+
+
+def test_parquet_columns_that_hold_something_else(tmp_path):
+    place = tmp_path / "p.parquet"
+    for values in ([10**12], [[1, 2]], [1.5], [{"bytes": 7}]):
+        pq.write_table(pa.table({"id": ["a"], "image": values}), place)
+        assert contents(listed(place))["a"].kind is ErrorKind.NOT_AN_IMAGE
+    for ids, reason in (([["a"]], "cannot identify images"), (["x" * 5000], "an identity of 5000 bytes")):
+        pq.write_table(pa.table({"id": ids, "image": [b""]}), place)
+        with pytest.raises(JobError, match=rf"p.parquet.*{reason}.*--id-column"):
+            listed(place)
+
+
 def test_a_broken_shard_keeps_what_it_gave_and_says_what_is_wrong(tmp_path):
     write_tar(tmp_path / "whole.tar", [(f"{n}.jpg", bytes(2000)) for n in range(9)])
     cut = (tmp_path / "whole.tar").read_bytes()[:5000]

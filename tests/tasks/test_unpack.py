@@ -1,5 +1,6 @@
 import io
 import os
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -113,6 +114,38 @@ def test_a_cut_archive_is_noticed_and_the_whole_one_continues(tmp_path, mode):
     before = first.stat().st_mtime_ns
     assert unpack(tmp_path / "a.tar", tmp_path / "out", everything, key="1", title="x") == 6
     assert files_of(tmp_path / "out") == members and first.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tgz"])
+def test_a_full_disk_is_known_before_the_file_that_would_not_fit(tmp_path, monkeypatch, kind):
+    members = {f"{k}.jpg": os.urandom(5_000_000) for k in range(3)}
+    archive = tmp_path / f"a.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as opened:
+            for name, content in members.items():
+                opened.writestr(name, content)
+    else:
+        tar(archive, members, "w:gz" if kind == "tgz" else "w")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=203_000_000))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/0.jpg").write_bytes(members["0.jpg"])  # Of before a stop: it needs no room again
+    needed = "205 MB" if kind == "tgz" else "210 MB"  # 200 to spare; a tar that is compressed tells just the next file
+    with pytest.raises(
+        JobError, match=rf"Unpacking a.{kind} needs {needed}, the disk of .* has 203 MB free: make room"
+    ):
+        unpack(archive, tmp_path / "out", everything, key="1", title="x")
+    assert set(files_of(tmp_path / "out")) == {"0.jpg"}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert unpack(archive, tmp_path / "out", everything, key="1", title="x") == 3
+
+
+def test_a_broken_header_is_never_taken_for_the_end(tmp_path):
+    whole = tar(tmp_path / "a.tar", {f"{k}.jpg": b"x" * 600 for k in range(4)}).read_bytes()
+    for at, injury in ((1536 + 150, b"9"), (1536, bytes(512)), (1536 + 124, b"\xff" * 12)):
+        (tmp_path / "b.tar").write_bytes(whole[:at] + injury + whole[at + len(injury) :])
+        with pytest.raises(JobError, match="cannot be unpacked"):
+            unpack(tmp_path / "b.tar", tmp_path / f"out{at}", everything, key="1", title="x")
 
 
 def test_what_is_no_archive_is_one_sentence(tmp_path):

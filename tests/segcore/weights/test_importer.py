@@ -1,4 +1,5 @@
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -298,6 +299,23 @@ def test_a_pickle_with_code_is_refused_without_running_it(tmp_path, capsys):
     with pytest.raises(ValueError, match="no PyTorch file of plain tensors"):
         import_weights(tmp_path / "a.pth", "pspnet50")
     assert "executed" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"a\.pth .*it asks for [\w.]*print\)\.$"):  # And no advice to trust it
+        import_weights(tmp_path / "a.pth", "pspnet50")
+
+
+@pytest.mark.parametrize("shape", [(10**6, 10**6), (64, 3, 3, 3)])
+def test_a_tensor_that_claims_more_numbers_than_the_file_holds(tmp_path, shape):
+    wide = torch.as_strided(torch.zeros(1), shape, (0,) * len(shape))
+    torch.save({"conv1_1.weight": wide}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth: conv1_1.weight claims a shape of .* more numbers than"):
+        import_weights(tmp_path / "a.pth", "deeplab_v1_largefov")
+
+
+def test_a_zip_that_unpacks_to_more_than_it_is(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(5_000_000))
+    with pytest.raises(ValueError, match=r"a\.pth is no PyTorch file: it would unpack to 5000000 bytes"):
+        import_weights(tmp_path / "a.pth", "pspnet50")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x80\x02}q\x00.", b"<html>"])

@@ -1,0 +1,35 @@
+"""Parquet files that may be damaged: whatever Arrow raises of one becomes a sentence that names it and the remedy."""
+
+import contextlib
+from collections.abc import Iterator
+
+from tasks import storage
+from tasks.errors import JobError
+from tasks.storage import Location
+
+
+@contextlib.contextmanager
+def whole_parquet(place: Location, remedy: str) -> Iterator[None]:
+    """Within, a file is opened and read. Raises JobError where it is damaged, or storage does not give it."""
+    try:
+        yield
+    except JobError:
+        raise
+    except Exception as error:
+        if not is_damage(error):
+            raise JobError(storage.explain(error, place)) from error
+        raise JobError(f"{place.uri} is no whole Parquet file ({said_of(error)}): {remedy}.") from None
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether it says something of the contents: Arrow raises nearly everything, plain OSErrors without number too."""
+    if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+        return False
+    return type(error).__module__.partition(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "s3fs")
+
+
+def said_of(error: Exception) -> str:
+    """What a reader complains of, in a few words that do nothing to a terminal."""
+    lines = str(error).splitlines()
+    reason = lines[0][:200].rstrip(".") if lines else type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in reason)

@@ -1,0 +1,173 @@
+"""Hostile files of models, datasets and results, each read as its owner reads it."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from segcore import checkpoint
+from segcore.images import ImageError
+from segcore.sbd import decode_annotation
+from segcore.weights.importer import import_weights
+from tasks import shards
+from tasks.errors import JobError
+from tasks.results import MaskFile, Results
+from tasks.sources import Source, list_source, read_entries
+from tasks.storage import locate
+from tasks.unpack import unpack
+from tests.hostile.file_bombs import MARK, bombs
+from tests.hostile.mutants import mutant
+from tests.hostile.sound_files import CLASSES, FOLDER, VARIANT, originals
+
+BOMB_SHARE = 0.2
+MAX_SENTENCE = 21_000
+"""Characters; the longest names all tensors of a network."""
+
+
+def make(number: int, seed: int) -> tuple[str, tuple[str, bytes]]:
+    """Kind and content of a hostile file."""
+    draw = random.Random(f"file {seed} {number}")
+    by_kind = originals()
+    kind = list(by_kind)[number % len(by_kind)]
+    if draw.random() < BOMB_SHARE:
+        return kind, (kind, draw.choice(bombs()[kind])())
+    every = [data for group in by_kind.values() for data in group]
+    own = by_kind[kind]
+    return kind, (kind, mutant(draw, draw.choice(own), own if draw.random() < 0.8 else every))
+
+
+def prepare() -> None:
+    """Import and make everything once; sound files are read."""
+    bombs()
+    for kind, group in originals().items():
+        for data in group:
+            told = read((kind, data))
+            assert told in ("read", "error rows"), told
+
+
+def read(file: tuple[str, bytes]) -> str:
+    """Read a file as its owner does; what came of it, or the fault."""
+    kind, data = file
+    name, reader = _READERS[kind]
+    place = FOLDER / "read" / name
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(data)
+    try:
+        told = reader(place)
+    except (JobError, ValueError) as error:
+        said = str(error)
+        told = "refused"
+        if type(error) not in (JobError, ValueError):
+            told = f"FAULT: {type(error).__name__}: {said[:200]}"
+        elif "\n" in said or not said.isprintable() or len(said) > MAX_SENTENCE:
+            told = f"FAULT: no sentence of one line: {said[:200]!r}"
+        elif str(place.parent) not in said:
+            told = f"FAULT: the file is not named: {said[:200]}"
+    if MARK.exists():
+        MARK.unlink()
+        return "FAULT: something of the file was executed"
+    return told
+
+
+def _read_weights(place: Path) -> str:
+    import_weights(place, VARIANT, classes=CLASSES, as_init=False)
+    return "read"
+
+
+def _read_model(place: Path) -> str:
+    if place.name == "card.json":
+        (place.parent / "model.safetensors").write_bytes(originals()["safetensors"][0])
+        place = place.parent / "model.safetensors"
+    else:
+        (place.parent / "card.json").write_bytes(originals()["model card"][0])
+    loaded = checkpoint.load(place)
+    assert all(bool(torch.isfinite(value).all()) for value in loaded.module.state_dict().values())
+    return "read"
+
+
+def _read_annotation(place: Path) -> str:
+    try:
+        labels = decode_annotation(place.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None  # As the doctor names it
+    return "read" if labels.dtype == np.uint8 and labels.max() < 21 else f"FAULT: labels up to {labels.max()}"
+
+
+def _read_source(place: Path) -> str:
+    location = locate(str(place))
+    entries = list(list_source(Source(location)))
+    pa.array([entry.size for entry in entries], pa.int64())  # As the manifest stores them
+    pa.array([entry.image_id for entry in entries], pa.string())
+    if len({entry.image_id for entry in entries}) != len(entries):
+        return "FAULT: an identity twice"
+    outcomes = list(read_entries(location, entries))
+    if len(outcomes) != len(entries):
+        return f"FAULT: {len(entries)} entries, {len(outcomes)} outcomes"
+    if not all(
+        isinstance(outcome, bytes) or (isinstance(outcome, ImageError) and str(outcome)) for _, outcome in outcomes
+    ):
+        return "FAULT: an outcome that is neither bytes nor a reason"
+    wrong = any(isinstance(outcome, ImageError) for _, outcome in outcomes) or not entries
+    return "error rows" if wrong else "read"
+
+
+def _read_archive(place: Path) -> str:
+    target = FOLDER / "unpacked"
+    before = {file for file in FOLDER.rglob("*") if target not in file.parents}
+    try:
+        unpack(place, target, lambda name: name if name.startswith("JPEGImages/") else None, key="k", title="t")
+        return "read"
+    finally:
+        outside = {file for file in FOLDER.rglob("*") if target not in file.parents and file != target} - before
+        links = [file for file in target.rglob("*") if file.is_symlink() or not (file.is_file() or file.is_dir())]
+        for file in sorted(target.rglob("*"), reverse=True):
+            if file.is_dir() and not file.is_symlink():
+                file.rmdir()
+            else:
+                file.unlink()
+        assert not outside and not links, f"unpacked elsewhere: {outside}, {links}"
+
+
+def _read_shard(place: Path) -> str:
+    root = locate(str(place.parent))
+    split = shards.DatasetManifest.model_validate_json(originals()["dataset manifest"][0]).splits["train"]
+    file = split.files[0].model_copy(update={"path": place.name})
+    own = split.model_copy(update={"files": [file]})
+    shards.read_index(root, own)
+    for row in shards.iterate_rows(root, own):
+        assert set(row) == set(shards.SHARD.names), row.keys()
+    return "read"
+
+
+def _read_manifest(place: Path) -> str:
+    shards.read_manifest(locate(str(place.parent)))
+    return "read"
+
+
+def _read_masks(place: Path) -> str:
+    location = locate(str(place.parent))
+    size = place.stat().st_size
+    results = Results(location, "r", {}, (MaskFile(location / place.name, size, "1"),))
+    assert len(results) >= 0 and results.to_arrow().num_rows >= 0
+    for image_id, labels in results.masks():
+        assert labels.ndim == 2 and isinstance(image_id, str | None)
+    results.row("1.jpg") if any(row["image_id"] == "1.jpg" for row in results.rows(["image_id"])) else None
+    return "read"
+
+
+_READERS: dict[str, tuple[str, Callable[[Path], str]]] = {
+    ".pth": ("hostile.pth", _read_weights),
+    ".caffemodel": ("hostile.caffemodel", _read_weights),
+    "safetensors": ("model.safetensors", _read_model),
+    "model card": ("card.json", _read_model),
+    ".mat": ("cls.mat", _read_annotation),
+    "tar shard": ("shard.tar", _read_source),
+    "dataset archive": ("archive", _read_archive),
+    "Parquet source": ("source.parquet", _read_source),
+    "dataset shard": ("shard.parquet", _read_shard),
+    "dataset manifest": ("manifest.json", _read_manifest),
+    "mask file": ("part-0.parquet", _read_masks),
+}

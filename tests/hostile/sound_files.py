@@ -1,0 +1,198 @@
+"""Sound files of models, datasets and results, small, by kind; what hostile ones are made of."""
+
+import functools
+import io
+import json
+import struct
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from segcore import models
+from segcore.card import ModelCard
+from segcore.models import deeplab_v1, vgg
+from segcore.preprocessing import DEEPLAB
+from segcore.weights.sources import CAFFE_DEEPLAB_VGG
+from tasks import shards
+from tasks.schema import MASKS
+from tests.sbd_files import annotation
+from tests.segcore.weights.caffe_files import write as write_caffe
+
+VARIANT = "deeplab_v1_largefov"
+CLASSES = ("background", "cat", "dog")
+
+_FOLDER = tempfile.TemporaryDirectory()
+FOLDER = Path(_FOLDER.name)
+"""Of this process; removed at its end."""
+
+
+@functools.cache
+def narrow() -> None:
+    """Networks of the real depth and names with a few channels: this process reads nothing else."""
+    vgg.STAGES = ((2, 2), (2, 2), (2, 3), (2, 3), (2, 3))
+    head = deeplab_v1.FcHead
+    deeplab_v1.FcHead = lambda kernel, rate, _, classes: head(kernel, rate, 4, classes)
+
+
+@functools.cache
+def module() -> torch.nn.Module:
+    narrow()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    return models.build(VARIANT, len(CLASSES)).eval()
+
+
+@functools.cache
+def published() -> dict[str, torch.Tensor]:
+    """Its tensors under the names of Caffe's files."""
+    return {CAFFE_DEEPLAB_VGG.locate(name)[0].replace("*", "voc12"): t for name, t in module().state_dict().items()}
+
+
+def torch_file(value: Any, *, legacy: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, _use_new_zipfile_serialization=not legacy)
+    return buffer.getvalue()
+
+
+def caffemodel(**changes: np.ndarray) -> bytes:
+    layers: dict[str, tuple[str, list[np.ndarray]]] = {}
+    for name, tensor in published().items():
+        layer, _, leaf = name.rpartition(".")
+        layers.setdefault(layer, ("Convolution", []))[1].insert(0 if leaf == "weight" else 1, tensor.numpy())
+    for layer, values in changes.items():
+        layers[layer][1][0] = values
+    return write_caffe(FOLDER / "made.caffemodel", layers).read_bytes()
+
+
+def card(**changes: Any) -> bytes:
+    card = ModelCard(VARIANT, CLASSES, DEEPLAB, options={"average_pool5": True}, metrics={"val/miou": 12.5})
+    return json.dumps(
+        {key: value for key, value in (json.loads(card.to_json()) | changes).items() if value != "-"}
+    ).encode()
+
+
+def safetensors(
+    header: dict[str, Any] | bytes | None = None, body: bytes | None = None, length: int | None = None
+) -> bytes:
+    from safetensors.torch import save
+
+    if header is None:
+        return save({name: value.contiguous() for name, value in module().state_dict().items()})
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + (body or b"")
+
+
+def labels(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 21, (12, 17), dtype=np.uint8)
+
+
+def tar(members: list[tuple[tarfile.TarInfo | str, bytes]], mode: str = "w", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode, **options) as tar:
+        for name, data in members:
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            if info.isreg() and not info.issparse():
+                info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+MEMBERS: list[tuple[tarfile.TarInfo | str, bytes]] = [
+    ("JPEGImages/a.jpg", b"a" * 700),
+    ("JPEGImages/" + "long" * 40 + ".jpg", b"bb"),
+    ("JPEGImages/ünï.png", b"c" * 100),
+    ("notes.json", b"{}"),
+]
+
+
+def zip(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def parquet(table: pa.Table, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **options)
+    return sink.getvalue().to_pybytes()
+
+
+def photographs(**columns: Any) -> pa.Table:
+    return pa.table({"id": ["a", "b", "c", "d"], "image": [b"1" * 300, b"2", None, b""]} | columns)
+
+
+@functools.cache
+def mask_rows() -> bytes:
+    from segcore.masks import encode_mask
+    from tasks.schema import empty_row
+
+    rows = [
+        empty_row()
+        | {"image_id": f"{k}.jpg", "run_id": "r", "uri": f"/{k}.jpg", "model": "m", "mask": encode_mask(labels(k))}
+        for k in range(6)
+    ]
+    return parquet(pa.Table.from_pylist(rows, MASKS), compression="zstd", row_group_size=3)
+
+
+@functools.cache
+def shard_rows() -> bytes:
+    rows = [shards.ShardRow(f"i{k}", "train", b"x" * 50, b"y" * 20, 5, 4, "VOC2012", "d" * 64) for k in range(6)]
+    return shards.encode_part(rows, 200)[0]
+
+
+@functools.cache
+def manifest(**changes: Any) -> bytes:
+    data = shard_rows()
+    file = shards.ShardFile(path="shards/a.parquet", bytes=len(data), digest="0", row_groups=[3, 3])
+    split = shards.Split(images=6, files=[file], class_pixels=[1], class_images=[1], void_pixels=0, digest="0")
+    whole = shards.DatasetManifest(name="n", classes=["a"], splits={"train": split}, digest="0", provenance={})
+    return json.dumps(json.loads(whole.model_dump_json()) | changes).encode()
+
+
+@functools.cache
+def originals() -> dict[str, list[bytes]]:
+    """Sound files by kind."""
+    marks = labels(0)
+    return {
+        ".pth": [
+            torch_file(published()),
+            torch_file(published(), legacy=True),
+            torch_file({"state_dict": published()}),
+        ],
+        ".caffemodel": [caffemodel()],
+        "safetensors": [safetensors()],
+        "model card": [card()],
+        ".mat": [
+            annotation(marks),
+            annotation(marks, compressed=False),
+            annotation(marks.astype(float), edges=False),
+        ],
+        "tar shard": [
+            tar(MEMBERS),
+            tar(MEMBERS, format=tarfile.GNU_FORMAT),
+            tar(MEMBERS[:1], format=tarfile.USTAR_FORMAT),
+        ],
+        "dataset archive": [
+            tar(MEMBERS),
+            tar(MEMBERS, "w:gz"),
+            tar(MEMBERS, "w:xz"),
+            zip({str(name): data for name, data in MEMBERS}),
+        ],
+        "Parquet source": [
+            parquet(photographs()),
+            parquet(photographs(), compression="zstd", use_dictionary=False),
+            parquet(pa.table({"id": [1, 2], "image": [{"bytes": b"x", "path": "p"}] * 2}), compression="gzip"),
+        ],
+        "dataset shard": [shard_rows()],
+        "dataset manifest": [manifest()],
+        "mask file": [mask_rows()],
+    }  # fmt: skip
