@@ -1,8 +1,8 @@
 """The archive job: what is asked, what remains, and doing it.
 
 A job is identified by everything that decides a mask (`run_id`). Its output is its own checkpoint: the manifest says
-what there is, the names of the mask files say what is done, the difference is what remains. Nothing else is kept, so
-nothing else can be wrong after a crash. `tasks/finish.py` proves the result.
+what there is, the names of the mask files (and the pointer of a compacted run) say what is done, the difference is what
+remains. Nothing else is kept, so nothing else can be wrong after a crash. `tasks/finish.py` proves the result.
 """
 
 import contextlib
@@ -27,11 +27,13 @@ from segcore.images import MAX_PIXELS
 from segcore.inference import InferenceParams
 from segcore.refinement import CrfParams
 from tasks import cluster, logs, progress, runs, storage
+from tasks import pointer as pointers
 from tasks.errors import InterruptedJobError, JobError, worth_another_try
 from tasks.growth import stream_growing
 from tasks.manifest import PART_IMAGES, Manifest, Part, extend
 from tasks.meter import Meter
 from tasks.pipeline import Destination, MaskParams, Unit, mask_file
+from tasks.pointer import masks_folder
 from tasks.remote_models import local_model
 from tasks.schema import SCHEMA_VERSION
 from tasks.sources import Source, list_source
@@ -186,7 +188,7 @@ def list_archive(job: ArchiveJob) -> ArchivePlan:
             f"{listing.changed} photographs were replaced since they were listed; their rows are of the old ones. "
             "--refresh-changed does them again."
         )
-    remaining = [len(unit.entries) for unit in remaining_units(manifest, output, identity)]
+    remaining = [part.count(start, end) for _, part, start, end in _remaining(manifest, output, identity)]
     return ArchivePlan(
         run_id=identity.run_id,
         model_name=identity.model_name,
@@ -421,11 +423,6 @@ def mask_params(job: ArchiveJob, identity: Identity) -> MaskParams:
     )
 
 
-def masks_folder(output: Location, run_id: str) -> Location:
-    """Folder of a run's mask files."""
-    return output / "masks" / f"run={run_id}"
-
-
 def units_of(part: Part, unit_images: int) -> Iterator[tuple[str, int, int]]:
     """Name, start and end of each unit of a part: the part itself, or equal slices where images are dear.
 
@@ -440,12 +437,18 @@ def units_of(part: Part, unit_images: int) -> Iterator[tuple[str, int, int]]:
 
 def remaining_units(manifest: Manifest, output: Location, identity: Identity) -> Iterator[Unit]:
     """Units that have no mask file yet, in the order of the manifest."""
-    folder = masks_folder(output, identity.run_id)
-    committed = {file.path for file in storage.list_files(folder)}
-    for part in manifest.parts():
+    for name, part, start, end in _remaining(manifest, output, identity):
+        yield Unit(name, part.entries(start, end))
+
+
+def _remaining(manifest: Manifest, output: Location, identity: Identity) -> Iterator[tuple[str, Part, int, int]]:
+    """Name of each such unit, and where it lies in its part."""
+    files, pointer = pointers.list_run(output, identity.run_id)
+    committed = {file.path for file in files}
+    for part in manifest.parts(leave_out=pointer.segments):
         for name, start, end in units_of(part, identity.unit_images):
             if mask_file(name) not in committed and part.count(start, end):
-                yield Unit(name, part.entries(start, end))
+                yield name, part, start, end
 
 
 def _unit_images(inference: InferenceParams, parameters: int) -> int:
