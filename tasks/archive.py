@@ -43,7 +43,10 @@ PIPELINE_VERSION = 1
 """Raised when the pipeline makes other masks from the same parameters; part of the run id."""
 
 WAVE_UNITS = 2048
-"""Units handed to Ray at a time: bounds the driver's memory, and lets a grown cluster be planned anew."""
+"""Units handed to Ray at a time: bounds the driver's memory, and lets a grown cluster be planned anew. More on a large
+cluster, `wave_units`, whose workers take as long to start as those of a small one."""
+
+_WAVE_UNITS_OF_A_CPU = 16
 
 _PASSES = 5
 
@@ -234,7 +237,7 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
             packed = _packed(job)
             for _ in range(_PASSES):  # Again where another session has listed images meanwhile
                 units = remaining_units(Manifest(manifest_folder(output, identity)), output, identity)
-                waves = iter(lambda: list(itertools.islice(units, WAVE_UNITS)), [])  # noqa: B023
+                waves = iter(lambda: list(itertools.islice(units, wave_units(free[0]))), [])  # noqa: B023
                 done_before = session.images
                 for wave in waves:
                     free = cluster.free_resources(free)
@@ -449,6 +452,11 @@ def _remaining(manifest: Manifest, output: Location, identity: Identity) -> Iter
         for name, start, end in units_of(part, identity.unit_images):
             if mask_file(name) not in committed and part.count(start, end):
                 yield name, part, start, end
+
+
+def wave_units(cpus: float) -> int:
+    """Units of one wave on a cluster with this many CPUs free: ten minutes of work and more against a start of 20 s."""
+    return max(WAVE_UNITS, int(_WAVE_UNITS_OF_A_CPU * cpus))
 
 
 def _unit_images(inference: InferenceParams, parameters: int) -> int:

@@ -6,7 +6,7 @@
 A whole segment is compacted or nothing of it, and only segments that the finish of the run has proved complete: images
 that are added later come in other segments, and are read beside. A prefix is named by what it is made from, so a killed
 compaction goes on where it ended, and two at once write equal files under equal names; whoever writes the pointer later
-writes it upon the one that stands then, and adds only what that lacks. See docs/decisions/0091-compaction.md.
+writes it upon the one that stands then, and adds only what that lacks. See docs/decisions/0095-compaction.md.
 """
 
 import collections

@@ -175,20 +175,20 @@ def _find_sql(job: FindJob) -> tuple[str, dict[str, Any]]:
         else:
             parameters["classes"] = list(job.classes)
             conditions = " AND ".join(["list_contains($classes, class)", *wanted])
-            found = "{'class': class, 'share': share, 'confidence': confidence, 'box': box}"
+            found = "{'class': class, 'share': round(share, 4), 'confidence': round(confidence::DOUBLE, 4), 'box': box}"
             first = (
                 "SELECT image_id, min(share) AS share, min(confidence) AS class_confidence, "
                 f"list({found} ORDER BY share DESC) AS found "
                 f"FROM objects WHERE {conditions} GROUP BY image_id HAVING count(*) = {len(set(job.classes))}"
             )
         if job.sort in ("share", "confidence", "id"):  # Nothing of the image itself is needed: half the reading
-            columns = "image_id, round(share, 4) AS share, round(class_confidence, 4) AS confidence"
+            columns = "image_id, round(share, 4) AS share, round(class_confidence::DOUBLE, 4) AS confidence"
             box = ", box" if len(set(job.classes)) == 1 else ", found"
             order = {"confidence": "class_confidence"}.get(job.sort, _SORTS[job.sort])
             return _ordered(f"SELECT {columns}{box} FROM ({first})", order, job), parameters
         columns = (
-            "f.image_id, round(f.share, 4) AS share, round(f.class_confidence, 4) AS confidence, "
-            f"round(i.entropy, 4) AS entropy, round(i.changed_by_crf, 4) AS changed_by_crf{ranked}"
+            "f.image_id, round(f.share, 4) AS share, round(f.class_confidence::DOUBLE, 4) AS confidence, "
+            f"round(i.entropy::DOUBLE, 4) AS entropy, round(i.changed_by_crf::DOUBLE, 4) AS changed_by_crf{ranked}"
         )
         sql = f"SELECT {columns} FROM ({first}) AS f JOIN ({images}) AS i USING (image_id)"
         return _ordered(sql, f"i.{_SORTS[job.sort]}", job), parameters
@@ -196,8 +196,8 @@ def _find_sql(job: FindJob) -> tuple[str, dict[str, Any]]:
         raise JobError("A share is that of a class: name one with --class.")
     conditions = " AND ".join(["true", *wanted])
     columns = (
-        "i.image_id, round(i.confidence, 4) AS confidence, round(i.entropy, 4) AS entropy, "
-        f"round(i.changed_by_crf, 4) AS changed_by_crf{ranked}, "
+        "i.image_id, round(i.confidence::DOUBLE, 4) AS confidence, round(i.entropy::DOUBLE, 4) AS entropy, "
+        f"round(i.changed_by_crf::DOUBLE, 4) AS changed_by_crf{ranked}, "
         "array_to_string(list_transform(n.classes[:4], lambda c: "
         "c.name || ' ' || round(100 * c.pixels / n.area)::INT || '%'), ', ') AS classes"
     )

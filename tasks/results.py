@@ -359,22 +359,33 @@ def _groups(file: MaskFile) -> list[int | None]:
     """What of a file is read at a time: all of it, or each row group of a large one."""
     if file.size <= _WHOLE_FILE_BYTES:
         return [None]
-    with storage.open_for_reading(file.place, sparse=True) as opened:
+    with _open(file.place) as opened:
         return list(range(pq.ParquetFile(opened).metadata.num_row_groups))
 
 
 def _read(file: MaskFile, columns: list[str], group: int | None) -> pa.Table:
     if group is None and set(columns) & set(MASK_COLUMNS):  # Nearly all of the file: one request
-        opened: Any = pa.BufferReader(storage.read_bytes(file.place))
+        opened = _open(file.place, whole=True)
     else:
-        opened = storage.open_for_reading(file.place, sparse=True)
+        opened = _open(file.place)
     with opened:
         parquet = pq.ParquetFile(opened)
         return parquet.read(columns) if group is None else parquet.read_row_group(group, columns)
 
 
+def _open(place: Location, *, whole: bool = False) -> Any:
+    try:
+        if whole:
+            return pa.BufferReader(storage.read_bytes(place))
+        return storage.open_for_reading(place, sparse=True)
+    except FileNotFoundError:
+        raise JobError(
+            f"{place.uri} is gone since the run was opened: it was compacted and expired, or removed. Open it again."
+        ) from None
+
+
 def _read_footer(place: Location) -> _Footer:
-    with storage.open_for_reading(place, sparse=True) as opened:
+    with _open(place) as opened:
         metadata = pq.ParquetFile(opened).metadata
     rows, lowest, highest = [], [], []
     column = metadata.schema.names.index("image_id")  # A leaf before any nested column, so its own number
@@ -389,7 +400,7 @@ def _read_footer(place: Location) -> _Footer:
 
 
 def _look(place: Location, group: int, image_id: str, columns: list[str]) -> dict[str, Any] | None:
-    with storage.open_for_reading(place, sparse=True) as opened:
+    with _open(place) as opened:
         parquet = pq.ParquetFile(opened)
         ids = parquet.read_row_group(group, ["image_id"])["image_id"].to_pylist()
         if image_id not in ids:

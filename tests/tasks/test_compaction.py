@@ -168,6 +168,16 @@ def test_rows_and_masks_are_the_same_in_few_files(tmp_path):
     assert "Nothing to compact" in compact(CompactJob(output=output)).told()
 
 
+def test_who_reads_longer_than_the_grace_is_told(archive):
+    archive.whole(10)
+    opened = open_results(archive.output.uri)
+    compact(asked(archive, expire=True, grace_minutes=0))
+    for read in (opened.rows, lambda: opened.rows(["mask"])):
+        with pytest.raises(JobError, match=r"part-.*parquet is gone since the run was opened: .* Open it again"):
+            list(read())
+    assert len(list(open_results(archive.output.uri).rows())) == 10
+
+
 def test_row_groups_stay_small_and_a_mask_is_found_in_one(tmp_path, monkeypatch):
     monkeypatch.setattr(compaction, "_GROUP_ROWS", 16)
     output = str(tmp_path / "out")
