@@ -364,11 +364,8 @@ def _groups(file: MaskFile) -> list[int | None]:
 
 
 def _read(file: MaskFile, columns: list[str], group: int | None) -> pa.Table:
-    if group is None and set(columns) & set(MASK_COLUMNS):  # Nearly all of the file: one request
-        opened = _open(file.place, whole=True)
-    else:
-        opened = _open(file.place)
-    with opened:
+    nearly_all = group is None and bool(set(columns) & set(MASK_COLUMNS))
+    with _open(file.place, whole=nearly_all) as opened:  # In one request where it is nearly all of the file
         parquet = pq.ParquetFile(opened)
         return parquet.read(columns) if group is None else parquet.read_row_group(group, columns)
 
