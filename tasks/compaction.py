@@ -1,7 +1,7 @@
 """Many small mask files of a finished run into few large ones; the rows stay what they are, masks are never decoded.
 
     compacted/run=<run id>/<segment>-<digest>/000-of-003.parquet   the rows of one segment of the manifest
-    compacted/run=<run id>/pointer.json                            what stands for what, tasks/pointer.py; written last
+    compacted/run=<run id>/pointers/000001-<digest>.json           what stands for what, tasks/pointer.py; written last
 
 A whole segment is compacted or nothing of it, and only segments that the finish of the run has proved complete: images
 that are added later come in other segments, and are read beside. A prefix is named by what it is made from, so a killed
@@ -191,7 +191,7 @@ def uncover(output: Location, run_id: str, segment: str) -> None:
     """Let a segment be read from its small files again, and what is not there be done again."""
     pointer = pointers.read(output, run_id)
     if segment in pointer.segments:
-        pointers.write(output, run_id, pointer.without(segment, pointers.now()))
+        pointers.write(output, run_id, pointer.without(segment))
 
 
 def rewrite_without(output: Location, run_id: str, segment: str, wanted: set[str]) -> None:
@@ -207,8 +207,7 @@ def rewrite_without(output: Location, run_id: str, segment: str, wanted: set[str
         kept = (table.filter(pc.is_in(table["image_id"], ids)) for table in _row_groups(place))
         files.append(_write_file(folder / prefix / name, kept, None))
     changed = replace(held, prefix=prefix, files=tuple(files))
-    rest = pointer.without(segment, pointers.now())
-    pointers.write(output, run_id, replace(rest, segments=rest.segments | {segment: changed}))
+    pointers.write(output, run_id, pointer.naming({segment: changed}))
 
 
 def _look(output: Location, run_id: str, *, finished: bool = True) -> _State:
@@ -343,11 +342,13 @@ def _commit(output: Location, run_id: str, before: _State, made: dict[str, Compa
     added = {segment: held for segment, held in made.items() if segment not in standing.segments}
     if not added:
         return  # Another compaction has named them all meanwhile
-    pointers.write(output, run_id, replace(standing, segments=standing.segments | added))
+    pointers.write(output, run_id, standing.naming(added))
     # A run that went on in this very moment may have taken rows out of a small file
     now = _look(output, run_id, finished=False)
-    for segment in added:
-        if segment in now.small and now.small[segment] != before.small.get(segment):
+    for segment, held in added.items():
+        changed = segment in now.small and now.small[segment] != before.small.get(segment)
+        places = [pointers.place_of(output, run_id, held, file) for file in held.files]
+        if changed or not all(storage.exists(place) for place in places):
             uncover(output, run_id, segment)
 
 
@@ -361,16 +362,20 @@ def _require_unchanged(before: _State, now: _State, made: dict[str, CompactedSeg
 
 def _clean(output: Location, run_id: str, state: _State, grace_minutes: float) -> None:
     """Remove what killed compactions left and nobody goes on with, and prefixes that nobody reads any more."""
-    folder, pointer = compacted_folder(output, run_id), state.pointer
+    folder = compacted_folder(output, run_id)
+    pointer = state.pointer
     old = [prefix for prefix, since in pointer.superseded.items() if pointers.older_than(since, grace_minutes)]
     if old:
         for prefix in old:
             storage.remove_folder(folder / prefix)
+        pointer = pointers.read(output, run_id)
         kept = {prefix: since for prefix, since in pointer.superseded.items() if prefix not in old}
-        state.pointer = replace(pointer, superseded=kept)
-        pointers.write(output, run_id, state.pointer)
+        state.pointer = pointer = replace(pointer, superseded=kept)
+        pointers.write(output, run_id, pointer)
     wanted = {work.prefix for work in _plan(state)}
-    for prefix, _ in pointers.prefixes(output, run_id, state.pointer):
+    left = dict(pointers.prefixes(output, run_id, pointer))
+    pointer = state.pointer = pointers.read(output, run_id)  # After them: none of them is named by now
+    for prefix in set(left) - {held.prefix for held in pointer.segments.values()} - set(pointer.superseded):
         segment = prefix.rpartition("-")[0]
         # Where neither pointer nor small files have the rows, this may be the only copy of them
         if prefix not in wanted and (segment in pointer.segments or segment in state.small):

@@ -267,10 +267,16 @@ def test_a_run_that_goes_on_meanwhile_is_left_alone(archive):
         compact(asked(archive))
 
 
+def the_pointer(archive: Archive) -> Location:
+    folder = pointer.compacted_folder(archive.output, archive.run_id) / "pointers"
+    [file] = storage.list_files(folder)
+    return folder / file.path
+
+
 def test_a_spoilt_pointer_is_no_hole(archive):
     archive.whole(10)
     compact(asked(archive))
-    place = pointer.compacted_folder(archive.output, archive.run_id) / "pointer.json"
+    place = the_pointer(archive)
     kept = storage.read_bytes(place)
     for spoilt in (b"", b"{", b"[]", b'{"version": 1}', b'{"version": 1, "segments": {"a": {}}, "superseded": {}}'):
         storage.write_whole(place, spoilt)
@@ -284,7 +290,7 @@ def test_a_spoilt_pointer_is_no_hole(archive):
 def test_a_lost_pointer_is_found_again(archive):
     archive.whole(10)
     compact(asked(archive, expire=True, grace_minutes=0))
-    storage.remove(pointer.compacted_folder(archive.output, archive.run_id) / "pointer.json")
+    storage.remove(the_pointer(archive))
     assert archive.read() == {}
     assert compact(asked(archive)).rows == 10
     assert archive.read() == archive.versions
@@ -311,6 +317,24 @@ def test_a_large_file_that_went_missing_is_done_again(archive):
 def _any_unit(archive: Archive) -> str:
     [segment] = pointer.read(archive.output, archive.run_id).segments
     return f"part-{segment}-0000.parquet"
+
+
+def test_pointers_that_were_written_at_once_are_one(archive):
+    def held(prefix: str, revision: int = 1) -> pointer.CompactedSegment:
+        return pointer.CompactedSegment(prefix, (), 1, pointer.now(), revision)
+
+    archive.whole(4)
+    place = (archive.output, archive.run_id)
+    start = pointer.read(*place).naming({"a": held("a1"), "b": held("b1"), "c": held("c1")})
+    pointer.write(*place, start)
+    one = other = pointer.read(*place)
+    pointer.write(*place, one.naming({"a": held("a2"), "d": held("d1")}))
+    pointer.write(*place, other.without("b").without("c").naming({"c": held("c2")}))
+    both = pointer.read(*place)
+    assert {name: held.prefix for name, held in both.segments.items()} == {"a": "a2", "c": "c2", "d": "d1"}
+    assert set(both.superseded) == {"a1", "b1", "c1"} and len(both.names) == 2
+    pointer.write(*place, both)
+    assert pointer.read(*place) == both and the_pointer(archive).name.startswith("000003-")
 
 
 def test_two_compactions_at_once_name_each_row_once(archive):
