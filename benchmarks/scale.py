@@ -192,8 +192,9 @@ def _told(name: str, source: str, output: str, profile: bool) -> str:
     if done.returncode:
         raise SystemExit(f"{name} failed")
     found = json.loads(done.stdout.splitlines()[-1])
-    print(f"{name}: {found['told']}", file=sys.stderr)
-    return f"{found['seconds']:.1f} s ({found['peak']:.0f}, {found['before']:.0f})"
+    cell = f"{found['seconds']:.1f} s ({found['peak']:.0f}, {found['before']:.0f})"
+    print(f"{name}: {found['told']}: {cell}", file=sys.stderr)
+    return cell
 
 
 def _peak_mib() -> float:

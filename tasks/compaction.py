@@ -347,8 +347,8 @@ def _commit(output: Location, run_id: str, before: _State, made: dict[str, Compa
     now = _look(output, run_id, finished=False)
     for segment, held in added.items():
         changed = segment in now.small and now.small[segment] != before.small.get(segment)
-        places = [pointers.place_of(output, run_id, held, file) for file in held.files]
-        if changed or not all(storage.exists(place) for place in places):
+        there = [_size(pointers.place_of(output, run_id, held, file)) == file.size for file in held.files]
+        if changed or not all(there):
             uncover(output, run_id, segment)
 
 
@@ -411,11 +411,19 @@ def _expire(output: Location, run_id: str, grace_minutes: float) -> int:
                 continue
             for file in held.files:
                 place = pointers.place_of(output, run_id, held, file)
-                if not storage.exists(place) or storage.stat(place).size != file.size:
+                if _size(place) != file.size:
                     raise JobError(f"{place.uri} is not as it was written: no small file of {segment} was removed.")
             folder = masks_folder(output, run_id)
             removed += sum(1 for _ in pool.map(lambda f: storage.remove(folder / f.path), small))  # noqa: B023
     return removed
+
+
+def _size(place: Location) -> int | None:
+    """Bytes of a file; None where there is none."""
+    try:
+        return storage.stat(place).size
+    except FileNotFoundError:
+        return None
 
 
 def _digest(value: object) -> str:

@@ -85,6 +85,7 @@ class Pointer:
                 superseded[before.prefix] = now()
             last = self.dropped.get(segment, 0) if before is None else before.revision
             changed[segment] = replace(held, revision=last + 1)
+            superseded.pop(held.prefix, None)  # The same small files once more
         return replace(self, segments=changed, superseded=superseded)
 
     def without(self, segment: str) -> "Pointer":
@@ -102,7 +103,9 @@ class Pointer:
             best = segments.get(name, held)
             if held.revision > dropped.get(name, 0):
                 segments[name] = max(best, held, key=lambda h: (h.revision, h.prefix))
-        return Pointer(segments, dropped, self.superseded | other.superseded, self.names + other.names)
+        named = {held.prefix for held in segments.values()}
+        old = {prefix: since for prefix, since in (self.superseded | other.superseded).items() if prefix not in named}
+        return Pointer(segments, dropped, old, self.names + other.names)
 
 
 def masks_folder(output: Location, run_id: str) -> Location:

@@ -296,6 +296,17 @@ def test_a_lost_pointer_is_found_again(archive):
     assert archive.read() == archive.versions
 
 
+def test_a_segment_that_was_given_up_is_compacted_again(archive):
+    archive.whole(10)
+    compact(asked(archive))
+    [segment] = pointer.read(archive.output, archive.run_id).segments
+    compaction.uncover(archive.output, archive.run_id, segment)
+    assert archive.read() == archive.versions and len(mask_files(archive.output, archive.run_id)) == 3
+    for _ in range(2):  # From the same small files the same prefix, which is not to be cleaned as an old one
+        compact(asked(archive, grace_minutes=0))
+        assert archive.read() == archive.versions and len(mask_files(archive.output, archive.run_id)) == 1
+
+
 def test_a_large_file_that_went_missing_is_done_again(archive):
     archive.whole(10)
     compact(asked(archive, expire=True, grace_minutes=0))
