@@ -54,6 +54,10 @@ bench: setup  ## Every published speed and size, each against its yardstick; pri
 	$(BIN)/python -m benchmarks.dataset
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.results
+	$(BIN)/python -m benchmarks.scale plan
+	$(BIN)/python -m benchmarks.paper requests
+	$(BIN)/python -m benchmarks.paper manifest
+	$(BIN)/python -m benchmarks.paper archive
 
 up: setup  ## A local Prefect server and worker, S3 server and Ray; make down ends them
 	$(BIN)/python infra/local.py up

@@ -2,9 +2,11 @@
 
     python -m benchmarks.results [query|gallery|sizes] [--rows 1000000] [--images 1000] [--paint-images 10000]
 
-query: synthetic rows in files of 64, as the archive job writes them, with the masks of 200 real images.
+query: synthetic rows in files of 64, as the archive job writes them, with the masks of 200 real images; then the same
+after `segment-archive compact --expire`.
 gallery: of the 400 real photographs, listed again and again under other names; first paint in Debian's chromium.
-sizes: the real masks of SegmentationClassAug, one core; bytes per mask as stored in a Parquet column with zstd.
+sizes: the real masks of SegmentationClassAug, a process on each core, processor time; bytes per mask as stored
+in a Parquet column with zstd.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from benchmarks.conditions import conditions
 from segcore.masks import decode_mask, encode_mask
 from segcore.rle import encode_coco
 from segcore.voc import IGNORE_LABEL, palette
+from tasks.compaction import CompactJob, compact
 from tasks.query import FindJob, ask, find
 from tasks.report import ReportJob, build_report
 from tasks.results import open_results
@@ -57,12 +61,15 @@ def main() -> None:
         sizes(args.masks)
 
 
-def real_masks(limit: int | None = None) -> list[tuple[str, np.ndarray]]:
-    """Names and label maps (H, W) uint8 of the real masks, void as background, which a mask of ours never has."""
+def real_masks(limit: int | None = None, which: int = 0, of: int = 1) -> list[tuple[str, np.ndarray]]:
+    """Names and label maps (H, W) uint8 of the real masks, void as background, which a mask of ours never has.
+
+    which, of: this share of so many.
+    """
     places = sorted((DATA / "SegmentationClassAug").glob("*.png"))
     chosen = places if limit is None else places[:: max(1, len(places) // limit)][:limit]
     found = []
-    for place in chosen:
+    for place in chosen[which::of]:
         labels = decode_mask(place.read_bytes())
         found.append((place.stem, np.where(labels == IGNORE_LABEL, 0, labels)))
     return found
@@ -80,15 +87,30 @@ def questions(num_rows: int, folder: Path) -> None:
         rows = []
         for n in range(first, min(first + 64, num_rows)):
             measures = {"confidence": random.random(), "entropy": random.random(), "changed_by_crf": random.random()}
-            rows.append(patterns[n % 200] | {"image_id": f"{n // 1000:04d}/{n:07d}.jpg", "uri": f"/a/{n}"} | measures)
+            row = patterns[n % 200] | {"image_id": f"{n // 1000:04d}/{n:07d}.jpg", "uri": f"/a/{n}"} | measures
+            # Bytes after a PNG's end are nobody's; no two masks are equal, as in an archive
+            rows.append(row | {"mask": row["mask"] + n.to_bytes(4, "big")})
         table = pa.Table.from_pylist(rows, schema=MASKS)
-        pq.write_table(table, masks / f"part-000001-{number:08d}.parquet", compression="zstd")
+        segment = f"{1 + number // 1024:06d}-00000000"
+        pq.write_table(table, masks / f"part-{segment}-{number % 1024:04d}.parquet", compression="zstd")
+    segments = [f"{1 + number:06d}-00000000" for number in range(-(-num_rows // 65_536))]
     write_run(str(output), "record", [], status="failed")
-    write_run(str(output), "bench", [])
-    size = sum(place.stat().st_size for place in masks.iterdir())
-    print(f"\n{num_rows} rows, {size / 2**20:.0f} MiB in {len(list(masks.iterdir()))} files, written in ", end="")
-    print(f"{time.perf_counter() - start:.0f} s\n\n| what | seconds, median of 3 (first) |\n|---|---|")
-    place = str(output)
+    write_run(str(output), "bench", [], segments=segments)
+    print(f"\n{num_rows} rows, written in {time.perf_counter() - start:.0f} s")
+    before = _ask_all(str(output), num_rows)
+    report = compact(CompactJob(output=str(output), expire=True, grace_minutes=0))
+    print(f"compact --expire: {report.seconds:.0f} s, {report.sources} files are now {report.files}", flush=True)
+    after = _ask_all(str(output), num_rows)
+    print("\n| seconds, median of 3 (first) | as the job writes it | compacted |\n|---|---|---|")
+    for name, told in before.items():
+        print(f"| {name} | {told} | {after[name]} |")
+
+
+def _ask_all(place: str, num_rows: int) -> dict[str, str]:
+    """Each question, and how long it takes."""
+    results = open_results(place)
+    told = {"size": f"{sum(f.size for f in results.files) / 2**20:.0f} MiB in {len(results.files)} files"}
+    print(told["size"], flush=True)
     asked: dict[str, Callable[[], Any]] = {
         "query: images by class": lambda: list(
             ask(place, "SELECT class, count(*) FROM objects GROUP BY 1 ORDER BY 2 DESC").rows()
@@ -100,20 +122,23 @@ def questions(num_rows: int, folder: Path) -> None:
         "find --class dog --min-share 0.1 --sort confidence --limit 20": lambda: list(
             find(place, FindJob(classes=("dog",), min_share=0.1, sort="confidence", limit=20)).rows()
         ),
+        "find --class dog --sort entropy --limit 20": lambda: list(
+            find(place, FindJob(classes=("dog",), sort="entropy", limit=20)).rows()
+        ),
         "find --sort annotate --limit 50": lambda: list(find(place, FindJob(sort="annotate", limit=50)).rows()),
         "open the run (list its files)": lambda: open_results(place),
     }
     for name, call in asked.items():
-        print(f"| {name} | {_timed(call)} |", flush=True)
-    results = open_results(place)
-    wanted = [f"{n // 1000:04d}/{n:07d}.jpg" for n in random.integers(0, num_rows, 30)]
+        told[name] = _timed(call)
+        print(f"{name}: {told[name]}", flush=True)
     times = []
-    for image_id in wanted:
+    for n in np.random.default_rng(1).integers(0, num_rows, 30):
         start = time.perf_counter()
-        results.mask(image_id)
+        results.mask(f"{n // 1000:04d}/{n:07d}.jpg")
         times.append(time.perf_counter() - start)
-    told = f"{1000 * statistics.median(times):.1f} ms (first {1000 * times[0]:.1f} ms)"
-    print(f"| one mask by its identity, the run opened; median of 30 | {told} |")
+    first = f"(first {1000 * times[0]:.1f} ms)"
+    told["one mask by its identity, the run opened; median of 30"] = f"{1000 * statistics.median(times):.1f} ms {first}"
+    return told
 
 
 def gallery(num_images: int, paint_images: int, folder: Path) -> None:
@@ -154,10 +179,23 @@ def gallery(num_images: int, paint_images: int, folder: Path) -> None:
 
 def sizes(limit: int | None) -> None:
     """Weigh the real masks in several codings."""
-    labels = [mask for _, mask in real_masks(limit)]
-    print(f"\n{len(labels)} real masks, one core\n")
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(cores) as pool:
+        shares = list(pool.map(_weigh, [limit] * cores, range(cores), [cores] * cores))
+    count = sum(share["masks"][0] for share in shares)
+    print(f"\n{count:.0f} real masks, {cores} processes\n")
     print("| coding | bytes per mask | in a Parquet column with zstd, rows of 64 | ms to code | ms to decode |")
     print("|---|---|---|---|---|")
+    for name in [name for name in shares[0] if name != "masks"]:
+        size, stored, coding, decoding = (sum(share[name][n] for share in shares) / count for n in range(4))
+        decoded = f"{1000 * decoding:.2f}" if decoding else ""
+        print(f"| {name} | {size:.0f} | {stored:.0f} | {1000 * coding:.2f} | {decoded} |", flush=True)
+
+
+def _weigh(limit: int | None, which: int, of: int) -> dict[str, tuple[float, ...]]:
+    """Of a share of the masks, by coding: bytes, bytes in a column, processor seconds to code, to decode; sums."""
+    labels = [mask for _, mask in real_masks(limit, which, of)]
+    found: dict[str, tuple[float, ...]] = {"masks": (len(labels),)}
     colours = palette().tobytes()
 
     def png(level: int, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> Callable[[np.ndarray], bytes]:
@@ -183,21 +221,20 @@ def sizes(limit: int | None) -> None:
     for name, (code, decode) in codings.items():
         start = time.process_time()
         coded = [code(mask) for mask in labels]
-        coding = (time.process_time() - start) / len(labels)
-        decoding = ""
+        coding, decoding = time.process_time() - start, 0.0
         if decode is not None:
             start = time.process_time()
             for data in coded:
                 decode(data)
-            decoding = f"{1000 * (time.process_time() - start) / len(labels):.2f}"
+            decoding = time.process_time() - start
         stored = 0
         for first in range(0, len(coded), 64):
             buffer = io.BytesIO()
             table = pa.table({"mask": pa.array(coded[first : first + 64], pa.binary())})
             pq.write_table(table, buffer, compression="zstd")
             stored += buffer.tell()
-        mean = sum(map(len, coded)) / len(coded)
-        print(f"| {name} | {mean:.0f} | {stored / len(coded):.0f} | {1000 * coding:.2f} | {decoding} |", flush=True)
+        found[name] = (sum(map(len, coded)), stored, coding, decoding)
+    return found
 
 
 def _timed(call: Callable[[], Any]) -> str:

@@ -159,12 +159,12 @@ def show(report: Any, source: str) -> None:
     if report.classes:
         top = list(report.classes.items())[:8]
         print("In the most images: " + ", ".join(f"{name} {count.images}" for name, count in top))
-    print(f"Masks: {report.output}/masks/run={report.run_id}/")
+    print(f"Masks: {report.output}/{'compacted' if report.compacted else 'masks'}/run={report.run_id}/")
     if report.gallery:
         print(f"Look at them: {report.gallery}")
     if report.contact_sheet:
         print(f"In one picture: {report.contact_sheet}")
-    print(f"Ask them, for example with DuckDB:\n{query(report)}")
+    print(f"Ask them, for example{'' if report.compacted else ' with DuckDB'}:\n{query(report)}")
 
 
 def _prefect_hint() -> str:

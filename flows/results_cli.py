@@ -1,4 +1,4 @@
-"""Console commands about results: `segment-archive query`, `find`, `report`, `export` and `diff`."""
+"""Console commands about results: `segment-archive query`, `find`, `report`, `export`, `diff` and `compact`."""
 
 import datetime
 import json
@@ -174,9 +174,35 @@ def diff(
         print(f"Gallery: {gallery.index}")
 
 
+def compact(
+    output: Output,
+    run: Annotated[str | None, typer.Option(help="Run to compact; by default the one that finished last.")] = None,
+    expire: Annotated[
+        bool, typer.Option("--expire", help="Remove small files that large ones have stood for during the grace.")
+    ] = False,
+    grace_minutes: Annotated[
+        float, typer.Option(help="How long small files stay for those who read them; 0 where nobody does.")
+    ] = 60,
+) -> None:
+    """Put few large files in the place of many small ones; every reader honours them, and no mask is touched."""
+    from pydantic import ValidationError
+
+    from tasks.compaction import CompactJob
+    from tasks.compaction import compact as compact_run
+
+    try:
+        job = CompactJob(output=output, run=run, expire=expire, grace_minutes=grace_minutes)
+    except ValidationError as error:
+        _refuse(error)
+    with _Counter("files") as counter:
+        done = _or_fail(lambda: compact_run(job, counter))
+    print(done.told())
+    print(f"In {done.folder}")
+
+
 def mount(app: typer.Typer) -> None:
     """Add the commands to the console application."""
-    for command in (query, find, report, export, diff):
+    for command in (query, find, report, export, diff, compact):
         app.command(command.__name__)(command)
 
 

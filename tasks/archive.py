@@ -1,8 +1,8 @@
 """The archive job: what is asked, what remains, and doing it.
 
 A job is identified by everything that decides a mask (`run_id`). Its output is its own checkpoint: the manifest says
-what there is, the names of the mask files say what is done, the difference is what remains. Nothing else is kept, so
-nothing else can be wrong after a crash. `tasks/finish.py` proves the result.
+what there is, the names of the mask files (and the pointer of a compacted run) say what is done, the difference is what
+remains. Nothing else is kept, so nothing else can be wrong after a crash. `tasks/finish.py` proves the result.
 """
 
 import contextlib
@@ -27,11 +27,13 @@ from segcore.images import MAX_PIXELS
 from segcore.inference import InferenceParams, relative_work
 from segcore.refinement import CrfParams
 from tasks import cluster, logs, progress, runs, storage
+from tasks import pointer as pointers
 from tasks.apart import limits_of
 from tasks.errors import InterruptedJobError, JobError, worth_another_try
 from tasks.growth import stream_growing
 from tasks.manifest import PART_IMAGES, Manifest, Part, extend
 from tasks.meter import Meter
+from tasks.pointer import masks_folder
 from tasks.remote_models import local_model
 from tasks.schema import SCHEMA_VERSION
 from tasks.sources import Source, list_source
@@ -42,7 +44,10 @@ PIPELINE_VERSION = 1
 """Raised when the pipeline makes other masks from the same parameters; part of the run id."""
 
 WAVE_UNITS = 2048
-"""Units handed to Ray at a time: bounds the driver's memory, and lets a grown cluster be planned anew."""
+"""Units handed to Ray at a time: bounds the driver's memory, and lets a grown cluster be planned anew. More on a large
+cluster, `wave_units`, whose workers take as long to start as those of a small one."""
+
+_WAVE_UNITS_OF_A_CPU = 16
 
 _PASSES = 5
 
@@ -194,7 +199,7 @@ def list_archive(job: ArchiveJob) -> ArchivePlan:
             f"{listing.changed} photographs were replaced since they were listed; their rows are of the old ones. "
             "--refresh-changed does them again."
         )
-    remaining = [len(unit.entries) for unit in remaining_units(manifest, output, identity)]
+    remaining = [part.count(start, end) for _, part, start, end in _remaining(manifest, output, identity)]
     return ArchivePlan(
         run_id=identity.run_id,
         model_name=identity.model_name,
@@ -240,7 +245,7 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
             packed = _packed(job)
             for _ in range(_PASSES):  # Again where another session has listed images meanwhile
                 units = remaining_units(Manifest(manifest_folder(output, identity)), output, identity)
-                waves = iter(lambda: list(itertools.islice(units, WAVE_UNITS)), [])  # noqa: B023
+                waves = iter(lambda: list(itertools.islice(units, wave_units(free[0]))), [])  # noqa: B023
                 done_before = session.images
                 for wave in waves:
                     free = cluster.free_resources(free)
@@ -436,11 +441,6 @@ def mask_params(job: ArchiveJob, identity: Identity) -> MaskParams:
     )
 
 
-def masks_folder(output: Location, run_id: str) -> Location:
-    """Folder of a run's mask files."""
-    return output / "masks" / f"run={run_id}"
-
-
 def units_of(part: Part, unit_images: int) -> Iterator[tuple[str, int, int]]:
     """Name, start and end of each unit of a part: the part itself, or equal slices where images are dear.
 
@@ -455,12 +455,23 @@ def units_of(part: Part, unit_images: int) -> Iterator[tuple[str, int, int]]:
 
 def remaining_units(manifest: Manifest, output: Location, identity: Identity) -> Iterator[Unit]:
     """Units that have no mask file yet, in the order of the manifest."""
-    folder = masks_folder(output, identity.run_id)
-    committed = {file.path for file in storage.list_files(folder)}
-    for part in manifest.parts():
+    for name, part, start, end in _remaining(manifest, output, identity):
+        yield Unit(name, part.entries(start, end))
+
+
+def _remaining(manifest: Manifest, output: Location, identity: Identity) -> Iterator[tuple[str, Part, int, int]]:
+    """Name of each such unit, and where it lies in its part."""
+    files, pointer = pointers.list_run(output, identity.run_id)
+    committed = {file.path for file in files}
+    for part in manifest.parts(leave_out=pointer.segments):
         for name, start, end in units_of(part, identity.unit_images):
             if mask_file(name) not in committed and part.count(start, end):
-                yield Unit(name, part.entries(start, end))
+                yield name, part, start, end
+
+
+def wave_units(cpus: float) -> int:
+    """Units of one wave on a cluster with this many CPUs free: ten minutes of work and more against a start of 20 s."""
+    return max(WAVE_UNITS, int(_WAVE_UNITS_OF_A_CPU * cpus))
 
 
 def _unit_images(inference: InferenceParams, parameters: int) -> int:

@@ -1,6 +1,6 @@
 """Two runs of one output against each other: agreement per class, and the images that changed most.
 
-Neither run is the truth. Streams along the files of the first run; of the second a few files are held, since runs of
+Neither run is the truth. Streams along the pieces of the first run; of the second a few pieces are held, since runs of
 one source share their parts.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.evaluation import count_pixels, iou
@@ -24,11 +24,12 @@ from segcore.images import resize_labels
 from segcore.masks import decode_mask
 from tasks import storage
 from tasks.errors import JobError
-from tasks.results import MaskFile, Results, open_results
+from tasks.results import Piece, Results, open_results
 from tasks.storage import Location
 
 _WORKERS = 4
 _LABELS = 256
+_COLUMNS = ["image_id", "mask", "entropy", "classes"]
 
 CHANGES = pa.schema(
     [
@@ -107,10 +108,10 @@ def diff_runs(
 class _Comparison:
     def __init__(self, first: Results, second: Results) -> None:
         self.first, self.second = first, second
-        self.files = {file.place.path: file for file in second.files}
-        with_mask = ds.field("error_kind").is_null()
-        table = second.dataset.to_table(columns=["image_id", "__filename"], filter=with_mask)
-        self.file_of = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        self.piece_of: dict[str, int] = {}
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            for number, ids in enumerate(pool.map(_ids_with_mask, second.pieces)):
+                self.piece_of |= dict.fromkeys(ids, number)
         self.names: dict[int, str] = {}
         self.masks_of = lru_cache(maxsize=4 * _WORKERS)(self._masks_of)
 
@@ -140,17 +141,17 @@ class _Comparison:
                 if rows:
                     writer.write_table(pa.Table.from_pylist(rows, schema=CHANGES))
                 if advance is not None:
-                    advance(report.images, len(self.file_of))
+                    advance(report.images, len(self.piece_of))
 
-            for file in self.first.files:
-                waiting.append(pool.submit(self._compare_file, file))
+            for piece in self.first.pieces:
+                waiting.append(pool.submit(self._compare_piece, piece))
                 if len(waiting) > 2 * _WORKERS:
                     finish_one()
             while waiting:
                 finish_one()
         if not report.images:
             raise JobError(f"Runs {report.run_a} and {report.run_b} have no image with a mask in common.")
-        report.only_b = len(self.file_of) - report.images
+        report.only_b = len(self.piece_of) - report.images
         report.agreement = float(counts[:, 0].sum() / max(1, counts[:, 1].sum()))
         agreement = iou(counts)
         present = np.flatnonzero(counts[:, 1:].sum(axis=1))
@@ -165,35 +166,38 @@ class _Comparison:
         storage.write_whole(folder / "diff.json", f"{text}\n".encode())  # Last: the comparison is complete
         return report
 
-    def _compare_file(self, file: MaskFile) -> tuple[list[dict[str, Any]], np.ndarray, int, dict[int, str]]:
+    def _compare_piece(self, piece: Piece) -> tuple[list[dict[str, Any]], np.ndarray, int, dict[int, str]]:
         rows, only_a = [], 0
         counts = np.zeros((_LABELS, 3), np.int64)
         names: dict[int, str] = {}
-        for table in Results.read_file(file, ["image_id", "mask", "entropy", "classes"]):
-            for row in table.to_pylist():
-                if row["mask"] is None:
-                    continue
-                path = self.file_of.get(row["image_id"])
-                if path is None:
-                    only_a += 1
-                    continue
-                other = self.masks_of(path)[row["image_id"]]
-                for found in (*row["classes"], *other["classes"]):
-                    if names.setdefault(found["index"], found["name"]) != found["name"]:
-                        raise JobError(
-                            f"Label {found['index']} is {names[found['index']]!r} in one run and {found['name']!r} in "
-                            "the other: their classes are not the same, so their masks cannot be compared."
-                        )
-                a, b = decode_mask(row["mask"]), decode_mask(other["mask"])
-                b = resize_labels(b, a.shape[1], a.shape[0])
-                counts += count_pixels(a, b, _LABELS)
-                rows.append(_change(row, other, a, b, names))
+        for row in Results.read_piece(piece, _COLUMNS).to_pylist():
+            if row["mask"] is None:
+                continue
+            number = self.piece_of.get(row["image_id"])
+            if number is None:
+                only_a += 1
+                continue
+            other = self.masks_of(number)[row["image_id"]]
+            for found in (*row["classes"], *other["classes"]):
+                if names.setdefault(found["index"], found["name"]) != found["name"]:
+                    raise JobError(
+                        f"Label {found['index']} is {names[found['index']]!r} in one run and {found['name']!r} in "
+                        "the other: their classes are not the same, so their masks cannot be compared."
+                    )
+            a, b = decode_mask(row["mask"]), decode_mask(other["mask"])
+            b = resize_labels(b, a.shape[1], a.shape[0])
+            counts += count_pixels(a, b, _LABELS)
+            rows.append(_change(row, other, a, b, names))
         return rows, counts, only_a, names
 
-    def _masks_of(self, path: str) -> dict[str, dict[str, Any]]:
-        columns = ["image_id", "mask", "entropy", "classes"]
-        tables = Results.read_file(self.files[path], columns)
-        return {row["image_id"]: row for table in tables for row in table.to_pylist()}
+    def _masks_of(self, number: int) -> dict[str, dict[str, Any]]:
+        return {row["image_id"]: row for row in Results.read_piece(self.second.pieces[number], _COLUMNS).to_pylist()}
+
+
+def _ids_with_mask(piece: Piece) -> list[str]:
+    table = Results.read_piece(piece, ["image_id", "error_kind"])
+    ids: list[str] = table["image_id"].filter(pc.is_null(table["error_kind"])).to_pylist()
+    return ids
 
 
 def _change(

@@ -1,15 +1,15 @@
 """One picture of a run for a person: photographs, masks and both together, read back from its rows."""
 
 import io
+import itertools
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 
 from segcore.images import ImageError, decode
 from segcore.masks import decode_mask
 from segcore.pictures import side_by_side
 from tasks import storage
-from tasks.archive import masks_folder
+from tasks.results import Results, mask_files
 from tasks.storage import Location, locate
 
 _SHOWN_SIDE_PX = 640
@@ -20,12 +20,10 @@ def contact_sheet(output: str, run_id: str, place: Location, num_images: int = 6
 
     Returns how many images it shows; writes nothing where that is none.
     """
-    folder = masks_folder(locate(output), run_id)
-    shown = []
-    for file in storage.list_files(folder):
-        data = storage.read_bytes(folder / file.path)
-        columns = ["image_id", "uri", "mask", "classes", "model", "mask_width", "mask_height"]
-        for row in pq.read_table(pa.BufferReader(data), columns=columns, partitioning=None).to_pylist():
+    shown: list[tuple[np.ndarray, np.ndarray, str]] = []
+    columns = ["image_id", "uri", "mask", "classes", "model", "mask_width", "mask_height"]
+    for file in mask_files(locate(output), run_id):
+        for row in itertools.chain.from_iterable(table.to_pylist() for table in Results.read_file(file, columns)):
             if row["mask"] is None or "!/" in row["uri"]:
                 continue
             try:

@@ -1,7 +1,8 @@
 """A run in the formats of other tools: COCO with RLE, a tree of palette PNG, the layout of PASCAL VOC.
 
-One mask file of the run is exported at a time, and leaves a fragment with its counts: what has a fragment is not done
-again. A fragment's name is a function of the run as it stands, so nothing old is mixed with anything new.
+One mask file of the run, or one row group of a large one, is exported at a time, and leaves a fragment with its counts:
+what has a fragment is not done again. A fragment's name is a function of the run as it stands, so nothing old is mixed
+with anything new.
 """
 
 import collections
@@ -16,7 +17,6 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import BaseModel
 
@@ -27,7 +27,7 @@ from tasks import storage
 from tasks.errors import JobError
 from tasks.photographs import Photographs
 from tasks.png_files import png_name, write_png
-from tasks.results import MaskFile, Results, open_results
+from tasks.results import Piece, Results, open_results
 from tasks.storage import Location
 
 _WORKERS = 4
@@ -97,7 +97,7 @@ def export_run(job: ExportJob, advance: Callable[[int, int], None] | None = None
             raise JobError(f"Run {results.run_id} is not finished: export it when every image has its row.")
         if job.photographs and job.to == "png":
             raise JobError("A tree of PNG masks has no place for photographs; use --to voc or --to coco.")
-        counts = results.row_counts()
+        counts = [piece.rows for piece in results.pieces]
     with storage.explained(destination):
         key = _key(job, results)
         before = _finished_before(destination, key)
@@ -122,12 +122,12 @@ def export_run(job: ExportJob, advance: Callable[[int, int], None] | None = None
             if advance is not None:
                 advance(rows_done, num_rows)
 
-        for number, file in enumerate(results.files):
+        for number, piece in enumerate(results.pieces):
             place = destination / _FRAGMENTS / _fragment(key, number)
             if place.name in done:
                 waiting.append((number, pool.submit(_read_tally, place, before=True)))
             else:
-                waiting.append((number, pool.submit(writer.write, file, int(first_rows[number]), place)))
+                waiting.append((number, pool.submit(writer.write, piece, int(first_rows[number]), place)))
             if len(waiting) > 2 * _WORKERS:
                 finish_one()
         while waiting:
@@ -137,7 +137,7 @@ def export_run(job: ExportJob, advance: Callable[[int, int], None] | None = None
                 f"Run {results.run_id} has {results.record['masks']} masks by its record, but {report.masks} were "
                 "exported: did somebody else write there? Run the archive job again, then the export."
             )
-        fragments = [destination / _FRAGMENTS / _fragment(key, number) for number in range(len(results.files))]
+        fragments = [destination / _FRAGMENTS / _fragment(key, number) for number in range(len(results.pieces))]
         writer.finish(report, fragments)
         report.seconds = time.monotonic() - start
         facts = {name: value for name, value in vars(report).items() if name not in ("destination", "done_before")}
@@ -158,7 +158,7 @@ def voc_names(image_ids: list[str]) -> dict[str, str]:
 
 
 class _Writer:
-    """What one format does with one mask file, and at the end."""
+    """What one format does with one piece of the run, and at the end."""
 
     def __init__(self, job: ExportJob, results: Results, destination: Location) -> None:
         self.job, self.results, self.destination = job, results, destination
@@ -167,12 +167,12 @@ class _Writer:
         if job.to == "voc":
             self.names = voc_names(results.to_arrow(["image_id"])["image_id"].to_pylist())
 
-    def write(self, file: MaskFile, first_row: int, place: Location) -> dict[str, Any]:
-        """Export the rows of one file, then leave its fragment; returns its counts."""
+    def write(self, piece: Piece, first_row: int, place: Location) -> dict[str, Any]:
+        """Export the rows of one piece, then leave its fragment; returns its counts."""
         tally: collections.Counter[str] = collections.Counter()
         classes: dict[str, int] = {}
         lines: tuple[list[str], list[str]] = ([], [])
-        rows = pa.concat_tables(Results.read_file(file, _COLUMNS)).to_pylist()
+        rows = Results.read_piece(piece, _COLUMNS).to_pylist()
         with_mask = [(first_row + offset, row) for offset, row in enumerate(rows) if row["mask"] is not None]
         tally["without_mask"] = len(rows) - len(with_mask)
         for number, row in with_mask:

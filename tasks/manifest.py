@@ -13,7 +13,7 @@ Rows of an image in the parts of other segments do not count, and the finish of 
 import hashlib
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,6 +70,8 @@ class Part:
 
     name: str
     """`<segment>-<number>`, unique in the archive."""
+
+    segment: str
 
     num_listed: int
     """Images that were listed in it."""
@@ -171,16 +173,23 @@ class Manifest:
                 at += 1  # Two identities that share 64 bits of their hash
         return known, changed
 
-    def parts(self) -> Iterator[Part]:
-        """Every part with what belongs to it, segment by segment, in the order of names."""
+    def parts(self, leave_out: Collection[str] = ()) -> Iterator[Part]:
+        """Every part with what belongs to it, segment by segment, in the order of names.
+
+        leave_out: names of segments that need not be read.
+        """
         for index, segment in enumerate(self.segments):
+            if segment.name in leave_out:
+                continue
             table, _ = self._read(f"{segment.name}.parquet")
             owned = self.owned[self._starts[index] : self._starts[index + 1]]
             numbers = table["part"].to_numpy()
             cuts = np.concatenate([[0], np.flatnonzero(np.diff(numbers)) + 1, [len(numbers)]])
             for start, end in itertools.pairwise(cuts):
                 rows = table.slice(start, end - start)
-                yield Part(f"{segment.name}-{numbers[start]:04d}", int(end - start), rows, owned[start:end])
+                yield Part(
+                    f"{segment.name}-{numbers[start]:04d}", segment.name, int(end - start), rows, owned[start:end]
+                )
 
     def _read_versions(self, name: str) -> tuple[pa.Table, bool]:
         return self._read(name, ["image_id", "size", "version"])

@@ -168,21 +168,27 @@ def _find_sql(job: FindJob) -> tuple[str, dict[str, Any]]:
     )
     images = f"SELECT image_id, confidence, entropy, changed_by_crf{rank} FROM images WHERE error_kind IS NULL"
     if job.classes:
-        parameters["classes"] = list(job.classes)
-        conditions = " AND ".join(["list_contains($classes, class)", *wanted])
-        first = (
-            "SELECT image_id, min(share) AS share, min(confidence) AS class_confidence, "
-            "list({'class': class, 'share': share, 'confidence': confidence, 'box': box} ORDER BY share DESC) AS found "
-            f"FROM objects WHERE {conditions} GROUP BY image_id HAVING count(*) = {len(set(job.classes))}"
-        )
+        if len(set(job.classes)) == 1:  # An image has a class once, so there is nothing to gather
+            parameters["classes"] = job.classes[0]
+            conditions = " AND ".join(["class = $classes", *wanted])
+            first = f"SELECT image_id, share, confidence AS class_confidence, box FROM objects WHERE {conditions}"
+        else:
+            parameters["classes"] = list(job.classes)
+            conditions = " AND ".join(["list_contains($classes, class)", *wanted])
+            found = "{'class': class, 'share': round(share, 4), 'confidence': round(confidence::DOUBLE, 4), 'box': box}"
+            first = (
+                "SELECT image_id, min(share) AS share, min(confidence) AS class_confidence, "
+                f"list({found} ORDER BY share DESC) AS found "
+                f"FROM objects WHERE {conditions} GROUP BY image_id HAVING count(*) = {len(set(job.classes))}"
+            )
         if job.sort in ("share", "confidence", "id"):  # Nothing of the image itself is needed: half the reading
-            columns = "image_id, round(share, 4) AS share, round(class_confidence, 4) AS confidence"
-            box = ", found[1].box AS box" if len(set(job.classes)) == 1 else ", found"
+            columns = "image_id, round(share, 4) AS share, round(class_confidence::DOUBLE, 4) AS confidence"
+            box = ", box" if len(set(job.classes)) == 1 else ", found"
             order = {"confidence": "class_confidence"}.get(job.sort, _SORTS[job.sort])
             return _ordered(f"SELECT {columns}{box} FROM ({first})", order, job), parameters
         columns = (
-            "f.image_id, round(f.share, 4) AS share, round(f.class_confidence, 4) AS confidence, "
-            f"round(i.entropy, 4) AS entropy, round(i.changed_by_crf, 4) AS changed_by_crf{ranked}"
+            "f.image_id, round(f.share, 4) AS share, round(f.class_confidence::DOUBLE, 4) AS confidence, "
+            f"round(i.entropy::DOUBLE, 4) AS entropy, round(i.changed_by_crf::DOUBLE, 4) AS changed_by_crf{ranked}"
         )
         sql = f"SELECT {columns} FROM ({first}) AS f JOIN ({images}) AS i USING (image_id)"
         return _ordered(sql, f"i.{_SORTS[job.sort]}", job), parameters
@@ -190,8 +196,8 @@ def _find_sql(job: FindJob) -> tuple[str, dict[str, Any]]:
         raise JobError("A share is that of a class: name one with --class.")
     conditions = " AND ".join(["true", *wanted])
     columns = (
-        "i.image_id, round(i.confidence, 4) AS confidence, round(i.entropy, 4) AS entropy, "
-        f"round(i.changed_by_crf, 4) AS changed_by_crf{ranked}, "
+        "i.image_id, round(i.confidence::DOUBLE, 4) AS confidence, round(i.entropy::DOUBLE, 4) AS entropy, "
+        f"round(i.changed_by_crf::DOUBLE, 4) AS changed_by_crf{ranked}, "
         "array_to_string(list_transform(n.classes[:4], lambda c: "
         "c.name || ' ' || round(100 * c.pixels / n.area)::INT || '%'), ', ') AS classes"
     )

@@ -24,6 +24,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from segcore.masks import decode_mask
+from tasks import pointer as pointers
 from tasks import runs, storage
 from tasks.errors import JobError
 from tasks.parquet_files import whole_parquet
@@ -62,14 +63,31 @@ class MaskFile:
     """Changes when the file is replaced."""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What of a run is worked on at a time: a file, or a row group of a large one."""
+
+    file: MaskFile
+    group: int | None
+    """None: all of the file."""
+
+    rows: int
+
+
 def mask_files(output: Location, run_id: str) -> list[MaskFile]:
     """The files that make up a run, in the order of names: together they hold one row for each image.
 
-    The one place that knows; everything that reads results goes through it.
+    The one place that knows; everything that reads results goes through it. Where the run was compacted, large files
+    stand for small ones (`tasks/pointer.py`).
     """
-    folder = output / "masks" / f"run={run_id}"
-    files = [f for f in storage.list_files(folder) if f.path.endswith(".parquet")]
-    return [MaskFile(folder / f.path, f.size, f.version) for f in sorted(files, key=lambda f: f.path)]
+    folder = pointers.masks_folder(output, run_id)
+    small, pointer = pointers.list_run(output, run_id)
+    found = [(f.path, MaskFile(folder / f.path, f.size, f.version)) for f in small]
+    for segment, held in pointer.segments.items():
+        for file in held.files:
+            place = pointers.place_of(output, run_id, held, file)
+            found.append((f"part-{segment}-{file.name}", MaskFile(place, file.size, held.prefix)))
+    return [file for _, file in sorted(found, key=lambda pair: pair[0])]
 
 
 def run_records(output: Location) -> list[dict[str, Any]]:
@@ -90,17 +108,21 @@ def open_results(output: str, run: str | None = None) -> "Results":
     """
     place = storage.locate(output)
     with storage.explained(place):
-        records = run_records(place)
-        if not records:
-            raise JobError(f"{output} holds no run: is it the OUTPUT of `segment-archive run`?")
-        record = _choose(records, output, run)
+        record = choose_run(output, run)
         files = mask_files(place, record["run_id"])
     if not files:
         raise JobError(f"Run {record['run_id']} of {output} has no rows yet; its status is {record.get('status')}.")
     return Results(place, record["run_id"], record, tuple(files))
 
 
-def _choose(records: list[dict[str, Any]], output: str, run: str | None) -> dict[str, Any]:
+def choose_run(output: str, run: str | None = None) -> dict[str, Any]:
+    """The record of the run of an output that is meant: the one that finished last, or the one named.
+
+    Raises JobError where there is none, or where none has finished and none is named.
+    """
+    records = run_records(storage.locate(output))
+    if not records:
+        raise JobError(f"{output} holds no run: is it the OUTPUT of `segment-archive run`?")
     told = ", ".join(f"{r['run_id']} ({r.get('status')})" for r in records[:8]) + (" ..." if len(records) > 8 else "")
     if run is None:
         if not _is_finished(records[0]):
@@ -184,10 +206,21 @@ class Results:
         for group in _groups(file):
             yield _read(file, wanted, group)
 
-    def row_counts(self) -> list[int]:
-        """Rows of each file, from its footer."""
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """The run in pieces of some thousand rows at most, in the order of the files; reads their footers."""
+        found = []
         with ThreadPoolExecutor(_READERS) as pool:
-            return [sum(footer.rows) for footer in pool.map(self._footer, range(len(self.files)))]
+            for file, footer in zip(self.files, pool.map(self._footer, range(len(self.files))), strict=True):
+                many = len(footer.rows) > 1
+                groups = enumerate(footer.rows) if many else [(None, sum(footer.rows))]
+                found += [Piece(file, group, rows) for group, rows in groups]
+        return found
+
+    @staticmethod
+    def read_piece(piece: Piece, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of one piece."""
+        return _read(piece.file, _known(columns), piece.group)
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """Every row as a dictionary, streamed."""
@@ -246,8 +279,16 @@ class Results:
         for file in self.files:
             if not (here := held.get(file.place.path)):
                 continue
-            for table in self.read_file(file, [*wanted, *extra]):
-                for row in table.filter(pc.is_in(table["image_id"], pa.array(here))).to_pylist():
+            asked = pa.array(here, pa.string())
+            for group in _groups(file):
+                # Of a large file, only the row groups that hold one of them
+                if (
+                    group is not None
+                    and not pc.any(pc.is_in(_read(file, ["image_id"], group)["image_id"], asked)).as_py()
+                ):
+                    continue
+                table = _read(file, [*wanted, *extra], group)
+                for row in table.filter(pc.is_in(table["image_id"], asked)).to_pylist():
                     yield {name: row[name] for name in wanted}
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -347,24 +388,32 @@ def _groups(file: MaskFile) -> list[int | None]:
     """What of a file is read at a time: all of it, or each row group of a large one."""
     if file.size <= _WHOLE_FILE_BYTES:
         return [None]
-    with whole_parquet(file.place, REMEDY), storage.open_for_reading(file.place, sparse=True) as opened:
+    with whole_parquet(file.place, REMEDY), _open(file.place) as opened:
         return list(range(pq.ParquetFile(opened).metadata.num_row_groups))
 
 
 def _read(file: MaskFile, columns: list[str], group: int | None) -> pa.Table:
-    with whole_parquet(file.place, REMEDY):
-        if group is None and set(columns) & set(MASK_COLUMNS):  # Nearly all of the file: one request
-            opened: Any = pa.BufferReader(storage.read_bytes(file.place))
-        else:
-            opened = storage.open_for_reading(file.place, sparse=True)
-        with opened:
-            parquet = pq.ParquetFile(opened)
-            table = parquet.read(columns) if group is None else parquet.read_row_group(group, columns)
+    nearly_all = group is None and bool(set(columns) & set(MASK_COLUMNS))
+    # In one request where it is nearly all of the file
+    with whole_parquet(file.place, REMEDY), _open(file.place, whole=nearly_all) as opened:
+        parquet = pq.ParquetFile(opened)
+        table = parquet.read(columns) if group is None else parquet.read_row_group(group, columns)
         table.validate(full=True)
         missing = [name for name in columns if name not in table.column_names]
         if missing:
             raise pa.ArrowInvalid(f"it has no column {missing[0]}")
         return table
+
+
+def _open(place: Location, *, whole: bool = False) -> Any:
+    try:
+        if whole:
+            return pa.BufferReader(storage.read_bytes(place))
+        return storage.open_for_reading(place, sparse=True)
+    except FileNotFoundError:
+        raise JobError(
+            f"{place.uri} is gone since the run was opened: it was compacted and expired, or removed. Open it again."
+        ) from None
 
 
 def _read_footer(place: Location) -> _Footer:
@@ -373,7 +422,7 @@ def _read_footer(place: Location) -> _Footer:
 
 
 def _footer_of(place: Location) -> _Footer:
-    with storage.open_for_reading(place, sparse=True) as opened:
+    with _open(place) as opened:
         metadata = pq.ParquetFile(opened).metadata
     rows, lowest, highest = [], [], []
     column = metadata.schema.names.index("image_id")  # A leaf before any nested column, so its own number
@@ -388,7 +437,7 @@ def _footer_of(place: Location) -> _Footer:
 
 
 def _look(place: Location, group: int, image_id: str, columns: list[str]) -> dict[str, Any] | None:
-    with whole_parquet(place, REMEDY), storage.open_for_reading(place, sparse=True) as opened:
+    with whole_parquet(place, REMEDY), _open(place) as opened:
         parquet = pq.ParquetFile(opened)
         ids = parquet.read_row_group(group, ["image_id"])["image_id"].to_pylist()
         if image_id not in ids:

@@ -194,7 +194,7 @@ def _without(files: Iterator[StoredFile], location: Location, leave_out: Locatio
     inside = leave_out.protocol == location.protocol and f"{leave_out.path}/".startswith(prefix)
     if not inside or leave_out.path.rstrip("/") == location.path.rstrip("/"):
         # The output in the source itself: its own folders are no photographs
-        own = ("manifest/source=", "masks/run=", "runs/", "png/run=") if leave_out == location else ()
+        own = ("manifest/source=", "masks/run=", "compacted/run=", "runs/", "png/run=") if leave_out == location else ()
         yield from (file for file in files if not (own and file.path.startswith(own)))
         return
     relative = f"{leave_out.path[len(prefix) :].rstrip('/')}/"

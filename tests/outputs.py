@@ -88,6 +88,7 @@ def write_run(output: str, run_id: str, rows: list[dict[str, Any]], *, per_file:
         "finished": "2026-01-01T00:01:00+00:00",
         "model": "test",
         "images": len(rows),
+        "segments": ["000001-0123abcd"],
         "masks": len(rows) - sum(errors.values()),
         "errors": errors,
         "classes": classes,

@@ -96,3 +96,17 @@ def test_report_export_and_diff_say_where_things_are(command, small_output, tmp_
     compared = command("diff", small_output, "aaaa", "bbbb", "--images", "3")
     assert compared.exit_code == 0 and "30 images in both runs" in compared.stdout
     assert Path(compared.stdout.partition("Gallery: ")[2].strip()).is_file()
+
+
+def test_compact_says_what_it_did(command, tmp_path):
+    from tests.outputs import error_row, write_run
+
+    write_run(str(tmp_path), "run0", [error_row(f"{n:02d}", "x") for n in range(9)], per_file=2)
+    told = command("compact", tmp_path)
+    assert told.exit_code == 0 and "9 rows of run run0: 5 files are now 1," in told.stdout
+    assert "5 small files that nobody needs any more are kept; --expire removes them 60 minutes after" in told.stdout
+    told = command("compact", tmp_path, "--expire", "--grace-minutes", "0")
+    assert "Nothing to compact in run run0.\n5 small files were removed." in told.stdout
+    assert "9" in command("query", tmp_path, "SELECT count(*) FROM errors").stdout
+    refused = command("compact", tmp_path, "--grace-minutes", "-1")
+    assert refused.exit_code == 1 and "grace_minutes: Input should be greater" in refused.stderr

@@ -10,7 +10,17 @@ from pydantic import ValidationError
 
 from segcore import masks
 from tasks import progress, runs, storage
-from tasks.archive import ArchiveJob, identify, list_archive, manifest_folder, masks_folder, segment_remaining, units_of
+from tasks.archive import (
+    WAVE_UNITS,
+    ArchiveJob,
+    identify,
+    list_archive,
+    manifest_folder,
+    masks_folder,
+    segment_remaining,
+    units_of,
+    wave_units,
+)
 from tasks.errors import JobError
 from tasks.finish import check_run, publish_report
 from tasks.manifest import Manifest
@@ -305,3 +315,8 @@ def test_a_misspelt_or_senseless_job_is_refused_at_the_door():
         with pytest.raises(ValidationError) as caught:
             ArchiveJob.model_validate({"source": "a", "output": "b", **wrong})
         assert caught.value.errors()[0]["loc"] == place
+
+
+def test_a_wave_keeps_a_large_cluster_busy():
+    assert wave_units(1) == wave_units(128) == WAVE_UNITS
+    assert wave_units(1600) == 16 * 1600

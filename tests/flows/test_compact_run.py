@@ -1,0 +1,17 @@
+from flows.compact_run import compact_run
+from tasks.compaction import CompactJob
+from tasks.results import open_results
+from tests.outputs import error_row, write_run
+
+
+def test_the_flow_compacts_and_says_why_it_does_not(prefect_server, tmp_path):
+    rows = [error_row(f"{n:02d}.jpg", "x") for n in range(20)]
+    write_run(str(tmp_path), "run0", rows, per_file=4)
+    state = compact_run(CompactJob(output=str(tmp_path)), return_state=True)
+    assert state.is_completed() and state.message.startswith("20 rows of run run0: 5 files are now 1")
+    assert [row["image_id"] for row in open_results(str(tmp_path)).rows()] == [row["image_id"] for row in rows]
+    again = compact_run(CompactJob(output=str(tmp_path)), return_state=True)
+    assert again.message.startswith("Nothing to compact in run run0.")
+    write_run(str(tmp_path / "other"), "run1", rows, status="running")
+    refused = compact_run(CompactJob(output=str(tmp_path / "other"), run="run1"), return_state=True)
+    assert refused.is_failed() and "is not finished" in refused.message

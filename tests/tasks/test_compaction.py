@@ -1,0 +1,457 @@
+"""Compaction against the one promise: whoever reads, at any moment, finds each row once."""
+
+import contextlib
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks import compaction, finish, pointer, runs, storage
+from tasks.archive import ArchiveJob, identify, manifest_folder, remaining_units
+from tasks.compaction import CompactJob, compact
+from tasks.errors import JobError
+from tasks.manifest import Manifest, extend
+from tasks.pipeline import write_rows
+from tasks.query import FindJob, ask, find
+from tasks.results import Results, mask_files, open_results
+from tasks.schema import MASKS
+from tasks.sources import Entry
+from tasks.storage import Location, locate
+from tasks.units import mask_file
+from tests.outputs import error_row, mask_row, small_rows, write_run
+
+RUN = "run0"
+
+
+class Archive:
+    """A run whose images, commits and finishes a test decides, in the layout of the archive job."""
+
+    def __init__(self, output: str) -> None:
+        self.job = ArchiveJob(source="/nowhere", output=output)
+        self.output, self.identity = locate(output), identify(self.job)
+        self.run_id = self.identity.run_id
+        self.added = 0
+        self.versions: dict[str, str] = {}
+
+    def add(self, images: int) -> None:
+        """Images that are listed for the first time."""
+        names = [f"{self.added + n:05d}.jpg" for n in range(images)]
+        self.added += images
+        self.versions |= dict.fromkeys(names, "1")
+        self._list(refresh=False)
+
+    def change(self, names: list[str], version: str) -> None:
+        """Images that are listed again, because they were replaced."""
+        self.versions |= dict.fromkeys(names, version)
+        self._list(refresh=True)
+
+    def _list(self, *, refresh: bool) -> None:
+        runs.begin(self.output, self.run_id, {"model": "test"})
+        entries = (Entry(n, f"/{n}", "file", n.encode(), 0, 1, v) for n, v in sorted(self.versions.items()))
+        extend(Manifest(manifest_folder(self.output, self.identity)), entries, refresh_changed=refresh)
+
+    def commit(self) -> None:
+        """The rows of every image that has none."""
+        manifest = Manifest(manifest_folder(self.output, self.identity))
+        for unit in remaining_units(manifest, self.output, self.identity):
+            rows = [mask_row(e.image_id, f"version {e.version}", np.ones((2, 3), np.uint8)) for e in unit.entries]
+            write_rows(self.output / "masks" / f"run={self.run_id}" / mask_file(unit.name), rows)
+
+    def finish(self) -> finish.ArchiveReport:
+        """The proof of the run, and its record."""
+        manifest = Manifest(manifest_folder(self.output, self.identity))
+        report = finish.check_run(self.output, self.identity, manifest)
+        runs.end(self.output, self.run_id, runs.FINISHED, None, segments=[s.name for s in manifest.segments])
+        return report
+
+    def whole(self, images: int) -> None:
+        """Images, listed, done and proved."""
+        self.add(images)
+        self.commit()
+        self.finish()
+
+    def read(self) -> dict[str, str]:
+        """Version of each row by identity; fails where an image has two rows."""
+        found: dict[str, str] = {}
+        for file in mask_files(self.output, self.run_id):
+            for table in Results.read_file(file, ["image_id", "uri"]):
+                for row in table.to_pylist():
+                    assert row["image_id"] not in found, f"{row['image_id']} has two rows"
+                    found[row["image_id"]] = row["uri"].removeprefix("version ")
+        return found
+
+    def small_files(self) -> int:
+        return sum(1 for _ in storage.list_files(pointer.masks_folder(self.output, self.run_id)))
+
+
+@pytest.fixture
+def archive(tmp_path) -> Archive:
+    return Archive(str(tmp_path / "out"))
+
+
+@pytest.fixture(params=["local", "s3"])
+def any_archive(request, tmp_path) -> Archive:
+    if request.param == "local":
+        return Archive(str(tmp_path / "out"))
+    return Archive(f"s3://{request.getfixturevalue('bucket').name}/out")
+
+
+class KilledError(BaseException):
+    """In the place of SIGKILL: nothing catches it."""
+
+
+@contextlib.contextmanager
+def every_write(before: Callable[[int], None], after: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Within, before is told the number of each write and removal, and after is called when it is done."""
+    count, busy = 0, False
+    kept = {name: getattr(storage, name) for name in ("write_whole", "remove", "remove_folder")}
+    lock = threading.RLock()
+
+    def watched(name: str) -> Callable[..., None]:
+        def call(*arguments: object, **options: object) -> None:
+            nonlocal count, busy
+            if busy:  # What the test itself does meanwhile, and other threads
+                kept[name](*arguments, **options)
+                return
+            with lock:
+                busy = True
+                try:
+                    before(count)
+                    count += 1
+                finally:
+                    busy = False
+                kept[name](*arguments, **options)
+                after()
+
+        return call
+
+    for name in kept:
+        setattr(storage, name, watched(name))
+    try:
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(storage, name, function)
+
+
+def asked(archive: Archive, **options: object) -> CompactJob:
+    return CompactJob(output=archive.output.uri, run=archive.run_id, **options)
+
+
+def test_rows_and_masks_are_the_same_in_few_files(tmp_path):
+    rows = [*small_rows(tmp_path / "photographs"), error_row("a/bad.jpg", "/a", "empty", "the file is empty")]
+    output = str(tmp_path / "out")
+    write_run(output, RUN, rows, per_file=4)
+    before = open_results(output)
+    expected, masks = list(before.rows(MASKS.names)), dict(before.masks())
+    questions = "SELECT class, count(*), sum(pixels) FROM objects GROUP BY 1 ORDER BY 1"
+    answer = list(ask(output, questions).rows())
+    report = compact(CompactJob(output=output))
+    assert (report.sources, report.files, report.rows, report.waiting) == (8, 1, 31, 8)
+    after = open_results(output)
+    assert len(before.files) == 8 and len(after.files) == 1
+    assert list(after.rows(MASKS.names)) == expected
+    assert all(np.array_equal(after.mask(image_id), labels) for image_id, labels in masks.items())
+    assert list(ask(output, questions).rows()) == answer
+    assert len(list(find(output, FindJob(classes=("background",))).rows())) == 30
+    # The small files go when they are asked to, and nothing changes for whoever reads
+    assert compact(CompactJob(output=output, expire=True)).removed == 0  # Somebody may still be reading them
+    assert compact(CompactJob(output=output, expire=True, grace_minutes=0)).removed == 8
+    assert list(open_results(output).rows(MASKS.names)) == expected
+    assert "Nothing to compact" in compact(CompactJob(output=output)).told()
+
+
+def test_who_reads_longer_than_the_grace_is_told(archive):
+    archive.whole(10)
+    opened = open_results(archive.output.uri)
+    compact(asked(archive, expire=True, grace_minutes=0))
+    for read in (opened.rows, lambda: opened.rows(["mask"])):
+        with pytest.raises(JobError, match=r"part-.*parquet is gone since the run was opened: .* Open it again"):
+            list(read())
+    assert len(list(open_results(archive.output.uri).rows())) == 10
+
+
+def test_row_groups_stay_small_and_a_mask_is_found_in_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(compaction, "_GROUP_ROWS", 16)
+    output = str(tmp_path / "out")
+    rows = [error_row(f"{n:03d}", "x") for n in range(100)]
+    rows[77] = mask_row("077", "x", np.full((3, 4), 5, np.uint8))
+    write_run(output, RUN, rows, per_file=4)
+    monkeypatch.setattr(compaction, "_FILE_BYTES", sum(file.size for file in mask_files(locate(output), RUN)[:13]))
+    compact(CompactJob(output=output))
+    opened = open_results(output)
+    assert [piece.rows for piece in opened.pieces[:4]] == [16, 16, 16, 4]  # A file of 13 small ones
+    assert sum(piece.rows for piece in opened.pieces) == 100 and max(piece.rows for piece in opened.pieces) == 16
+    assert np.array_equal(opened.mask("077"), np.full((3, 4), 5))
+    assert [row["image_id"] for row in opened.rows_of(["099", "001", "050"])] == ["001", "050", "099"]
+    assert len(opened.to_torch()) == 1 and opened.to_torch()[0][0] == "077"
+
+
+def test_a_compacted_run_is_done_and_stays_proved(any_archive):
+    any_archive.whole(20)
+    compact(asked(any_archive, expire=True, grace_minutes=0))
+    assert any_archive.small_files() == 0
+    manifest = Manifest(manifest_folder(any_archive.output, any_archive.identity))
+    assert list(remaining_units(manifest, any_archive.output, any_archive.identity)) == []
+    report = any_archive.finish()
+    assert (report.images, report.masks, report.compacted) == (20, 20, True)
+    assert report.classes["aeroplane"].images == 20 and report.classes["aeroplane"].pixels == 120
+    # New images come beside the large files, and are compacted in their turn
+    any_archive.whole(9)
+    assert len(any_archive.read()) == 29
+    assert compact(asked(any_archive)).rows == 9
+    assert any_archive.read() == dict.fromkeys(any_archive.versions, "1")
+
+
+def test_a_refreshed_image_has_its_new_row_alone(archive):
+    archive.whole(20)
+    compact(asked(archive, expire=True, grace_minutes=0))
+    archive.change(["00003.jpg", "00011.jpg"], "2")
+    archive.commit()
+    archive.finish()  # Takes the old rows out of the large file
+    assert archive.read() == archive.versions
+    before = set(storage.list_files(pointer.compacted_folder(archive.output, archive.run_id)))
+    # The old large file stays for who reads it, then goes
+    compact(asked(archive))
+    assert before <= set(storage.list_files(pointer.compacted_folder(archive.output, archive.run_id))) | before
+    compact(asked(archive, grace_minutes=0))
+    assert archive.read() == archive.versions
+    assert not pointer.read(archive.output, archive.run_id).superseded
+    # All of a segment's images: nothing of it is left to read
+    archive.change([f"{n:05d}.jpg" for n in range(20)], "3")
+    archive.commit()
+    archive.finish()
+    assert archive.read() == archive.versions
+    assert archive.finish().masks == 20
+
+
+def test_a_run_that_is_not_finished_is_refused(archive):
+    archive.whole(10)
+    archive.add(5)
+    with pytest.raises(JobError, match=r"is not finished, its status is running: compact it when .* Nothing was"):
+        compact(asked(archive))
+    runs.end(archive.output, archive.run_id, runs.FINISHED, None, segments=None)
+    with pytest.raises(JobError, match=r"does not say what was proved"):
+        compact(asked(archive))
+
+
+def test_a_run_that_goes_on_meanwhile_is_left_alone(archive):
+    archive.whole(10)
+
+    def go_on(number: int) -> None:
+        if number == 0:  # Before the first large file is written
+            archive.add(6)
+
+    with every_write(go_on), pytest.raises(JobError, match=r"is not finished, .* Nothing was changed"):
+        compact(asked(archive))
+    assert not pointer.read(archive.output, archive.run_id).segments
+    archive.commit()
+    archive.finish()
+    # Rows of the compacted segment that go while it is written
+    victim = next(storage.list_files(pointer.masks_folder(archive.output, archive.run_id))).path
+    place = pointer.masks_folder(archive.output, archive.run_id) / victim
+
+    def drop(number: int) -> None:
+        if number == 0:
+            rows = pq.read_table(pa.BufferReader(storage.read_bytes(place)), partitioning=None)
+            pq.write_table(rows.slice(1), place.path)
+
+    with every_write(drop), pytest.raises(JobError, match=r"went on while it was compacted. Nothing was changed"):
+        compact(asked(archive))
+
+
+def the_pointer(archive: Archive) -> Location:
+    folder = pointer.compacted_folder(archive.output, archive.run_id) / "pointers"
+    [file] = storage.list_files(folder)
+    return folder / file.path
+
+
+def test_a_spoilt_pointer_is_no_hole(archive):
+    archive.whole(10)
+    compact(asked(archive))
+    place = the_pointer(archive)
+    kept = storage.read_bytes(place)
+    for spoilt in (b"", b"{", b"[]", b'{"version": 1}', b'{"version": 1, "segments": {"a": {}}, "superseded": {}}'):
+        storage.write_whole(place, spoilt)
+        with pytest.raises(JobError, match=r"is not a pointer of ours .*: put back a copy of it"):
+            archive.read()
+    storage.write_whole(place, kept.replace(b'"version": 1', b'"version": 2'))
+    with pytest.raises(JobError, match=r"is of version 2, made by a newer program"):
+        archive.read()
+
+
+def test_a_lost_pointer_is_found_again(archive):
+    archive.whole(10)
+    compact(asked(archive, expire=True, grace_minutes=0))
+    storage.remove(the_pointer(archive))
+    assert archive.read() == {}
+    assert compact(asked(archive)).rows == 10
+    assert archive.read() == archive.versions
+
+
+def test_a_segment_that_was_given_up_is_compacted_again(archive):
+    archive.whole(10)
+    compact(asked(archive))
+    [segment] = pointer.read(archive.output, archive.run_id).segments
+    compaction.uncover(archive.output, archive.run_id, segment)
+    assert archive.read() == archive.versions and len(mask_files(archive.output, archive.run_id)) == 3
+    for _ in range(2):  # From the same small files the same prefix, which is not to be cleaned as an old one
+        compact(asked(archive, grace_minutes=0))
+        assert archive.read() == archive.versions and len(mask_files(archive.output, archive.run_id)) == 1
+
+
+def test_a_large_file_that_went_missing_is_done_again(archive):
+    archive.whole(10)
+    compact(asked(archive, expire=True, grace_minutes=0))
+    [file] = mask_files(archive.output, archive.run_id)
+    with pytest.raises(JobError, match=r"is not as it was written: no small file"):
+        storage.remove(file.place)
+        archive.add(1)
+        archive.commit()
+        write_rows(pointer.masks_folder(archive.output, archive.run_id) / _any_unit(archive), [error_row("x", "x")])
+        compaction._expire(archive.output, archive.run_id, 0)
+    storage.remove(pointer.masks_folder(archive.output, archive.run_id) / _any_unit(archive))
+    with pytest.raises(JobError, match=r"10 images have no row: .* Run the same command again"):
+        archive.finish()
+    archive.commit()
+    assert archive.finish().masks == 11
+    assert archive.read() == archive.versions
+
+
+def _any_unit(archive: Archive) -> str:
+    [segment] = pointer.read(archive.output, archive.run_id).segments
+    return f"part-{segment}-0000.parquet"
+
+
+def test_pointers_that_were_written_at_once_are_one(archive):
+    def held(prefix: str, revision: int = 1) -> pointer.CompactedSegment:
+        return pointer.CompactedSegment(prefix, (), 1, pointer.now(), revision)
+
+    archive.whole(4)
+    place = (archive.output, archive.run_id)
+    start = pointer.read(*place).naming({"a": held("a1"), "b": held("b1"), "c": held("c1")})
+    pointer.write(*place, start)
+    one = other = pointer.read(*place)
+    pointer.write(*place, one.naming({"a": held("a2"), "d": held("d1")}))
+    pointer.write(*place, other.without("b").without("c").naming({"c": held("c2")}))
+    both = pointer.read(*place)
+    assert {name: held.prefix for name, held in both.segments.items()} == {"a": "a2", "c": "c2", "d": "d1"}
+    assert set(both.superseded) == {"a1", "b1", "c1"} and len(both.names) == 2
+    pointer.write(*place, both)
+    assert pointer.read(*place) == both and the_pointer(archive).name.startswith("000003-")
+
+
+def test_two_compactions_at_once_name_each_row_once(archive):
+    archive.whole(20)
+    reports = []
+
+    def other(number: int) -> None:
+        if number == 1:  # The large file is there, the pointer is not
+            reports.append(compact(asked(archive)))
+
+    with every_write(other):
+        reports.append(compact(asked(archive)))
+    assert [report.rows for report in reports] == [20, 20]
+    assert len(mask_files(archive.output, archive.run_id)) == 1
+    assert archive.read() == archive.versions
+    # One expires what the other is about to compact
+    archive.whole(8)
+
+    def hasty(number: int) -> None:
+        if number == 1:
+            compact(asked(archive, expire=True, grace_minutes=0))
+
+    with every_write(hasty):
+        compact(asked(archive))
+    assert archive.read() == archive.versions and archive.small_files() == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_interleaved_each_row_is_found_once(seed, archive):
+    dice = random.Random(seed)
+    archive.whole(dice.randint(5, 30))
+
+    def look() -> None:
+        assert set(archive.read()) == done, "a row was lost or came twice"
+
+    def disturbed(call: Callable[[], object]) -> None:
+        """A call that is killed at a write of its own, or during which another compaction does all of its work."""
+        kill_at, meddle_at = dice.randint(0, 8), dice.choice([None, 0, 1, 2])
+
+        def before(number: int) -> None:
+            look()
+            if number == kill_at:
+                raise KilledError
+            if number == meddle_at and not meddling:
+                meddling.append(True)
+                with contextlib.suppress(JobError):
+                    compact(asked(archive, expire=dice.random() < 0.5, grace_minutes=0))
+
+        meddling: list[bool] = []
+        with every_write(before, look), contextlib.suppress(KilledError, JobError):
+            call()
+
+    done = set(archive.versions)
+    for _ in range(12):
+        action = dice.choice(["compact", "compact", "expire", "expire", "add", "refresh"])
+        if action == "compact":
+            disturbed(lambda: compact(asked(archive)))
+        elif action == "expire":
+            disturbed(lambda: compact(asked(archive, expire=True, grace_minutes=0)))
+        elif action == "add":
+            archive.whole(dice.randint(1, 12))
+        else:
+            # Between the commit of a refresh and its finish an image has its old row and its new one, as ever
+            names = dice.sample(sorted(archive.versions), dice.randint(1, 5))
+            archive.change(names, archive.versions[names[0]] + "'")
+            archive.commit()
+            archive.finish()
+        done = set(archive.versions)
+        assert archive.read() == archive.versions
+    compact(asked(archive, expire=True, grace_minutes=0))
+    assert archive.read() == archive.versions
+    assert archive.finish().masks == len(archive.versions)
+    left = {prefix for prefix, _ in pointer.prefixes(archive.output, archive.run_id, pointer.Pointer())}
+    assert left == {
+        held.prefix for held in pointer.read(archive.output, archive.run_id).segments.values() if held.files
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_killed_at_any_moment_nothing_is_lost(where, tmp_path, request):
+    output = str(tmp_path / "out") if where == "local" else f"s3://{request.getfixturevalue('bucket').name}/out"
+    rows = [mask_row(f"{n:05d}", "/x", np.full((4, 5), n % 20, np.uint8)) for n in range(400)]
+    write_run(output, RUN, rows, per_file=4)
+    program = (
+        "import sys; from tasks import compaction; compaction._FILE_BYTES = 60_000; print('begun', flush=True);"
+        "print(compaction.compact(compaction.CompactJob(output=sys.argv[1], expire=True, grace_minutes=0)).told())"
+    )
+    dice, kills, longest = random.Random(where), 0, 1.5
+    for _ in range(9):
+        command = [sys.executable, "-c", program, output]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        time.sleep(dice.uniform(0, longest))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        else:
+            longest /= 2
+        process.communicate()
+        found = [row["image_id"] for row in open_results(output).rows(["image_id"])]
+        assert sorted(found) == [row["image_id"] for row in rows]
+    assert kills >= 2
+    compact(CompactJob(output=output, expire=True, grace_minutes=0))
+    opened = open_results(output)
+    assert [row["image_id"] for row in opened.rows(["image_id"])] == [row["image_id"] for row in rows]
+    assert not list(storage.list_files(Location(locate(output).protocol, f"{locate(output).path}/masks")))
+    assert [int(labels[0, 0]) for _, labels in opened.masks()] == [n % 20 for n in range(400)]
