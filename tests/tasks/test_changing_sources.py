@@ -68,7 +68,6 @@ def test_a_file_that_is_replaced_comes_with_the_identity_of_its_bytes(tmp_path):
     known[entries[0].version] = OLD
     with meanwhile(change):
         seen = [(entry, data) for entry, data in read_often(locate(str(tmp_path)), entries, 800)]
-    assert len({entry.version for entry, _ in seen}) > 10
     for entry, data in seen:
         assert known[entry.version] == data and entry.size == len(data)
 
@@ -170,7 +169,9 @@ def test_a_container_that_is_replaced_midway_gives_nobody_anothers_image(where, 
                 whose, turn, _ = data.decode().split(" ", 2)
                 # Equal bytes have equal etags: on S3 the listed container may be back
                 assert entry.image_id.endswith(whose) and turn == "0"
-        assert any(isinstance(data, ImageError) and data.kind is ErrorKind.CHANGED for _, data in seen)
+        put(turns[1][kind])
+        left = [data for _, data in read_entries(root, entries)]
+        assert all(isinstance(data, ImageError) and data.kind is ErrorKind.CHANGED for data in left)
 
 
 def to_file(place):
