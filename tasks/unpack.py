@@ -176,7 +176,7 @@ def _opened(archive: Path) -> Iterator[Iterator[_Member]]:
             remedy = "it is cut or damaged"
         raise JobError(f"{archive} cannot be unpacked ({error.strerror or error}): {remedy}.") from None
     except Exception as error:  # Readers of archives raise whatever a damaged one makes them trip over
-        reason = _shown(" ".join(str(error).split())) or type(error).__name__
+        reason = _shown(" ".join(str(error).split()).partition(": - method")[0]) or type(error).__name__
         raise JobError(f"{archive} cannot be unpacked ({reason}): it is cut, damaged or no archive.") from None
 
 

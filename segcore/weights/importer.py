@@ -182,7 +182,7 @@ def _require_plain_tensor(value: torch.Tensor, where: str) -> None:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
-    line = text.splitlines()[0][:200].rstrip(".") if text else type(error).__name__
+    line = text.splitlines()[0].partition(". ")[0][:200].rstrip(".") if text else type(error).__name__
     return line if line.isprintable() else repr(line)
 
 

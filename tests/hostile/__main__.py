@@ -1,8 +1,8 @@
 """Every hostile file, in processes of their own; prints what became of them.
 
-    python -m tests.hostile [images|files|all] [--images 10000] [--files 12000] [--seed 1] [--workers 2]
+    python -m tests.hostile [images|files|all] [--images 10000] [--files 6600] [--seed 1] [--workers 2]
 
-One file again, by hand: `python -m tests.hostile image 1234 --write bad.jpg`.
+One file again, by hand: `python -m tests.hostile images --only 1234 --write bad.jpg`.
 """
 
 import argparse
@@ -17,12 +17,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["images", "files", "all"], default="all")
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--files", type=int, default=12_000)
+    parser.add_argument("--files", type=int, default=6_600)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", type=int, help="this number alone, in this process; its traceback is shown")
     parser.add_argument("--write", type=Path, help="with --only: write the file there")
     args = parser.parse_args()
+    if args.only is not None and args.what == "all":
+        parser.error("say of which the number is: images or files")
     if args.only is not None:
         one(args.what, args.only, args.seed, args.write)
         return
@@ -51,9 +53,10 @@ def one(what: str, number: int, seed: int, write: Path | None) -> None:
 
     module = importlib.import_module(f"tests.hostile.{what}")
     name, data = module.make(number, seed)
+    content = data if isinstance(data, bytes) else data[1]  # Of files the kind is said too
     if write is not None:
-        write.write_bytes(data)
-    print(f"{name}, {len(data)} bytes")
+        write.write_bytes(content)
+    print(f"{name}, {len(content)} bytes")
     print(module.read(data))
 
 
