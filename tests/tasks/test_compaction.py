@@ -435,7 +435,7 @@ def test_killed_at_any_moment_nothing_is_lost(where, tmp_path, request):
         "print(compaction.compact(compaction.CompactJob(output=sys.argv[1], expire=True, grace_minutes=0)).told())"
     )
     dice, kills, longest = random.Random(where), 0, 1.5
-    for _ in range(9):
+    for _ in range(6):
         command = [sys.executable, "-c", program, output]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None and process.stdout.readline() == "begun\n"
