@@ -113,6 +113,8 @@ def make_masks(source: str, output: str) -> None:
     manifest = Manifest(archive.manifest_folder(place, identity))
     for part in manifest.parts():
         for name, start, end in archive.units_of(part, identity.unit_images):
+            if (folder / mask_file(name)).exists():
+                continue
             ids = part.image_ids(start, end)
             rows = pattern.slice(0, len(ids)).set_column(0, MASKS.field(0), pa.array(ids, pa.string()))
             pq.write_table(rows, folder / mask_file(name), compression="zstd")

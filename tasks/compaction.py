@@ -95,7 +95,9 @@ class CompactReport:
     def told(self) -> str:
         """What was done, in words."""
         lines = []
-        if self.files:
+        if self.files and not self.sources:
+            lines.append(f"{self.files} large files of run {self.run_id} that nothing named are read again.")
+        elif self.files:
             lines.append(
                 f"{self.rows} rows of run {self.run_id}: {self.sources} files are now {self.files}, "
                 f"{self.size / 2**20:.1f} MiB, in {self.seconds:.1f} s."

@@ -293,7 +293,7 @@ def test_a_lost_pointer_is_found_again(archive):
     compact(asked(archive, expire=True, grace_minutes=0))
     storage.remove(the_pointer(archive))
     assert archive.read() == {}
-    assert compact(asked(archive)).rows == 10
+    assert "1 large files of run" in compact(asked(archive)).told()
     assert archive.read() == archive.versions
 
 
@@ -436,7 +436,7 @@ def test_killed_at_any_moment_nothing_is_lost(where, tmp_path, request):
         "print(compaction.compact(compaction.CompactJob(output=sys.argv[1], expire=True, grace_minutes=0)).told())"
     )
     dice, kills, longest = random.Random(where), 0, 1.5
-    for _ in range(9):
+    for _ in range(6):
         command = [sys.executable, "-c", program, output]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None and process.stdout.readline() == "begun\n"
