@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 
-from tasks import pipeline
+from tasks import units
 
 
 def test_a_unit_leaves_nothing_behind() -> None:
@@ -12,8 +12,8 @@ def test_a_unit_leaves_nothing_behind() -> None:
     scores = [np.full((21, 17, 13), -1, np.float16)] * 20
 
     def pass_on() -> None:
-        row = pipeline._unit_row("a", [], 0.0, pixels, scores)
-        _, _, _, flat, flat_scores = pipeline._open_row(row)
+        row = units.unit_row("a", [], 0.0, pixels, scores)
+        _, _, _, flat, flat_scores = units.open_row(row)
         np.testing.assert_array_equal(flat, np.concatenate([image.ravel() for image in pixels]))
         np.testing.assert_array_equal(flat_scores.view(np.float16), np.concatenate([s.ravel() for s in scores]))
 
