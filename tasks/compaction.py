@@ -29,6 +29,7 @@ from pydantic import BaseModel
 from tasks import pointer as pointers
 from tasks import runs, storage
 from tasks.errors import JobError
+from tasks.parquet_files import is_damage, said_of
 from tasks.pointer import CompactedFile, CompactedSegment, Pointer, compacted_folder, masks_folder, segment_of
 from tasks.results import choose_run
 from tasks.schema import MASKS
@@ -315,10 +316,11 @@ def _read_small(place: Location) -> pa.Table:
         table = pq.ParquetFile(pa.BufferReader(storage.read_bytes(place))).read()
     except FileNotFoundError:
         raise JobError(f"{place.uri} was removed while it was compacted: run the same command again.") from None
-    except pa.ArrowException as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
+        if not is_damage(error):
+            raise
         raise JobError(
-            f"{place.uri} is not readable as Parquet ({reason}); remove it and run the archive job."
+            f"{place.uri} is not readable as Parquet ({said_of(error)}); remove it and run the archive job."
         ) from None
     return table.select(MASKS.names).cast(MASKS)
 

@@ -35,6 +35,7 @@ from tasks.archive import (
 )
 from tasks.errors import JobError
 from tasks.manifest import SEGMENT_IMAGES, Manifest
+from tasks.parquet_files import is_damage, said_of
 from tasks.pipeline import write_rows
 from tasks.png_files import png_name, write_png
 from tasks.pointer import CompactedSegment, Pointer, masks_folder
@@ -336,9 +337,11 @@ def _check(held: _Held, expected: list[str]) -> _Check:
                     _count(check, file.read_row_group(group, columns=_COLUMNS), place, present, wanted)
         except FileNotFoundError:
             pass  # Its images will be missing
-        except pa.ArrowException as error:
+        except Exception as error:
+            if not is_damage(error):
+                raise
             raise JobError(
-                f"{place.uri} is not readable as Parquet ({str(error).splitlines()[0]}); remove it and run again."
+                f"{place.uri} is not readable as Parquet ({said_of(error)}); remove it and run again."
             ) from None
     missing = [image_id for image_id in expected if image_id not in present]
     if missing:

@@ -23,6 +23,8 @@ def whole_parquet(place: Location, remedy: str) -> Iterator[None]:
 
 def is_damage(error: Exception) -> bool:
     """Whether it says something of the contents: Arrow raises nearly everything, plain OSErrors without number too."""
+    if isinstance(error, JobError | MemoryError):
+        return False
     if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
         return False
     return type(error).__module__.partition(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "s3fs")
