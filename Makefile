@@ -11,7 +11,7 @@ ENGINE := $(wildcard segcore/crf/* CMakeLists.txt)
 .PHONY: help setup check test test-slow faults fuzz demo default-model bench up down sanitize aarch64 lock clean
 
 help:  ## This list
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 setup: $(STAMP)  ## A virtual environment in .venv with everything, at the pinned versions
 
