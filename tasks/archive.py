@@ -269,11 +269,12 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
         raise
     except Exception as error:
         reason = cluster.explain(error)
+        said = reason if reason.endswith("?") else reason.rstrip(".") + "."
         _note_end(output, plan.run_id, runs.FAILED, _measured(session, meter, start), failure=reason)
         kind = InterruptedJobError if cluster.may_pass(error) else JobError
         again = "" if "same command again" in reason else "; run the same command again to go on"
         raise kind(
-            f"The archive stopped after {session.images} images of this session: {reason.rstrip('.')}. What is done is "
+            f"The archive stopped after {session.images} images of this session: {said} What is done is "
             f"kept{again}."
         ) from error
     except BaseException:  # Cancelled, or interrupted at the keyboard
