@@ -163,8 +163,8 @@ class _Lanes:
                 if self._parting.is_set():
                     break
         except BaseException as error:
-            _let_go(error)
-            if not self._parting.is_set():
+            if not self._parting.is_set():  # After which Ray may be gone, and would end the process that speaks to it
+                _let_go(error)
                 self.out.put(error)
         finally:
             self.meter.end(plan)
