@@ -274,8 +274,7 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
         kind = InterruptedJobError if cluster.may_pass(error) else JobError
         again = "" if "same command again" in reason else "; run the same command again to go on"
         raise kind(
-            f"The archive stopped after {session.images} images of this session: {said} What is done is "
-            f"kept{again}."
+            f"The archive stopped after {session.images} images of this session: {said} What is done is kept{again}."
         ) from error
     except BaseException:  # Cancelled, or interrupted at the keyboard
         _note_end(output, plan.run_id, runs.STOPPED, _measured(session, meter, start))
