@@ -26,7 +26,7 @@ from segcore import checkpoint, models, refinement
 from segcore.images import MAX_PIXELS
 from segcore.inference import InferenceParams, relative_work
 from segcore.refinement import CrfParams
-from tasks import cluster, logs, progress, runs, storage
+from tasks import cluster, logs, progress, runs, storage, storage_faults
 from tasks import pointer as pointers
 from tasks.apart import limits_of
 from tasks.errors import InterruptedJobError, JobError, worth_another_try
@@ -314,7 +314,7 @@ def _facts(job: ArchiveJob, identity: "Identity", plan: ArchivePlan) -> dict[str
 
 
 def _note_end(output: Location, run_id: str, status: str, session: SessionReport, **facts: str) -> None:
-    facts = {name: storage.scrub(text) for name, text in facts.items()}
+    facts = {name: storage_faults.scrub(text) for name, text in facts.items()}
     logs.event(f"session {status} after {session.images} images", run=run_id, stage="session", facts=facts)
     with contextlib.suppress(Exception):  # The storage may be what failed
         runs.end(output, run_id, status, asdict(session) if session.images else None, **facts)

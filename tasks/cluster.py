@@ -22,7 +22,7 @@ from typing import Any
 
 import ray
 
-from tasks import storage
+from tasks import storage, storage_faults
 from tasks.errors import JobError
 from tasks.storage import Location
 
@@ -145,8 +145,8 @@ def connected() -> Iterator[None]:
             with _quiet_start(), _own_signals():
                 _start_local(quiet)
         except OSError as error:
-            if storage.is_full(error):
-                raise JobError(storage.explain(error, scratch())) from None
+            if storage_faults.is_full(error):
+                raise JobError(storage_faults.explain(error, scratch())) from None
             raise
     try:
         yield

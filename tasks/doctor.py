@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import storage
+from tasks import storage, storage_faults
 from tasks.errors import JobError
 
 _RAY_PATIENCE_S = 10.0
@@ -45,7 +45,7 @@ def examine(output: str | None = None) -> Iterator[Finding]:
             yield Finding(subject, True, check())
         except Exception as error:
             words = str(error).splitlines()[0] if str(error) else type(error).__name__
-            yield Finding(subject, False, storage.scrub(words))
+            yield Finding(subject, False, storage_faults.scrub(words))
 
 
 def _versions() -> str:
@@ -92,7 +92,7 @@ def _engine() -> str:
 def _storage(output: str | None) -> str:
     if output is None:
         endpoint = os.environ.get("AWS_ENDPOINT_URL")
-        where = f"S3 at {storage.scrub(endpoint)}" if endpoint else "no AWS_ENDPOINT_URL"
+        where = f"S3 at {storage_faults.scrub(endpoint)}" if endpoint else "no AWS_ENDPOINT_URL"
         return f"not asked for a place; `segment-archive doctor OUTPUT` tries one ({where})"
     folder = storage.locate(output)
     storage.require_writable(folder)
@@ -139,7 +139,9 @@ def _prefect() -> str:
         if problem is None:
             pools = [pool.name for pool in client.read_work_pools()]
     if problem is not None:
-        raise JobError(f"Nobody answers at PREFECT_API_URL={storage.scrub(address)}: start the server, or unset it.")
+        raise JobError(
+            f"Nobody answers at PREFECT_API_URL={storage_faults.scrub(address)}: start the server, or unset it."
+        )
     if not pools:
-        raise JobError(f"The server at {storage.scrub(address)} has no work pool: see infra/README.md.")
-    return f"the server at {storage.scrub(address)} answers; work pools: {', '.join(pools)}"
+        raise JobError(f"The server at {storage_faults.scrub(address)} has no work pool: see infra/README.md.")
+    return f"the server at {storage_faults.scrub(address)} answers; work pools: {', '.join(pools)}"

@@ -13,7 +13,7 @@ import platform
 import sys
 from typing import Any
 
-from tasks import storage
+from tasks import storage_faults
 
 logger = logging.getLogger("segment_archive")
 
@@ -45,14 +45,14 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return storage.scrub(json.dumps(line, ensure_ascii=False, default=str))
+        return storage_faults.scrub(json.dumps(line, ensure_ascii=False, default=str))
 
 
 class _Scrubbing(logging.Filter):
     """Other handlers, Prefect's among them, write the message as it is: without credentials by then."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = storage.scrub(record.getMessage()), ()
+        record.msg, record.args = storage_faults.scrub(record.getMessage()), ()
         return True
 
 

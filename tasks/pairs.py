@@ -17,7 +17,7 @@ from segcore import pair_check, sbd
 from segcore.label_set import LabelSet
 from segcore.masks import encode_mask
 from segcore.pair_check import Finding, Kind
-from tasks import shards, storage
+from tasks import shards, storage, storage_faults
 from tasks.errors import JobError
 from tasks.shards import ShardFile, ShardRow
 from tasks.storage import Location
@@ -207,7 +207,7 @@ def _read(file: FileRef | None, missing: Kind, unreadable: Kind, findings: list[
         try:
             return storage.read_bytes(file.place)
         except own_fault as error:
-            findings.append(Finding(unreadable, storage.explain(error, file.place)))
+            findings.append(Finding(unreadable, storage_faults.explain(error, file.place)))
             return None
 
 

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from tasks import storage
+from tasks import storage_faults
 from tasks.errors import JobError
 from tasks.storage import Location
 
@@ -17,7 +17,7 @@ def whole_parquet(place: Location, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         if not is_damage(error):
-            raise JobError(storage.explain(error, place)) from error
+            raise JobError(storage_faults.explain(error, place)) from error
         raise JobError(f"{place.uri} is no whole Parquet file ({said_of(error)}): {remedy}.") from None
 
 

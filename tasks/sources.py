@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.images import EXTENSIONS, ErrorKind, ImageError
-from tasks import storage
+from tasks import storage, storage_faults
 from tasks.errors import InterruptedJobError, JobError
 from tasks.storage import Location, StoredFile
 from tasks.strict_tar import StrictTarInfo
@@ -102,9 +102,9 @@ def list_source(source: Source, leave_out: Location | None = None) -> Iterator[E
     except (OSError, ValueError) as error:
         if isinstance(error, JobError):
             raise
-        raise JobError(f"Cannot read the source. {storage.explain(error, location)}") from None
+        raise JobError(f"Cannot read the source. {storage_faults.explain(error, location)}") from None
     except Exception as error:  # botocore's own kinds derive from Exception alone
-        raise JobError(f"Cannot read the source. {storage.explain(error, location)}") from None
+        raise JobError(f"Cannot read the source. {storage_faults.explain(error, location)}") from None
 
 
 def read_entries(root: Location, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | ImageError]]:
@@ -397,8 +397,10 @@ def _read_container(protocol: str, entries: Sequence[Entry]) -> Iterator[tuple[E
 
 def _require_no_outage(place: Location, error: Exception) -> None:
     """Raise JobError for what says nothing of an image: it would stand in its row for ever."""
-    if place.protocol != "file" and storage.is_outage(error):
-        raise InterruptedJobError(f"The source cannot be read any more: {storage.explain(error, place)}") from None
+    if place.protocol != "file" and storage_faults.is_outage(error):
+        raise InterruptedJobError(
+            f"The source cannot be read any more: {storage_faults.explain(error, place)}"
+        ) from None
 
 
 def _require_version(place: Location, entry: Entry) -> None:

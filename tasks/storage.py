@@ -7,7 +7,6 @@ What the bytes mean is left to others.
 
 import base64
 import contextlib
-import errno
 import functools
 import hashlib
 import os
@@ -27,19 +26,12 @@ import fsspec
 import fsspec.asyn
 
 from tasks.errors import InterruptedJobError, JobError
+from tasks.storage_faults import ATTEMPTS, credentials_may_have_expired, endpoint, explain, may_pass
 
 T = TypeVar("T")
 
-_ATTEMPTS = 8
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 20.0
-
-_PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
-_PASSING_CODES |= {"InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed", "BadDigest"}
-_FULL_CODES = {"InsufficientStorage", "XMinioStorageFull", "QuotaExceeded", "NoSpaceLeft"}
-_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT}
-_UNEXPLAINED_CODES = {"400", "403"}  # The answer to a HEAD has no body that could say why
-_EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 
 _STEADY_TRIES = 3
 
@@ -48,9 +40,6 @@ TIMEOUT = "SEGMENT_ARCHIVE_STORAGE_TIMEOUT_S"
 
 _ONE_PUT_BYTES = 64 * 2**20  # s3fs sends larger objects in parts
 
-_SECRETS = {"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "PREFECT_API_KEY"}
-_SECRETS |= {"PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "RAY_AUTH_TOKEN"}
-_LEAST_SECRET = 4  # Characters; a shorter value would blank out ordinary words
 TEMPORARY_PREFIX = ".tmp-"
 """Start of the name of a file that is still being written; never read, removed when an hour old."""
 
@@ -146,8 +135,8 @@ def web_address(location: Location) -> str:
         return f"file://{path}"
     if location.protocol != "s3":
         return location.uri
-    if endpoint := _endpoint():
-        return f"{re.sub(r'//[^/@]*@', '//', endpoint).rstrip('/')}/{path}"
+    if address := endpoint():
+        return f"{re.sub(r'//[^/@]*@', '//', address).rstrip('/')}/{path}"
     bucket, _, key = path.partition("/")
     return f"https://{bucket}.s3.amazonaws.com/{key}"
 
@@ -335,12 +324,12 @@ def retried(call: Callable[[], T]) -> T:
     credentials that have expired: for these the file systems are made anew, which reads the credentials again.
     """
     refreshed = False
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         try:
             return call()
         except Exception as error:
-            expired = not refreshed and _codes(error) & (_EXPIRED_CODES | _UNEXPLAINED_CODES)
-            if attempt == _ATTEMPTS - 1 or not (expired or may_pass(error)):
+            expired = not refreshed and credentials_may_have_expired(error)
+            if attempt == ATTEMPTS - 1 or not (expired or may_pass(error)):
                 raise
             if expired:
                 refreshed = True
@@ -355,54 +344,6 @@ def retried(call: Callable[[], T]) -> T:
 def refresh() -> None:
     """Make the file systems anew at their next use, with the credentials and settings that are there then."""
     _filesystem.cache_clear()
-
-
-def scrub(text: str) -> str:
-    """The text without the credentials of this process's environment, and without user and password in a URI."""
-    for name in _SECRETS:
-        value = os.environ.get(name, "")
-        if len(value) >= _LEAST_SECRET:
-            text = text.replace(value, "***")
-    return re.sub(r"://[^/@\s:]*:[^/@\s]*@", "://", text)
-
-
-def explain(error: BaseException, location: Location) -> str:
-    """One sentence for a person about a storage error, with the remedy where one is known; never a credential."""
-    name = type(error).__name__
-    if name in ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "ProfileNotFound"):
-        return (
-            f"No credentials for {location.uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
-            "in the environment."
-        )
-    if _codes(error) & _EXPIRED_CODES:
-        return f"The credentials for {location.uri} have expired: renew them, and run the same command again."
-    where = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else location.uri
-    if is_full(error):
-        return f"No space is left for {location.uri}: make room there, or raise the quota."
-    if _codes(error) & _UNEXPLAINED_CODES:
-        return (
-            f"No permission for {where}, or the credentials have expired: renew them or check their rights, and run "
-            "the same command again."
-        )
-    if isinstance(error, PermissionError):
-        return f"No permission for {where}: check the rights of the folder or of the credentials."
-    if isinstance(error, FileNotFoundError):
-        return f"{where} does not exist: check its spelling, and that this machine can see it."
-    if name in ("EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ConnectionRefusedError"):
-        endpoint = re.sub(r"//[^/@]*@", "//", os.environ.get("AWS_ENDPOINT_URL", "the default endpoint"))
-        return f"Cannot reach the object store at {endpoint} for {location.uri}: is it running, is the address right?"
-    text = scrub(str(error).splitlines()[0]) if str(error) else ""
-    if location.protocol != "file" and may_pass(error):
-        return (
-            f"The storage of {location.uri} does not work ({text or name}), though it was asked {_ATTEMPTS} times: run "
-            "the same command again when it does."
-        )
-    return f"Cannot use {location.uri}: {name}{': ' + text if text else ''}"
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether there is no space left on a disk, in a bucket or within a quota."""
-    return (isinstance(error, OSError) and error.errno in _FULL_ERRORS) or bool(_codes(error) & _FULL_CODES)
 
 
 @contextlib.contextmanager
@@ -473,13 +414,13 @@ def _filesystem(protocol: str, process: int, patient: bool = False, sparse: bool
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         }
-        if endpoint := _endpoint():
-            options["endpoint_url"] = endpoint
+        if address := endpoint():
+            options["endpoint_url"] = address
     made = fsspec.filesystem(protocol, **options)
     if protocol == "s3":
         from s3fs.core import set_custom_error_handler
 
-        made.retries = _ATTEMPTS if patient else 1
+        made.retries = ATTEMPTS if patient else 1
         set_custom_error_handler(may_pass)
     return made
 
@@ -519,57 +460,6 @@ def _upload(location: Location, data: bytes, content_type: str | None = None) ->
     info = store.info(location.path, **({"refresh": True} if location.protocol == "s3" else {}))
     if int(info.get("size") or 0) != len(data):
         raise _NotAsSentError(f"{location.uri} has {info.get('size')} bytes after {len(data)} were sent")
-
-
-def _codes(error: BaseException) -> set[str]:
-    """Codes of the store's answer, also where s3fs has made an OSError of it."""
-    found: set[str] = set()
-    cause: BaseException | None = error
-    for _ in range(4):
-        answer = getattr(cause, "response", None)
-        if isinstance(answer, dict):
-            found.add(str(answer.get("Error", {}).get("Code", "")))
-        if cause is None or cause.__cause__ is None:
-            break
-        cause = cause.__cause__
-    return found
-
-
-def _status(error: BaseException) -> int | None:
-    for cause in (error, error.__cause__):
-        answer = getattr(cause, "response", None)
-        if isinstance(answer, dict):
-            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            return int(status) if status is not None else None
-    return None
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
-def is_outage(error: BaseException) -> bool:
-    """Whether it is the store or the way to it that fails, whatever was asked: credentials, overload, the network."""
-    codes, status = _codes(error), _status(error)
-    if is_full(error):
-        return False
-    if codes & (_PASSING_CODES | _EXPIRED_CODES) or (status is not None and (status >= 500 or status == 429)):
-        return True
-    if status is not None or type(error).__name__ == "ParamValidationError":
-        return False  # The store has understood and refused
-    remote = type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp")
-    return remote or isinstance(error, (ConnectionError, TimeoutError)) or "Timeout" in type(error).__name__
-
-
-def may_pass(error: BaseException) -> bool:
-    """Whether the same call may succeed a little later."""
-    if _codes(error) & _EXPIRED_CODES or type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-        return False
-    if is_outage(error):
-        return True
-    kinds = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
-    # A fault of which nothing is known is worth another try
-    return isinstance(error, OSError) and _status(error) is None and not isinstance(error, kinds)
 
 
 def _version(info: dict[str, Any]) -> str:

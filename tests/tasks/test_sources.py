@@ -214,7 +214,7 @@ def test_an_outage_is_no_images_fault(tmp_path, bucket, monkeypatch):
     bucket.put("a.jpg", b"x")
     root = locate(f"s3://{bucket.name}")
     entries = list(list_source(Source(root)))
-    monkeypatch.setattr("tasks.storage._ATTEMPTS", 1)
+    monkeypatch.setattr("tasks.storage.ATTEMPTS", 1)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "expired")
     storage._filesystem.cache_clear()
     try:

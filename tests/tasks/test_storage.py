@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import storage
+from tasks import storage, storage_faults
 from tasks.errors import InterruptedJobError, JobError
 from tasks.storage import Location, locate
 
@@ -124,7 +124,7 @@ def test_faults_that_may_pass_are_tried_again(monkeypatch):
 
     with pytest.raises(EndpointConnectionError):
         storage.retried(unreachable)
-    assert len(calls) == storage._ATTEMPTS
+    assert len(calls) == storage.ATTEMPTS
     with pytest.raises(FileNotFoundError):
         storage.retried(lambda: (_ for _ in ()).throw(FileNotFoundError("gone")))
 
@@ -135,7 +135,7 @@ def test_faults_that_may_pass_are_tried_again(monkeypatch):
     calls.clear()
     with pytest.raises(TimeoutError):
         storage.retried(always)
-    assert len(calls) == storage._ATTEMPTS
+    assert len(calls) == storage.ATTEMPTS
 
 
 def test_what_cannot_be_written_is_said_in_one_sentence(tmp_path, s3_server):
@@ -154,9 +154,9 @@ def test_no_credential_stands_in_an_explanation(s3_server, monkeypatch):
     place = locate("s3://no-such-bucket/x")
     with pytest.raises(FileNotFoundError) as caught:
         storage.read_bytes(place)
-    assert "testsecret" not in storage.explain(caught.value, place)
+    assert "testsecret" not in storage_faults.explain(caught.value, place)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:testsecret@127.0.0.1:9")
-    told = storage.explain(ConnectionRefusedError("no"), place)
+    told = storage_faults.explain(ConnectionRefusedError("no"), place)
     assert "127.0.0.1:9" in told and "testsecret" not in told
 
 
@@ -204,7 +204,7 @@ def test_expired_credentials_are_read_anew_once(s3_server, monkeypatch):
     assert storage.filesystem(place) is not old
     with pytest.raises(PermissionError) as caught:
         storage.retried(failing_first(9, client_error("ExpiredToken", 400)))
-    assert "have expired: renew them" in storage.explain(caught.value, place)
+    assert "have expired: renew them" in storage_faults.explain(caught.value, place)
 
 
 def test_a_refusal_without_a_reason_may_be_expired_credentials(s3_server):
@@ -214,7 +214,7 @@ def test_a_refusal_without_a_reason_may_be_expired_credentials(s3_server):
     assert storage.filesystem(place) is not old
     with pytest.raises(PermissionError) as caught:
         storage.retried(failing_first(9, client_error("403", 403)))
-    assert "or the credentials have expired" in storage.explain(caught.value, place)
+    assert "or the credentials have expired" in storage_faults.explain(caught.value, place)
 
 
 def test_an_outage_is_told_from_a_refusal(s3_server):
@@ -223,12 +223,12 @@ def test_an_outage_is_told_from_a_refusal(s3_server):
     place = locate("s3://anything/x")
     overload = client_error("SlowDown", 503), client_error("InternalError", 500)
     for outage in (*overload, ReadTimeoutError(endpoint_url="")):
-        assert storage.is_outage(outage) and storage.may_pass(outage)
+        assert storage_faults.is_outage(outage) and storage_faults.may_pass(outage)
         with pytest.raises(InterruptedJobError, match="s3://anything/x does not work"), storage.explained(place):
             raise outage
-    assert storage.is_outage(client_error("ExpiredToken", 403))  # No image's fault
+    assert storage_faults.is_outage(client_error("ExpiredToken", 403))  # No image's fault
     for refusal in (client_error("AccessDenied", 403), NoCredentialsError(), client_error("ExpiredToken", 403)):
-        assert not storage.may_pass(refusal)
+        assert not storage_faults.may_pass(refusal)
         with pytest.raises(JobError) as caught, storage.explained(place):
             raise refusal
         assert not isinstance(caught.value, InterruptedJobError)
@@ -252,7 +252,7 @@ def test_an_upload_that_arrives_cut_is_sent_again(bucket, monkeypatch):
 
 def test_credentials_are_struck_out(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG")
-    told = storage.scrub("bad wJalrXUtnFEMI/K7MDENG at http://user:pass@host/x and s3://bucket/a:b@c")
+    told = storage_faults.scrub("bad wJalrXUtnFEMI/K7MDENG at http://user:pass@host/x and s3://bucket/a:b@c")
     assert told == "bad *** at http://host/x and s3://bucket/a:b@c"
 
 

@@ -54,13 +54,13 @@ def test_what_passes_is_waited_for(proxy, place, weather):
 
 def test_half_an_upload_is_never_read(proxy, place, monkeypatch):
     storage.write_whole(place / "old", b"old")
-    monkeypatch.setattr(storage, "_ATTEMPTS", 2)
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
     proxy.weather = "cut-upload"
     for name in ("new", "old"):
         with pytest.raises(Exception):  # noqa: B017, whatever the network says
             storage.write_whole(place / name, DATA)
     proxy.weather = "calm"
-    monkeypatch.setattr(storage, "_ATTEMPTS", 8)
+    monkeypatch.setattr(storage, "ATTEMPTS", 8)
     assert not storage.exists(place / "new")
     assert storage.read_bytes(place / "old") == b"old"
     lasts(proxy, "cut-upload", 0.3, lambda: storage.write_whole(place / "new", DATA))
