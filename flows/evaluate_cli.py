@@ -77,7 +77,7 @@ def accept(
     model: Annotated[list[str] | None, typer.Option(help="Only this model; may be repeated.")] = None,
 ) -> None:
     """Compare later evaluations with what the latest one found."""
-    from tasks.nightly import accept_baseline
+    from tasks.baselines import accept_baseline
 
     try:
         told = accept_baseline(output, model or ())
@@ -111,21 +111,21 @@ def mount(app: typer.Typer) -> None:
 
 
 def _is_of_latest_night(output: str, sentence: str) -> bool:
-    from tasks.nightly import latest_sentence
+    from tasks.night_record import latest_sentence
 
     return latest_sentence(output) == sentence
 
 
 def _show(output: str) -> None:
     """Print the figures of the latest night."""
-    from tasks.evaluation_report import summary
+    from tasks.night_words import summary
 
     print("\n".join(summary(output)))
 
 
 def _show_sheet(output: str) -> None:
     from tasks import storage
-    from tasks.evaluation_report import sheet, sheet_markdown, sheet_table
+    from tasks.sheet import sheet, sheet_markdown, sheet_table
 
     rows = sheet(storage.locate(output))
     place = storage.locate(output) / "sheet.md"

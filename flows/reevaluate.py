@@ -8,8 +8,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from tasks.errors import JobError
 from tasks.evaluation import ReevaluateJob
-from tasks.evaluation_report import publish_night
-from tasks.nightly import close_night, evaluate_models, judge_night, plan_night, stale
+from tasks.nightly import close_night, evaluate_models, judge_night, plan_night, publish_night, stale
 
 
 @flow(name="reevaluate", flow_run_name="{job.dataset}")

@@ -29,9 +29,9 @@ from pydantic import BaseModel
 from tasks import pointer as pointers
 from tasks import runs, storage
 from tasks.errors import JobError
-from tasks.parquet_files import is_damage, said_of
+from tasks.parquet_files import naming_damage
 from tasks.pointer import CompactedFile, CompactedSegment, Pointer, compacted_folder, masks_folder, segment_of
-from tasks.results import choose_run
+from tasks.results import REMEDY, choose_run
 from tasks.schema import MASKS
 from tasks.storage import Location, StoredFile
 
@@ -313,15 +313,10 @@ def _small_tables(folder: Location, files: Sequence[StoredFile]) -> Iterator[pa.
 
 def _read_small(place: Location) -> pa.Table:
     try:
-        table = pq.ParquetFile(pa.BufferReader(storage.read_bytes(place))).read()
+        with naming_damage(place, REMEDY):
+            table = pq.ParquetFile(pa.BufferReader(storage.read_bytes(place))).read()
     except FileNotFoundError:
         raise JobError(f"{place.uri} was removed while it was compacted: run the same command again.") from None
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        raise JobError(
-            f"{place.uri} is not readable as Parquet ({said_of(error)}); remove it and run the archive job."
-        ) from None
     return table.select(MASKS.names).cast(MASKS)
 
 

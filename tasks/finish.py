@@ -34,13 +34,14 @@ from tasks.archive import (
     units_of,
 )
 from tasks.errors import JobError
+from tasks.gallery_files import gallery_folder
 from tasks.manifest import SEGMENT_IMAGES, Manifest
-from tasks.parquet_files import is_damage, said_of
+from tasks.parquet_files import naming_damage
 from tasks.pipeline import write_rows
 from tasks.png_files import png_name, write_png
 from tasks.pointer import CompactedSegment, Pointer, masks_folder
-from tasks.report import ReportJob, build_report, gallery_folder
-from tasks.results import Results, mask_files
+from tasks.report import ReportJob, build_report
+from tasks.results import REMEDY, Results, mask_files
 from tasks.storage import Location
 from tasks.units import mask_file
 
@@ -331,18 +332,13 @@ def _check(held: _Held, expected: list[str]) -> _Check:
     wanted = set(expected)
     for place in held.places:
         try:
-            with storage.open_for_reading(place, sparse=True) as opened:  # A few kB of the file: not the masks
+            # A few kB of the file: not the masks
+            with naming_damage(place, REMEDY), storage.open_for_reading(place, sparse=True) as opened:
                 file = pq.ParquetFile(opened)
                 for group in range(file.metadata.num_row_groups):
                     _count(check, file.read_row_group(group, columns=_COLUMNS), place, present, wanted)
         except FileNotFoundError:
             pass  # Its images will be missing
-        except Exception as error:
-            if not is_damage(error):
-                raise
-            raise JobError(
-                f"{place.uri} is not readable as Parquet ({said_of(error)}); remove it and run again."
-            ) from None
     missing = [image_id for image_id in expected if image_id not in present]
     if missing:
         return _Check(missing)

@@ -12,16 +12,29 @@ from tasks.storage import Location
 def whole_parquet(place: Location, remedy: str) -> Iterator[None]:
     """Within, a file is opened and read. Raises JobError where it is damaged, or storage does not give it."""
     try:
-        yield
+        with naming_damage(place, remedy):
+            yield
     except JobError:
         raise
     except Exception as error:
-        if not is_damage(error):
-            raise JobError(storage_faults.explain(error, place)) from error
-        raise JobError(f"{place.uri} is no whole Parquet file ({said_of(error)}): {remedy}.") from None
+        raise JobError(storage_faults.explain(error, place)) from error
 
 
-def is_damage(error: Exception) -> bool:
+@contextlib.contextmanager
+def naming_damage(place: Location, remedy: str) -> Iterator[None]:
+    """The same for who deals with storage: raises JobError where the file is damaged, and lets all else pass.
+
+    remedy: what to do about it, as the end of a sentence.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_damage(error):
+            raise
+        raise JobError(f"{place.uri} is no whole Parquet file ({_said_of(error)}): {remedy}.") from None
+
+
+def _is_damage(error: Exception) -> bool:
     """Whether it says something of the contents: Arrow raises nearly everything, plain OSErrors without number too."""
     if isinstance(error, JobError | MemoryError):
         return False
@@ -30,7 +43,7 @@ def is_damage(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "s3fs")
 
 
-def said_of(error: Exception) -> str:
+def _said_of(error: Exception) -> str:
     """What a reader complains of, in a few words that do nothing to a terminal."""
     lines = str(error).splitlines()
     reason = lines[0][:200].rstrip(".") if lines else type(error).__name__

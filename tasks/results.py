@@ -42,7 +42,7 @@ _READERS = 8
 
 _WHOLE_FILE_BYTES = 64 * 2**20  # Larger files are read row group by row group
 
-REMEDY = "remove it and run the same job again, which does just its images anew"
+REMEDY = "remove it and run the archive job again, which does just its images anew"
 """What to do about a mask file that is damaged."""
 
 MASK_COLUMNS = ("mask", "mask_before_crf")

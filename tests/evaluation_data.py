@@ -12,7 +12,9 @@ from segcore.images import decode
 from segcore.inference import InferenceParams, Scorer
 from segcore.refinement import refine_scores
 from segcore.voc import CLASSES
-from tasks.evaluation import COUNTS, UNIT_IMAGES, Evaluation, ReevaluateJob, counts_folder, judged, write_counts
+from tasks.evaluation import Evaluation, ReevaluateJob
+from tasks.evaluation_counts import COUNTS, counts_folder, write_counts
+from tasks.judging import UNIT_IMAGES, judged
 from tasks.shards import (
     DatasetManifest,
     ShardRow,

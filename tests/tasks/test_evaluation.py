@@ -13,21 +13,11 @@ from segcore.card import ModelCard
 from segcore.preprocessing import DEEPLAB
 from segcore.voc import CLASSES
 from tasks.errors import JobError
-from tasks.evaluation import (
-    Counts,
-    ReevaluateJob,
-    RefusedError,
-    counts_folder,
-    evaluate,
-    evaluation_of,
-    evaluations_of,
-    figures,
-    open_dataset,
-    read_counts,
-    read_record,
-    refuse_training_images,
-    write_record,
-)
+from tasks.evaluation import ReevaluateJob, RefusedError, evaluations_of, open_dataset, refuse_training_images
+from tasks.evaluation_counts import Counts, counts_folder, read_counts
+from tasks.evaluation_figures import figures
+from tasks.evaluation_record import evaluation_of, read_record, write_record
+from tasks.judging import evaluate
 from tasks.registry import RegisteredModel, list_models
 from tasks.remote_models import local_model
 from tasks.shards import read_manifest

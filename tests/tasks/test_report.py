@@ -9,6 +9,7 @@ from tasks import storage
 from tasks.archive import ArchiveJob
 from tasks.errors import JobError
 from tasks.finish import ArchiveReport, publish_gallery
+from tasks.gallery_files import ASSETS
 from tasks.report import ReportJob, build_report
 from tests.outputs import error_row, mask_row, small_rows, write_run
 
@@ -153,11 +154,8 @@ def test_a_gallery_that_fails_fails_no_run(small_output, monkeypatch):
 
 def test_the_assets_are_part_of_what_is_installed():
     """The page ships beside its module, and names nothing outside its folder."""
-    import tasks.report as module
-
-    folder = Path(module.__file__).parent / "report_assets"
     for name in ("index.html", "report.css", "report.js"):
-        text = (folder / name).read_text("utf-8")
+        text = (ASSETS / name).read_text("utf-8")
         assert "http://" not in text and "https://" not in text and "innerHTML" not in text
 
 

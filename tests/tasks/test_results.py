@@ -150,10 +150,10 @@ def test_a_damaged_mask_file_is_named_with_what_to_do(tmp_path, damage):
     place.write_bytes(data)
     results = open_results(str(tmp_path / "out"))
     for read in (lambda: list(results.masks()), lambda: results.mask(rows[9]["image_id"])):
-        with pytest.raises(JobError, match=rf"{place.name}.*remove it and run the same job again"):
+        with pytest.raises(JobError, match=rf"{place.name}.*remove it and run the archive job again"):
             read()
     if damage != "mask":
-        with pytest.raises(JobError, match=rf"{place.name}.*remove it and run the same job again"):
+        with pytest.raises(JobError, match=rf"{place.name}.*remove it and run the archive job again"):
             results.to_arrow()
 
 
