@@ -83,12 +83,13 @@ def make_masks(source: str, output: str) -> None:
     """The mask files of a run in which every image has its row, and its record."""
     from tasks import archive, runs
     from tasks.manifest import Manifest
+    from tasks.pointer import masks_folder
     from tasks.schema import MASKS
     from tasks.storage import locate
     from tasks.units import mask_file
 
     place, identity = locate(output), archive.identify(_job(source, output))
-    folder = Path(archive.masks_folder(place, identity.run_id).path)
+    folder = Path(masks_folder(place, identity.run_id).path)
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     classes = [

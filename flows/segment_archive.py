@@ -4,7 +4,8 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from tasks.archive import ArchiveJob, list_archive, segment_remaining
+from tasks.archive import ArchiveJob, list_archive
+from tasks.archive_session import segment_remaining
 from tasks.errors import JobError
 from tasks.finish import ArchiveReport, publish_gallery, publish_report
 

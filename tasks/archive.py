@@ -1,23 +1,19 @@
-"""The archive job: what is asked, what remains, and doing it.
+"""The archive job: what is asked, which run that is, and what remains of it.
 
 A job is identified by everything that decides a mask (`run_id`). Its output is its own checkpoint: the manifest says
 what there is, the names of the mask files (and the pointer of a compacted run) say what is done, the difference is what
-remains. Nothing else is kept, so nothing else can be wrong after a crash. `tasks/finish.py` proves the result.
+remains. Nothing else is kept, so nothing else can be wrong after a crash. `tasks/archive_session.py` does what remains,
+`tasks/finish.py` proves the result.
 """
 
-import contextlib
 import functools
 import hashlib
-import itertools
 import json
-import random
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import annotated_types
-import ray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
@@ -26,30 +22,19 @@ from segcore import checkpoint, models, refinement
 from segcore.images import MAX_PIXELS
 from segcore.inference import InferenceParams, relative_work
 from segcore.refinement import CrfParams
-from tasks import cluster, logs, progress, runs, storage, storage_faults
 from tasks import pointer as pointers
+from tasks import progress, storage
 from tasks.apart import limits_of
-from tasks.errors import InterruptedJobError, JobError, worth_another_try
-from tasks.growth import stream_growing
+from tasks.errors import JobError, worth_another_try
 from tasks.manifest import PART_IMAGES, Manifest, Part, extend
-from tasks.meter import Meter
-from tasks.pointer import masks_folder
 from tasks.remote_models import local_model
 from tasks.schema import SCHEMA_VERSION
 from tasks.sources import Source, list_source
 from tasks.storage import Location
-from tasks.units import Destination, MaskParams, Unit, mask_file
+from tasks.units import MaskParams, Unit, mask_file
 
 PIPELINE_VERSION = 1
 """Raised when the pipeline makes other masks from the same parameters; part of the run id."""
-
-WAVE_UNITS = 2048
-"""Units handed to Ray at a time: bounds the driver's memory, and lets a grown cluster be planned anew. More on a large
-cluster, `wave_units`, whose workers take as long to start as those of a small one."""
-
-_WAVE_UNITS_OF_A_CPU = 16
-
-_PASSES = 5
 
 DEFAULT_MODEL = "pspnet14"
 """The model whose weights ship with the project; see docs/default-model.md."""
@@ -154,31 +139,6 @@ class ArchivePlan:
     remaining_images: int
 
 
-@dataclass
-class SessionReport:
-    """What one session of a run did."""
-
-    images: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    """From the first unit sent to the last committed, the start of the workers included."""
-
-    seconds_to_first: float = 0.0
-    """Until the first unit was committed."""
-
-    stages: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By stage: busy_s, busy_share (of its workers' time), images_per_s (of one worker), queue_units (units that wait
-    before it, on average)."""
-
-    workers: str = ""
-
-    nodes: dict[str, int] = field(default_factory=dict)
-    """Images refined on each node of the cluster."""
-
-    warning: str = ""
-    """Which stage starved another, and what to add; empty where they were in balance."""
-
-
 @task(name="list-archive", cache_policy=NO_CACHE, **RETRIES)
 def list_archive(job: ArchiveJob) -> ArchivePlan:
     """Add what the source holds to the manifest, and say what remains to be done."""
@@ -212,112 +172,6 @@ def list_archive(job: ArchiveJob) -> ArchivePlan:
         remaining_units=len(remaining),
         remaining_images=sum(remaining),
     )
-
-
-@task(name="segment-remaining", cache_policy=NO_CACHE, **RETRIES)
-def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
-    """Stream every image that has no committed row through reading, scoring and refinement."""
-    session = SessionReport()
-    if not plan.remaining_units:
-        return session
-    output = storage.locate(job.output)
-    identity = identify(job)
-    params = mask_params(job, identity)
-    destination = Destination(
-        masks_folder(output, plan.run_id),
-        plan.run_id,
-        storage.locate(job.source),
-        png_folder(output, plan.run_id) if job.png else None,
-    )
-    free = (1.0, 0.0)
-    start = time.monotonic()
-    meter: Meter | None = None
-    tracker = progress.Tracker(plan.images, plan.images - plan.remaining_images)
-    logs.event(f"{plan.remaining_images} images remain", run=plan.run_id, stage="session", images=plan.images)
-    try:
-        with storage.explained(output):
-            # Where another session of this run may be at work, begin elsewhere: both then share what is left
-            busy_already = runs.status(output, plan.run_id) == runs.RUNNING
-            spread_seed = random.randrange(2**32) if busy_already else None
-            runs.begin(output, plan.run_id, _facts(job, identity, plan))
-        with cluster.connected():
-            cluster.grow(job.cpus, job.gpus)
-            packed = _packed(job)
-            for _ in range(_PASSES):  # Again where another session has listed images meanwhile
-                units = remaining_units(Manifest(manifest_folder(output, identity)), output, identity)
-                waves = iter(lambda: list(itertools.islice(units, wave_units(free[0]))), [])  # noqa: B023
-                done_before = session.images
-                for wave in waves:
-                    free = cluster.free_resources(free)
-                    workers = cluster.plan_nodes(cluster.free_nodes())
-                    session.workers = workers.describe()
-                    meter = meter or Meter(plan.run_id)
-                    for report in stream_growing(
-                        _spread(wave, spread_seed), params, destination, workers, meter, packed=packed
-                    ):
-                        if not session.seconds_to_first:
-                            session.seconds_to_first = time.monotonic() - start
-                        meter.add(report)
-                        session.images = meter.images
-                        tracker.advance(report.images, report.errors.total())
-                if session.images == done_before:
-                    break
-            if meter is not None:
-                session.warning = meter.warn()
-    except JobError:
-        _note_end(output, plan.run_id, runs.FAILED, _measured(session, meter, start))
-        raise
-    except Exception as error:
-        reason = cluster.explain(error)
-        said = reason if reason.endswith("?") else reason.rstrip(".") + "."
-        _note_end(output, plan.run_id, runs.FAILED, _measured(session, meter, start), failure=reason)
-        kind = InterruptedJobError if cluster.may_pass(error) else JobError
-        again = "" if "same command again" in reason else "; run the same command again to go on"
-        raise kind(
-            f"The archive stopped after {session.images} images of this session: {said} What is done is kept{again}."
-        ) from error
-    except BaseException:  # Cancelled, or interrupted at the keyboard
-        _note_end(output, plan.run_id, runs.STOPPED, _measured(session, meter, start))
-        raise
-    finally:
-        tracker.end()
-    return _measured(session, meter, start)
-
-
-def _measured(session: SessionReport, meter: Meter | None, start: float) -> SessionReport:
-    """The session with what was measured until now."""
-    session.seconds = time.monotonic() - start
-    if meter is not None:
-        session.errors = dict(meter.errors)
-        session.stages = meter.stages()
-        session.nodes = {node: images for node, images in meter.nodes.items() if images}
-    return session
-
-
-def _packed(job: ArchiveJob) -> "ray.ObjectRef[checkpoint.PackedModel] | None":
-    """The model in Ray's object store, where the workers do not see the files of this machine."""
-    if not cluster.is_shared() or job.untrained or "://" in job.model:
-        return None
-    return ray.put(checkpoint.pack(job.model))
-
-
-def _facts(job: ArchiveJob, identity: "Identity", plan: ArchivePlan) -> dict[str, Any]:
-    """What the record says that the run is."""
-    return {
-        "job": job.model_dump(mode="json"),
-        "deciding": identity.deciding,
-        "model": identity.model_name,
-        "model_digest": identity.model_digest,
-        "crf_engine": identity.crf_engine,
-        "images": plan.images,
-    }
-
-
-def _note_end(output: Location, run_id: str, status: str, session: SessionReport, **facts: str) -> None:
-    facts = {name: storage_faults.scrub(text) for name, text in facts.items()}
-    logs.event(f"session {status} after {session.images} images", run=run_id, stage="session", facts=facts)
-    with contextlib.suppress(Exception):  # The storage may be what failed
-        runs.end(output, run_id, status, asdict(session) if session.images else None, **facts)
 
 
 @dataclass(frozen=True)
@@ -469,11 +323,6 @@ def _remaining(manifest: Manifest, output: Location, identity: Identity) -> Iter
                 yield name, part, start, end
 
 
-def wave_units(cpus: float) -> int:
-    """Units of one wave on a cluster with this many CPUs free: ten minutes of work and more against a start of 20 s."""
-    return max(WAVE_UNITS, int(_WAVE_UNITS_OF_A_CPU * cpus))
-
-
 def _unit_images(inference: InferenceParams, parameters: int) -> int:
     """Images of one file: 64 for LargeFOV at 513 px, fewer in proportion as an image costs more work or memory.
 
@@ -482,11 +331,3 @@ def _unit_images(inference: InferenceParams, parameters: int) -> int:
     work = relative_work(inference, parameters)
     pixels = (inference.long_side_px / 513) ** 2
     return max(1, min(PART_IMAGES, int(PART_IMAGES / max(work, pixels))))
-
-
-def _spread(units: list[Unit], seed: int | None) -> list[Unit]:
-    """Start somewhere else in the list, so that two sessions of one run share the work instead of racing."""
-    if seed is None or not units:
-        return units
-    start = random.Random(seed).randrange(len(units))
-    return units[start:] + units[:start]

@@ -27,12 +27,12 @@ from tasks.archive import (
     ArchiveJob,
     ArchivePlan,
     Identity,
-    SessionReport,
     identify,
     manifest_folder,
     png_folder,
     units_of,
 )
+from tasks.archive_session import SessionReport
 from tasks.errors import JobError
 from tasks.gallery_files import gallery_folder
 from tasks.manifest import SEGMENT_IMAGES, Manifest

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from segcore import checkpoint
-from tasks.archive import ArchiveJob, list_archive, segment_remaining
+from tasks.archive import ArchiveJob, list_archive
+from tasks.archive_session import segment_remaining
 from tests.conftest import ROOT, photograph
 from tests.ray_nodes import Nodes, ray_nodes
 
@@ -24,7 +25,7 @@ NUM_COMPARED = 12
 # The driver, in a process of its own so that it joins this cluster and not that of the other tests
 DRIVER = """
 import json, sys
-from tasks import archive, cluster, finish, growth, manifest
+from tasks import archive, archive_session, cluster, finish, growth, manifest
 archive._unit_images = lambda *_: 1
 growth.LOOK_EVERY_S, growth.STUCK_AFTER_S = 1.0, 15.0
 import ray
@@ -39,7 +40,7 @@ with cluster.connected():
             import segcore._crf, tasks.pipeline
             return tasks.pipeline.__file__, segcore._crf.__file__
         print(json.dumps({"code": ray.get(where.remote())}), flush=True)
-    session = archive.segment_remaining.fn(job, plan)
+    session = archive_session.segment_remaining.fn(job, plan)
     report = finish.publish_report.fn(job, plan, session)
 print(json.dumps({"run": report.run_id, "masks": report.masks, "nodes": session.nodes}), flush=True)
 """

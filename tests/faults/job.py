@@ -9,7 +9,8 @@ import sys
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 from tasks import growth
-from tasks.archive import ArchiveJob, list_archive, segment_remaining
+from tasks.archive import ArchiveJob, list_archive
+from tasks.archive_session import segment_remaining
 from tasks.errors import JobError
 from tasks.finish import publish_report
 

@@ -10,20 +10,12 @@ from pydantic import ValidationError
 
 from segcore import masks
 from tasks import progress, runs, storage
-from tasks.archive import (
-    WAVE_UNITS,
-    ArchiveJob,
-    identify,
-    list_archive,
-    manifest_folder,
-    masks_folder,
-    segment_remaining,
-    units_of,
-    wave_units,
-)
+from tasks.archive import ArchiveJob, identify, list_archive, manifest_folder, units_of
+from tasks.archive_session import WAVE_UNITS, segment_remaining, wave_units
 from tasks.errors import JobError
 from tasks.finish import check_run, publish_report
 from tasks.manifest import Manifest
+from tasks.pointer import masks_folder
 from tasks.schema import MASKS
 from tasks.storage import locate
 from tests.conftest import photograph

@@ -8,7 +8,8 @@ import pytest
 import ray
 
 from tasks import cluster, storage
-from tasks.archive import ArchiveJob, list_archive, segment_remaining
+from tasks.archive import ArchiveJob, list_archive
+from tasks.archive_session import segment_remaining
 from tasks.errors import JobError
 from tasks.finish import publish_report
 from tasks.storage import locate
