@@ -26,7 +26,7 @@ def worst_picture(output: Location, of: Evaluation, counts: Counts, dataset: str
     counts: of that evaluation. dataset: URI of what it is on.
     """
     stage = of.stages[-1]
-    worst = worst_images(counts, stage, WORST)
+    worst = _worst_images(counts, stage, WORST)
     captions = {counts.ids[i]: f"{counts.ids[i]}: {100 * share:.1f} % of the pixels right" for i, share in worst}
     return _picture_of(output, dataset, of, captions, [(f"predicted {stage}", of, stage)])
 
@@ -43,7 +43,7 @@ def lost_picture(
     now, before = _both(output, night, alarm)
     first = alarm.differences[0]
     counts = (read_counts(output, before), read_counts(output, now))
-    lost = lost_images(*counts, first["stage"], first["label"], num_shown)
+    lost = _lost_images(*counts, first["stage"], first["label"], num_shown)
     if not lost:
         return None
     about = "pixels" if first["class"] is None else f"pixels of {first['class']}"
@@ -52,7 +52,7 @@ def lost_picture(
     return _picture_of(output, dataset, now, captions, shown, jpeg=jpeg)
 
 
-def lost_images(
+def _lost_images(
     before: Counts, after: Counts, stage: str, label: int | None, num_shown: int
 ) -> list[tuple[int, float]]:
     """The images that lost the most: index and change of the share of right pixels, worst first, only losses.
@@ -71,7 +71,7 @@ def lost_images(
     return [(int(i), -float(change[i])) for i in order if change[i] > 0]
 
 
-def worst_images(counts: Counts, stage: str, num_shown: int) -> list[tuple[int, float]]:
+def _worst_images(counts: Counts, stage: str, num_shown: int) -> list[tuple[int, float]]:
     """The images with the lowest share of right pixels: index and share, worst first."""
     share = evaluation.pixel_accuracy(counts.of(stage))
     order = share.argsort(kind="stable")[:num_shown]
