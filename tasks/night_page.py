@@ -198,6 +198,7 @@ def _differences(measured: list[tuple[Evaluation, str, list[str], Any]]) -> str:
 
 
 def _whole(output: Location, night: Night, sections: list[str]) -> str:
+    """The page around its sections: what a person is told first, and the sheet at the end."""
     kind = "alarm" if night.alarms else "quiet"
     # The record of this night is written last, so the sheet is made from the night itself
     sheet = [sheet_cells(row) for row in sorted(sheet_of(output, night.evaluations), key=lambda row: row.ours is None)]
