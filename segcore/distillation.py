@@ -42,6 +42,9 @@ class Phase:
     mix: float = 0.0
     """Share of batches in which a rectangle of each view comes from another one (CutMix, Yun et al. 2019)."""
 
+    paste: float = 0.0
+    """Share of the other batches in which each view gets the objects of another (copy-paste, Ghiasi et al. 2021)."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -126,6 +129,17 @@ def cut_mix(images: Tensor, targets: Tensor, stride_px: int, rng: np.random.Gene
     images[:, :, rows, columns] = images[:, :, rows, columns].roll(1, 0)
     cells = (slice(None), slice(None), slice(top, top + height), slice(left, left + width))
     targets[cells] = targets[cells].roll(1, 0)
+
+
+def paste_objects(images: Tensor, targets: Tensor, masks: Tensor, stride_px: int) -> None:
+    """Put the objects of every view into its neighbour in the batch, at their places, in place.
+
+    images: (N, 3, H, W). targets: (N, C, g, g), g = (H - 1) / stride + 1. masks: (N, H, W) uint8, of the images;
+    what is neither background nor void there is an object.
+    """
+    objects = ((masks != 0) & (masks != IGNORE_LABEL)).roll(1, 0).unsqueeze(1)
+    images.copy_(torch.where(objects, images.roll(1, 0), images))
+    targets.copy_(torch.where(objects[:, :, ::stride_px, ::stride_px], targets.roll(1, 0), targets))
 
 
 class Average:

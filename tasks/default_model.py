@@ -32,6 +32,7 @@ from segcore.distillation import (
     initialise,
     mix_targets,
     optimiser,
+    paste_objects,
     weighted_cross_entropy,
 )  # fmt: skip
 from segcore.evaluation import bootstrap_mean_iou, count_pixels, iou
@@ -42,8 +43,8 @@ from segcore.refinement import CrfParams, refine_scores
 from tasks.errors import JobError
 
 VARIANT = "pspnet14"
-OPTIONS = {"shrink": 3}
-"""A photograph of 513 px is seen at 171 px, near to the size of the views it learnt from."""
+OPTIONS = {"shrink": 2}
+"""A photograph of 513 px is seen at 257 px, the middle of the scales of the last views it learnt from."""
 
 FREQUENT = tuple(voc.CLASSES.index(name) for name in ("background", "cat", "cow", "dog", "horse", "person", "sheep"))
 """Labels that the photographs hold enough of for a score."""
@@ -63,17 +64,18 @@ def _views(crop_px: int, step: int, scales: tuple[float, float]) -> AugmentParam
 def _strong(views: AugmentParams) -> AugmentParams:
     return replace(
         views, rotation_degrees=12.0, brightness=0.35, contrast=0.35, saturation=0.45, hue_degrees=12.0,
-        blur_probability=0.1,
+        blur_probability=0.1, grey_probability=0.1,
     )  # fmt: skip
 
 
 PLAN = Plan(
     phases=(
-        Phase(until=0.25, step=8, batch=40, views=_views(97, 8, (0.26, 0.50))),
-        Phase(until=0.62, step=8, batch=40, views=_views(129, 8, (0.33, 0.67))),
+        Phase(until=0.08, step=8, batch=40, views=_views(97, 8, (0.26, 0.50))),
+        Phase(until=0.30, step=8, batch=40, views=_strong(_views(129, 8, (0.33, 0.67))), mix=0.2, paste=0.15),
         # From here on it would learn the photographs by heart
-        Phase(until=0.92, step=8, batch=40, views=_strong(_views(161, 8, (0.36, 0.85))), mix=0.5),
-        Phase(until=1.00, step=8, batch=40, views=_strong(_views(161, 8, (0.40, 0.75)))),
+        Phase(until=0.65, step=8, batch=40, views=_strong(_views(161, 8, (0.40, 0.90))), mix=0.4, paste=0.3),
+        Phase(until=0.95, step=8, batch=40, views=_strong(_views(193, 8, (0.50, 1.10))), mix=0.4, paste=0.3),
+        Phase(until=1.00, step=8, batch=40, views=_strong(_views(193, 8, (0.60, 1.00)))),
     ),
     learning_rate=2.5e-3,
 )
@@ -165,10 +167,15 @@ class Batches:
         pixels = torch.from_numpy(np.stack([view.image for view in views])).float()
         images = ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)
         stride = phase.views.stride_px
-        labels = torch.from_numpy(np.stack([view.mask[::stride, ::stride] for view in views]))
+        masks = torch.from_numpy(np.stack([view.mask for view in views]))
         soft = torch.from_numpy(np.stack([view.soft for view in views if view.soft is not None]))
         inside = torch.from_numpy(np.stack([view.inside for view in views]))
-        return images, mix_targets(labels, soft, inside, phase.teacher)
+        targets = mix_targets(masks[:, ::stride, ::stride], soft, inside, phase.teacher)
+        if rng.random() < phase.mix:
+            cut_mix(images, targets, stride, rng)
+        elif rng.random() < phase.paste:
+            paste_objects(images, targets, masks, stride)
+        return images, targets
 
     def _view(self, index: int, step: int, params: AugmentParams) -> View:
         data = self.photographs
@@ -233,9 +240,6 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
         images, targets = following.result()
         following_phase = plan.phase(share)
         following = batches.ahead(progress.steps + 1, following_phase)
-        rng = np.random.default_rng([plan.seed, progress.steps, 1])
-        if rng.random() < phase.mix:
-            cut_mix(images, targets, phase.views.stride_px, rng)
         parts = [
             threads.submit(_gradients, replica, phase.step, own, target, counts, len(replicas))
             for replica, own, target in zip(
@@ -332,10 +336,10 @@ def _save(path: Path, network: nn.Module, average: Average, adam: torch.optim.Op
 _validation: dict[Path, Photographs] = {}
 
 
-def quick_score(network: nn.Module, data: Path, long_side_px: int = 129, step: int = 4) -> dict[str, float]:
+def quick_score(network: nn.Module, data: Path, long_side_px: int = 193, step: int = 4) -> dict[str, float]:
     """Mean IoU in percent over `FREQUENT` on val, cheaply: the network sees photographs of this size, at their size.
 
-    long_side_px: of what the network sees after halving. step: which positions of the grid are computed.
+    long_side_px: of what the network sees after shrinking. step: which positions of the grid are computed.
     """
     assert isinstance(network, CompactPspNet)
     if data not in _validation:
