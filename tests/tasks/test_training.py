@@ -114,6 +114,19 @@ def test_batches_do_not_depend_on_workers_or_threads(dataset):
         each.stop()
 
 
+def test_a_share_that_is_one_short_is_filled_up_with_nothing_to_learn(dataset):
+    alone = loader(dataset, 0, 1, 1)
+    thirds = [loader(dataset, rank, 3, 1) for rank in range(3)]
+    shares = [third.batches(0) for third in thirds]
+    assert [len(share) for share in shares] == [2, 2, 2], "as many passes on every worker, of a batch of 4"
+    learnt = [part for share in shares for part in share if (part.labels != 255).any()]
+    assert len(learnt) == 4
+    for one, other in zip(alone.batches(0), learnt, strict=True):
+        assert one.labels.equal(other.labels)
+    for each in (alone, *thirds):
+        each.stop()
+
+
 def test_a_teacher_speaks_for_the_images_it_knows(dataset, tmp_path):
     probabilities = np.zeros((2, 3, 5, 5), np.uint8)
     probabilities[:, 1] = 255
