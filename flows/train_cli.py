@@ -40,7 +40,7 @@ def train(
     from pydantic import ValidationError
 
     from tasks import progress
-    from tasks.training import TrainJob
+    from tasks.training_job import TrainJob
 
     given: dict[str, Any] = {
         "dataset": dataset,
@@ -83,7 +83,7 @@ def train(
 
 def list_recipes() -> None:
     """List the recipes that `train` knows."""
-    from tasks.training import describe_recipes
+    from tasks.training_job import describe_recipes
 
     for line in describe_recipes():
         print(line)

@@ -23,8 +23,9 @@ from tasks import checkpoints, remote_models, shards, storage
 from tasks.errors import JobError
 from tasks.shards import read_manifest
 from tasks.storage import Location, locate
-from tasks.training import TrainJob, plan, train
+from tasks.training import plan, train
 from tasks.training_data import Loader, SplitReader, read_teacher
+from tasks.training_job import TrainJob
 from tests.conftest import Bucket
 from tests.flows.test_reliability import kill_tree
 from tests.tasks.small_dataset import write_dataset
@@ -193,7 +194,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(kind, dataset, undistu
     output = str(tmp_path / "out") if kind == "disk" else f"s3://{bucket.name}/out"
     asked = job(dataset, output)
     program = (
-        "import sys; from tasks.training import TrainJob, train; "
+        "import sys; from tasks.training import train; from tasks.training_job import TrainJob; "
         "train.fn(TrainJob.model_validate_json(sys.stdin.read()))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, start_new_session=True)
