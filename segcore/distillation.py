@@ -6,7 +6,6 @@ by the share of a time budget that is spent, so that a training ends annealed on
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,24 +139,6 @@ def paste_objects(images: Tensor, targets: Tensor, masks: Tensor, stride_px: int
     objects = ((masks != 0) & (masks != IGNORE_LABEL)).roll(1, 0).unsqueeze(1)
     images.copy_(torch.where(objects, images.roll(1, 0), images))
     targets.copy_(torch.where(objects[:, :, ::stride_px, ::stride_px], targets.roll(1, 0), targets))
-
-
-class Average:
-    """Exponential average of a network's weights and statistics over the steps of its training."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self.decay = decay
-        self.steps = 0
-        self._own = [value for value in self.module.state_dict().values() if value.is_floating_point()]
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Take one step's weights in; early steps count more, so that the beginning is forgotten soon."""
-        self.steps += 1
-        decay = min(self.decay, self.steps / (self.steps + 10))
-        theirs = [value.detach() for value in module.state_dict().values() if value.is_floating_point()]
-        torch._foreach_lerp_(self._own, theirs, 1 - decay)
 
 
 def initialise(module: nn.Module, seed: int) -> None:

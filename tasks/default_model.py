@@ -24,7 +24,6 @@ from segcore import models, voc
 from segcore.augment import AugmentParams, View, augment, view_rng
 from segcore.checkpoint import ModelCard, load, save
 from segcore.distillation import (
-    Average,
     Phase,
     Plan,
     class_weights,
@@ -38,6 +37,7 @@ from segcore.distillation import (
 from segcore.evaluation import bootstrap_mean_iou, count_pixels, iou
 from segcore.inference import InferenceParams, Scorer
 from segcore.models.pspnet import CompactPspNet
+from segcore.moving_average import MovingAverage
 from segcore.preprocessing import IMAGENET_RGB
 from segcore.refinement import CrfParams, refine_scores
 from tasks.errors import JobError
@@ -207,14 +207,17 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
     initialise(network, plan.seed)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.take_shrunk(True)
-    average = Average(network, plan.ema_decay)
+    averaged = copy.deepcopy(network).eval().requires_grad_(False)
+    # The same memory, without the counts of batches, which would mean nothing there
+    values = {name: value for name, value in averaged.state_dict().items() if value.is_floating_point()}
+    average = MovingAverage(values, plan.ema_decay, warmup=10)
     adam = optimiser(network, plan)
     progress = Progress()
     checkpoint = output / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         network.load_state_dict(state["network"])
-        average.module.load_state_dict(state["average"])
+        averaged.load_state_dict(state["average"])
         average.steps = state["average_steps"]
         adam.load_state_dict(state["optimiser"])
         progress = Progress(**state["progress"])
@@ -253,7 +256,7 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
             group["lr"] = plan.rate(share)
         adam.step()
         adam.zero_grad(set_to_none=True)
-        average.update(network)
+        average.update(network.state_dict())
         if not np.isfinite(losses[-1]):
             raise JobError(f"The loss is {losses[-1]} at step {progress.steps}; lower the learning rate.")
         progress.steps += 1
@@ -267,13 +270,13 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
             last_told, told_images, losses = progress.seconds, progress.images, []
         if progress.seconds - last_scored > score_every_minutes * 60 and share < 1:
             last_scored = progress.seconds
-            score = quick_score(average.module, data)
+            score = quick_score(averaged, data)
             progress.scores.append({"minutes": progress.seconds / 60, "steps": progress.steps, **score})
             print(json.dumps(progress.scores[-1]), flush=True)
             progress.seconds = before + time.monotonic() - start
         if progress.seconds - last_saved > save_every_minutes * 60 or share >= 1:
             last_saved = progress.seconds
-            _save(checkpoint, network, average, adam, progress)
+            _save(checkpoint, network, averaged, average.steps, adam, progress)
     batches.pool.shutdown()
     threads.shutdown()
     return checkpoint
@@ -318,13 +321,15 @@ def _sum_gradients(replicas: list[CompactPspNet]) -> None:
         other.zero_grad(set_to_none=True)
 
 
-def _save(path: Path, network: nn.Module, average: Average, adam: torch.optim.Optimizer, progress: Progress) -> None:
+def _save(
+    path: Path, network: nn.Module, averaged: nn.Module, steps: int, adam: torch.optim.Optimizer, progress: Progress
+) -> None:
     unfinished = path.with_suffix(".unfinished")
     torch.save(
         {
             "network": network.state_dict(),
-            "average": average.module.state_dict(),
-            "average_steps": average.steps,
+            "average": averaged.state_dict(),
+            "average_steps": steps,
             "optimiser": adam.state_dict(),
             "progress": vars(progress),
         },

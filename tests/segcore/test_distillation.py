@@ -6,7 +6,6 @@ import torch
 
 from segcore.augment import AugmentParams
 from segcore.distillation import (
-    Average,
     Phase,
     Plan,
     class_weights,
@@ -80,17 +79,6 @@ def test_mixed_views_keep_pixels_and_targets_together() -> None:
         assert torch.equal(images[:, 0, ::8, ::8], targets[:, 0])
         changed = (targets[0, 0] != 0).float().mean()
         assert 0 < changed < 0.7
-
-
-def test_the_average_forgets_its_beginning_and_keeps_a_constant() -> None:
-    module = torch.nn.Linear(1, 1)
-    torch.nn.init.zeros_(module.weight)
-    average = Average(module, 0.9)
-    torch.nn.init.ones_(module.weight)
-    for _ in range(100):
-        average.update(module)
-    assert float(average.module.weight) == pytest.approx(1.0, abs=1e-4)
-    assert not average.module.weight.requires_grad
 
 
 def test_objects_go_to_the_next_view_with_their_targets() -> None:
