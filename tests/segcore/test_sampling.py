@@ -29,7 +29,7 @@ def test_workers_share_what_one_would_do():
     assert share_of(samples, 0, 2) + share_of(samples, 1, 2) == samples
     uneven = [share_of(samples, rank, 3) for rank in range(3)]
     assert [len(share) for share in uneven] == [3, 3, 2]
-    assert sum(uneven, []) == samples
+    assert [sample for share in uneven for sample in share] == samples
     with pytest.raises(ValueError, match="cannot be shared by 9 workers"):
         share_of(samples, 0, 9)
 
