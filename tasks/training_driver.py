@@ -2,20 +2,29 @@
 
 import tempfile
 import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segcore import models
-from tasks import cluster, storage
+from tasks import cluster, progress, storage
 from tasks.errors import JobError
 from tasks.training_record import write_record
 from tasks.training_resolved import ResolvedTraining
 from tasks.training_watcher import Watcher
 
 _POLL_S = 0.3
+
+_PATIENCE_S = 20.0
+"""Silence of the workers after which it is looked whether the cluster still has room for them."""
+
+_GROW_AGAIN_S = 600.0
+"""How often it is looked whether there is room for more workers again; taking it up costs the steps since the last
+checkpoint."""
 
 
 class Driver:
@@ -29,6 +38,7 @@ class Driver:
         """
         self.resolved, self.record, self.measure_steps = resolved, record, measure_steps
         self.news: list[dict[str, Any]] = []
+        self.heard, self.warned = time.monotonic(), False
         job = resolved.job
         cpus, gpus = cluster.free_resources()
         self.use_gpu = gpus >= 1
@@ -37,10 +47,14 @@ class Driver:
             raise JobError(f"{self.num_workers} workers are asked for, but {gpus:g} GPUs are free.")
         if self.num_workers > cpus:
             raise JobError(f"{self.num_workers} workers are asked for, but {cpus:g} CPUs are free.")
-        if resolved.recipe.batch_size % self.num_workers:
+        if resolved.recipe.batch_size < self.num_workers:
             raise JobError(
-                f"A batch of {resolved.recipe.batch_size} images cannot be shared evenly by {self.num_workers} workers."
+                f"A batch of {resolved.recipe.batch_size} images cannot be shared by {self.num_workers} workers: "
+                "choose fewer workers, or a larger batch."
             )
+        self.min_workers = job.min_workers or (self.num_workers if job.num_workers else 1)
+        if self.min_workers > self.num_workers:
+            raise JobError(f"At least {self.min_workers} workers are asked for, but {self.num_workers} at most.")
         self.num_threads = int(record.get("num_threads") or job.num_threads or max(1, int(cpus / self.num_workers)))
         if not measure_steps and not record.get("num_threads"):
             record["num_threads"] = self.num_threads
@@ -53,16 +67,24 @@ class Driver:
 
         from tasks import training_loop
 
-        mailbox = training_loop.Mailbox.remote()  # type: ignore[attr-defined]
+        # On the node of this process, which no loss of another one takes away
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        mailbox = training_loop.Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         errors: list[BaseException] = []
         # Only Ray's own notes; checkpoints are ours (checkpoints.py)
         with tempfile.TemporaryDirectory(prefix="segment-archive-train-", ignore_cleanup_errors=True) as notes:
-            per_worker = {"CPU": min(self.num_threads, self._cpus_of_a_worker())} | ({"GPU": 1} if self.use_gpu else {})
+            self.per_worker = {"CPU": min(self.num_threads, self._cpus_of_a_worker())}
+            if self.use_gpu:
+                self.per_worker["GPU"] = 1
+            elastic = self.min_workers < self.num_workers
             trainer = TorchTrainer(
                 training_loop.train_on_worker,
                 train_loop_config={"config": self._config(mailbox)},
                 scaling_config=ray.train.ScalingConfig(
-                    num_workers=self.num_workers, use_gpu=self.use_gpu, resources_per_worker=per_worker
+                    num_workers=(self.min_workers, self.num_workers) if elastic else self.num_workers,
+                    use_gpu=self.use_gpu,
+                    resources_per_worker=self.per_worker,
+                    elastic_resize_monitor_interval_s=_GROW_AGAIN_S,
                 ),
                 run_config=ray.train.RunConfig(
                     name=f"train-{uuid.uuid4().hex[:12]}",
@@ -102,8 +124,31 @@ class Driver:
     def _listen(self, mailbox: Any, watcher: Watcher) -> None:
         for news in ray.get(mailbox.take.remote()):
             watcher.hear(news)
+            self.heard, self.warned = time.monotonic(), False
             if self.measure_steps:
                 self.news.append(news)
+        if not self.warned and time.monotonic() - self.heard > _PATIENCE_S:
+            self.warned = True
+            if missing := self.missing():
+                progress.say(missing)
+
+    def missing(self) -> str:
+        """What the cluster lacks for the fewest workers, and the way out; empty where it lacks nothing."""
+        nodes = cluster.all_nodes().values()
+        room = sum(
+            min(int(cpus / self.per_worker["CPU"]), int(gpus) if self.use_gpu else self.num_workers)
+            for cpus, gpus in nodes
+        )
+        if room >= self.min_workers:
+            return ""
+        needed = " and ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in self.per_worker.items())
+        fewer = (
+            f", or start this again with --min-workers {room}, which goes on from its newest checkpoint" if room else ""
+        )
+        return (
+            f"Waiting: {self.min_workers} workers are needed, with {needed} each, and the cluster has room for {room}. "
+            f"Add a node{fewer}."
+        )
 
     def _config(self, mailbox: Any) -> Any:
         from tasks.training_loop import LoopConfig

@@ -53,6 +53,11 @@ class TrainJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=
     num_workers: Annotated[int, annotated_types.Ge(0)] = 0
     """Workers of Ray Train; 0: one for each GPU, or one where there is none."""
 
+    min_workers: Annotated[int, annotated_types.Ge(0)] = 0
+    """Fewest workers to go on with where machines are lost and none takes their place; they share the same batches. 0:
+    one where `num_workers` is 0, else all of them, since another number adds up in another order, which are other
+    weights in the last bits."""
+
     num_threads: Annotated[int, annotated_types.Ge(0)] = 0
     """CPU threads of each worker; 0: the free CPUs, shared evenly. A resumed training keeps its number, since sums in
     another order are other weights in the last bit."""

@@ -25,7 +25,9 @@ from tasks.shards import read_manifest
 from tasks.storage import Location, locate
 from tasks.training import plan, train
 from tasks.training_data import Loader, SplitReader, read_teacher
+from tasks.training_driver import Driver
 from tasks.training_job import TrainJob
+from tasks.training_resolved import resolve
 from tests.conftest import Bucket
 from tests.flows.test_reliability import kill_tree
 from tests.tasks.small_dataset import write_dataset
@@ -169,6 +171,20 @@ def test_a_model_in_a_bucket_is_brought_once_for_each_version(tmp_path, bucket: 
 def weights(output: str) -> dict[str, torch.Tensor]:
     place = Path(remote_models.local_model(f"{output}/model"))
     return load_file(place / "model.safetensors")
+
+
+def test_a_training_that_waits_says_for_what(dataset, ray_cluster, tmp_path):
+    asked = job(dataset, str(tmp_path / "out"), num_workers=2)
+    driver = Driver(resolve(asked), {})
+    driver.per_worker = {"CPU": 1}
+    assert driver.missing() == ""
+    driver.per_worker = {"CPU": 2}  # As where a node is gone
+    assert "2 workers are needed, with 2 CPUs each, and the cluster has room for 1. Add a node" in driver.missing()
+    assert "--min-workers 1" in driver.missing()
+    with pytest.raises(JobError, match="At least 3 workers are asked for, but 2 at most"):
+        Driver(resolve(asked.model_copy(update={"min_workers": 3})), {})
+    with pytest.raises(JobError, match="cannot be shared by 2 workers"):
+        Driver(resolve(asked.model_copy(update={"batch_size": 1})), {})
 
 
 @pytest.fixture(scope="module")
