@@ -77,14 +77,16 @@ class Driver:
             if self.use_gpu:
                 self.per_worker["GPU"] = 1
             elastic = self.min_workers < self.num_workers
+            # Ray declares its first version's types, whose ScalingConfig knows neither
+            scaling: dict[str, Any] = {
+                "num_workers": (self.min_workers, self.num_workers) if elastic else self.num_workers,
+                "elastic_resize_monitor_interval_s": _GROW_AGAIN_S,
+            }
             trainer = TorchTrainer(
                 training_loop.train_on_worker,
                 train_loop_config={"config": self._config(mailbox)},
                 scaling_config=ray.train.ScalingConfig(
-                    num_workers=(self.min_workers, self.num_workers) if elastic else self.num_workers,
-                    use_gpu=self.use_gpu,
-                    resources_per_worker=self.per_worker,
-                    elastic_resize_monitor_interval_s=_GROW_AGAIN_S,
+                    use_gpu=self.use_gpu, resources_per_worker=self.per_worker, **scaling
                 ),
                 run_config=ray.train.RunConfig(
                     name=f"train-{uuid.uuid4().hex[:12]}",
