@@ -22,6 +22,9 @@ def train(
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draws weights, order, views and dropout.")] = None,
     workers: Annotated[int, typer.Option(help="Workers; 0: one for each GPU, or one.")] = 0,
+    min_workers: Annotated[
+        int, typer.Option(help="Fewest to go on with where machines are lost; 0: all of --workers, or one.")
+    ] = 0,
     images_at_once: Annotated[int, typer.Option(help="Images of one forward pass; 0: a worker's whole share.")] = 0,
     validation_images: Annotated[int, typer.Option(help="Images of each validation; 0 for none.")] = 100,
     validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 1000,
@@ -40,7 +43,7 @@ def train(
     from pydantic import ValidationError
 
     from tasks import progress
-    from tasks.training import TrainJob
+    from tasks.training_job import TrainJob
 
     given: dict[str, Any] = {
         "dataset": dataset,
@@ -56,6 +59,7 @@ def train(
         "precision": precision,
         "seed": seed,
         "num_workers": workers,
+        "min_workers": min_workers,
         "images_at_once": images_at_once,
         "validation_images": validation_images,
         "validate_every": validate_every,
@@ -83,7 +87,7 @@ def train(
 
 def list_recipes() -> None:
     """List the recipes that `train` knows."""
-    from tasks.training import describe_recipes
+    from tasks.training_job import describe_recipes
 
     for line in describe_recipes():
         print(line)

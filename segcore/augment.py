@@ -67,6 +67,9 @@ class AugmentParams:
     hue_degrees: Annotated[float, Interval(ge=0.0, le=180.0)] = 0.0
     """Colours are turned around the grey axis by plus or minus this at most."""
 
+    grey_probability: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.0
+    """Share of views without colour, so that photographs in black and white are no strangers."""
+
     fill_rgb: tuple[int, int, int] = (123, 117, 104)
     """Colour outside the photograph, 0 to 255; by default the mean that becomes 0 in the network's input."""
 
@@ -216,9 +219,11 @@ def _covered(matrix: np.ndarray, shape: tuple[int, ...], crop_px: int) -> bool:
 def _draw_colours(params: AugmentParams, rng: np.random.Generator) -> tuple[float, float, float, float] | None:
     """Factors of brightness, contrast and saturation, and the angle of hue in radians; None for no change."""
     most = (params.brightness, params.contrast, params.saturation, math.radians(params.hue_degrees))
-    if not any(most):
+    if not any(most) and not params.grey_probability:
         return None
     brightness, contrast, saturation, hue = (float(rng.uniform(-bound, bound)) for bound in most)
+    if params.grey_probability and rng.random() < params.grey_probability:
+        saturation = -1.0
     return 1 + brightness, 1 + contrast, 1 + saturation, hue
 
 

@@ -6,7 +6,6 @@ by the share of a time budget that is spent, so that a training ends annealed on
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +40,9 @@ class Phase:
 
     mix: float = 0.0
     """Share of batches in which a rectangle of each view comes from another one (CutMix, Yun et al. 2019)."""
+
+    paste: float = 0.0
+    """Share of the other batches in which each view gets the objects of another (copy-paste, Ghiasi et al. 2021)."""
 
 
 @dataclass(frozen=True)
@@ -128,22 +130,15 @@ def cut_mix(images: Tensor, targets: Tensor, stride_px: int, rng: np.random.Gene
     targets[cells] = targets[cells].roll(1, 0)
 
 
-class Average:
-    """Exponential average of a network's weights and statistics over the steps of its training."""
+def paste_objects(images: Tensor, targets: Tensor, masks: Tensor, stride_px: int) -> None:
+    """Put the objects of every view into its neighbour in the batch, at their places, in place.
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self.decay = decay
-        self.steps = 0
-        self._own = [value for value in self.module.state_dict().values() if value.is_floating_point()]
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Take one step's weights in; early steps count more, so that the beginning is forgotten soon."""
-        self.steps += 1
-        decay = min(self.decay, self.steps / (self.steps + 10))
-        theirs = [value.detach() for value in module.state_dict().values() if value.is_floating_point()]
-        torch._foreach_lerp_(self._own, theirs, 1 - decay)
+    images: (N, 3, H, W). targets: (N, C, g, g), g = (H - 1) / stride + 1. masks: (N, H, W) uint8, of the images;
+    what is neither background nor void there is an object.
+    """
+    objects = ((masks != 0) & (masks != IGNORE_LABEL)).roll(1, 0).unsqueeze(1)
+    images.copy_(torch.where(objects, images.roll(1, 0), images))
+    targets.copy_(torch.where(objects[:, :, ::stride_px, ::stride_px], targets.roll(1, 0), targets))
 
 
 def initialise(module: nn.Module, seed: int) -> None:

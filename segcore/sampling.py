@@ -38,14 +38,18 @@ def batch_samples(iteration: int, batch_size: int, num_images: int, seed: int) -
 
 
 def share_of(samples: list[Sample], rank: int, num_workers: int) -> list[Sample]:
-    """The consecutive part of a global batch that worker `rank` computes. ValueError: it cannot be shared evenly."""
-    if len(samples) % num_workers:
+    """The consecutive part of a global batch that worker `rank` computes; the first ones have one more where need be.
+
+    ValueError: there are fewer samples than workers.
+    """
+    if len(samples) < num_workers:
         raise ValueError(
-            f"A batch of {len(samples)} images cannot be shared evenly by {num_workers} workers; "
-            "choose another batch size or number of workers."
+            f"A batch of {len(samples)} images cannot be shared by {num_workers} workers; "
+            "choose a larger batch size or fewer workers."
         )
-    each = len(samples) // num_workers
-    return samples[rank * each : (rank + 1) * each]
+    each, more = divmod(len(samples), num_workers)
+    start = rank * each + min(rank, more)
+    return samples[start : start + each + (rank < more)]
 
 
 @functools.lru_cache(maxsize=4)

@@ -2,7 +2,7 @@
 
 `Trainer` holds everything that changes during a training, and its state is all that a resumed one needs. Which images
 come next is in `sampling.py`, views of them in `augment.py`, the numbers in `recipes.py`; reading data, checkpoints
-and validation belong to `tasks/training.py`. With torch.distributed initialised, the workers compute one global batch.
+and validation belong to `tasks/training_loop.py`. With torch.distributed initialised, workers compute one global batch.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from segcore.models.multi_scale import MultiScaleLogits, multi_scale_logits
 from segcore.models.pspnet import TrainingLogits
 from segcore.models.resnet import FrozenBatchNorm
 from segcore.models.untrained import initialise_untrained
+from segcore.moving_average import MovingAverage
 from segcore.preprocessing import Preprocessing
 from segcore.recipes import LossParams, TrainRecipe
 from segcore.schedules import freeze_others, parameter_groups, torch_groups
@@ -125,7 +126,7 @@ class Trainer:
         if device.type == "cuda":
             self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimiser = _optimiser(recipe, torch_groups(self.network, self.groups, recipe.learning_rate))
-        self.average = _copies(self.network) if recipe.ema_decay else None
+        self.average = _average(self.network, recipe.ema_decay) if recipe.ema_decay else None
         self._parallel: nn.Module = TrainingNetwork(self.network, recipe.loss)
         if compiled:
             self._parallel = torch.compile(self._parallel)  # type: ignore[assignment]
@@ -176,7 +177,8 @@ class Trainer:
             raise NonFiniteLossError(f"The loss of step {self.step} is {loss}.")
         norm = self._clip()
         self.optimiser.step()
-        self._update_average()
+        if self.average is not None:
+            self.average.update(self.network.state_dict())
         self.step += 1
         seconds["step"] = time.perf_counter() - began
         return StepReport(loss, means, self.learning_rates(self.step - 1), norm, seconds)
@@ -188,7 +190,7 @@ class Trainer:
 
     def evaluation_network(self) -> nn.Module:
         """A copy of the network on the CPU in eval mode, with the moving average as weights where there is one."""
-        state = self.network.state_dict() if self.average is None else self.average
+        state = self.network.state_dict() if self.average is None else self.average.values
         network = copy.deepcopy(self._plain)
         network.load_state_dict({name: value.cpu() for name, value in state.items()})
         return network.eval().requires_grad_(False)
@@ -199,7 +201,7 @@ class Trainer:
             "step": self.step,
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "average": self.average,
+            "average": None if self.average is None else self.average.values,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -211,8 +213,9 @@ class Trainer:
         for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
             group["base_lr"] = rate
         if self.average is not None:
+            self.average.steps = self.step
             for name, value in state["average"].items():
-                self.average[name].copy_(value)
+                self.average.values[name].copy_(value)
 
     def _seed_step(self) -> None:
         # Dropout's numbers follow from the step, so no state of a generator need be kept to resume
@@ -236,18 +239,6 @@ class Trainer:
             return None
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         return float(nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm))
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        if self.average is None:
-            return
-        # The first steps count little: the average follows the weights closely until it has seen some
-        keep = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
-        state = self.network.state_dict()
-        real = [name for name, value in state.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.average[name] for name in real], [state[name] for name in real], 1 - keep)
-        for name in state.keys() - set(real):
-            self.average[name].copy_(state[name])
 
 
 def new_network(
@@ -291,8 +282,8 @@ def _optimiser(recipe: TrainRecipe, groups: list[dict[str, Any]]) -> torch.optim
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.momentum, 0.999))
 
 
-def _copies(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+def _average(network: nn.Module, decay: float) -> MovingAverage:
+    return MovingAverage({name: value.clone() for name, value in network.state_dict().items()}, decay, warmup=9)
 
 
 def _num_workers() -> int:

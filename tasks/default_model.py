@@ -24,7 +24,6 @@ from segcore import models, voc
 from segcore.augment import AugmentParams, View, augment, view_rng
 from segcore.checkpoint import ModelCard, load, save
 from segcore.distillation import (
-    Average,
     Phase,
     Plan,
     class_weights,
@@ -32,18 +31,20 @@ from segcore.distillation import (
     initialise,
     mix_targets,
     optimiser,
+    paste_objects,
     weighted_cross_entropy,
 )  # fmt: skip
 from segcore.evaluation import bootstrap_mean_iou, count_pixels, iou
 from segcore.inference import InferenceParams, Scorer
 from segcore.models.pspnet import CompactPspNet
+from segcore.moving_average import MovingAverage
 from segcore.preprocessing import IMAGENET_RGB
 from segcore.refinement import CrfParams, refine_scores
 from tasks.errors import JobError
 
 VARIANT = "pspnet14"
-OPTIONS = {"shrink": 3}
-"""A photograph of 513 px is seen at 171 px, near to the size of the views it learnt from."""
+OPTIONS = {"shrink": 2}
+"""A photograph of 513 px is seen at 257 px, the middle of the scales of the last views it learnt from."""
 
 FREQUENT = tuple(voc.CLASSES.index(name) for name in ("background", "cat", "cow", "dog", "horse", "person", "sheep"))
 """Labels that the photographs hold enough of for a score."""
@@ -63,17 +64,18 @@ def _views(crop_px: int, step: int, scales: tuple[float, float]) -> AugmentParam
 def _strong(views: AugmentParams) -> AugmentParams:
     return replace(
         views, rotation_degrees=12.0, brightness=0.35, contrast=0.35, saturation=0.45, hue_degrees=12.0,
-        blur_probability=0.1,
+        blur_probability=0.1, grey_probability=0.1,
     )  # fmt: skip
 
 
 PLAN = Plan(
     phases=(
-        Phase(until=0.25, step=8, batch=40, views=_views(97, 8, (0.26, 0.50))),
-        Phase(until=0.62, step=8, batch=40, views=_views(129, 8, (0.33, 0.67))),
+        Phase(until=0.08, step=8, batch=40, views=_views(97, 8, (0.26, 0.50))),
+        Phase(until=0.30, step=8, batch=40, views=_strong(_views(129, 8, (0.33, 0.67))), mix=0.2, paste=0.15),
         # From here on it would learn the photographs by heart
-        Phase(until=0.92, step=8, batch=40, views=_strong(_views(161, 8, (0.36, 0.85))), mix=0.5),
-        Phase(until=1.00, step=8, batch=40, views=_strong(_views(161, 8, (0.40, 0.75)))),
+        Phase(until=0.65, step=8, batch=40, views=_strong(_views(161, 8, (0.40, 0.90))), mix=0.4, paste=0.3),
+        Phase(until=0.95, step=8, batch=40, views=_strong(_views(193, 8, (0.50, 1.10))), mix=0.4, paste=0.3),
+        Phase(until=1.00, step=8, batch=40, views=_strong(_views(193, 8, (0.60, 1.00)))),
     ),
     learning_rate=2.5e-3,
 )
@@ -165,10 +167,15 @@ class Batches:
         pixels = torch.from_numpy(np.stack([view.image for view in views])).float()
         images = ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)
         stride = phase.views.stride_px
-        labels = torch.from_numpy(np.stack([view.mask[::stride, ::stride] for view in views]))
+        masks = torch.from_numpy(np.stack([view.mask for view in views]))
         soft = torch.from_numpy(np.stack([view.soft for view in views if view.soft is not None]))
         inside = torch.from_numpy(np.stack([view.inside for view in views]))
-        return images, mix_targets(labels, soft, inside, phase.teacher)
+        targets = mix_targets(masks[:, ::stride, ::stride], soft, inside, phase.teacher)
+        if rng.random() < phase.mix:
+            cut_mix(images, targets, stride, rng)
+        elif rng.random() < phase.paste:
+            paste_objects(images, targets, masks, stride)
+        return images, targets
 
     def _view(self, index: int, step: int, params: AugmentParams) -> View:
         data = self.photographs
@@ -200,14 +207,17 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
     initialise(network, plan.seed)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.take_shrunk(True)
-    average = Average(network, plan.ema_decay)
+    averaged = copy.deepcopy(network).eval().requires_grad_(False)
+    # The same memory, without the counts of batches, which would mean nothing there
+    values = {name: value for name, value in averaged.state_dict().items() if value.is_floating_point()}
+    average = MovingAverage(values, plan.ema_decay, warmup=10)
     adam = optimiser(network, plan)
     progress = Progress()
     checkpoint = output / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         network.load_state_dict(state["network"])
-        average.module.load_state_dict(state["average"])
+        averaged.load_state_dict(state["average"])
         average.steps = state["average_steps"]
         adam.load_state_dict(state["optimiser"])
         progress = Progress(**state["progress"])
@@ -233,9 +243,6 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
         images, targets = following.result()
         following_phase = plan.phase(share)
         following = batches.ahead(progress.steps + 1, following_phase)
-        rng = np.random.default_rng([plan.seed, progress.steps, 1])
-        if rng.random() < phase.mix:
-            cut_mix(images, targets, phase.views.stride_px, rng)
         parts = [
             threads.submit(_gradients, replica, phase.step, own, target, counts, len(replicas))
             for replica, own, target in zip(
@@ -249,7 +256,7 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
             group["lr"] = plan.rate(share)
         adam.step()
         adam.zero_grad(set_to_none=True)
-        average.update(network)
+        average.update(network.state_dict())
         if not np.isfinite(losses[-1]):
             raise JobError(f"The loss is {losses[-1]} at step {progress.steps}; lower the learning rate.")
         progress.steps += 1
@@ -263,13 +270,13 @@ def train(data: Path, output: Path, minutes: float, *, plan: Plan = PLAN, num_th
             last_told, told_images, losses = progress.seconds, progress.images, []
         if progress.seconds - last_scored > score_every_minutes * 60 and share < 1:
             last_scored = progress.seconds
-            score = quick_score(average.module, data)
+            score = quick_score(averaged, data)
             progress.scores.append({"minutes": progress.seconds / 60, "steps": progress.steps, **score})
             print(json.dumps(progress.scores[-1]), flush=True)
             progress.seconds = before + time.monotonic() - start
         if progress.seconds - last_saved > save_every_minutes * 60 or share >= 1:
             last_saved = progress.seconds
-            _save(checkpoint, network, average, adam, progress)
+            _save(checkpoint, network, averaged, average.steps, adam, progress)
     batches.pool.shutdown()
     threads.shutdown()
     return checkpoint
@@ -314,13 +321,15 @@ def _sum_gradients(replicas: list[CompactPspNet]) -> None:
         other.zero_grad(set_to_none=True)
 
 
-def _save(path: Path, network: nn.Module, average: Average, adam: torch.optim.Optimizer, progress: Progress) -> None:
+def _save(
+    path: Path, network: nn.Module, averaged: nn.Module, steps: int, adam: torch.optim.Optimizer, progress: Progress
+) -> None:
     unfinished = path.with_suffix(".unfinished")
     torch.save(
         {
             "network": network.state_dict(),
-            "average": average.module.state_dict(),
-            "average_steps": average.steps,
+            "average": averaged.state_dict(),
+            "average_steps": steps,
             "optimiser": adam.state_dict(),
             "progress": vars(progress),
         },
@@ -332,10 +341,10 @@ def _save(path: Path, network: nn.Module, average: Average, adam: torch.optim.Op
 _validation: dict[Path, Photographs] = {}
 
 
-def quick_score(network: nn.Module, data: Path, long_side_px: int = 129, step: int = 4) -> dict[str, float]:
+def quick_score(network: nn.Module, data: Path, long_side_px: int = 193, step: int = 4) -> dict[str, float]:
     """Mean IoU in percent over `FREQUENT` on val, cheaply: the network sees photographs of this size, at their size.
 
-    long_side_px: of what the network sees after halving. step: which positions of the grid are computed.
+    long_side_px: of what the network sees after shrinking. step: which positions of the grid are computed.
     """
     assert isinstance(network, CompactPspNet)
     if data not in _validation:

@@ -30,6 +30,7 @@ from tasks.errors import JobError
 from tasks.parquet_files import whole_parquet
 from tasks.schema import MASKS
 from tasks.storage import Location
+from tasks.storage_client import arrow_filesystem
 
 if TYPE_CHECKING:
     import pandas
@@ -173,7 +174,7 @@ class Results:
     def dataset(self) -> ds.Dataset:
         """The run as an Arrow dataset: filters and columns are pushed down to row groups and column chunks."""
         paths = [file.place.path for file in self.files]
-        return ds.dataset(paths, schema=MASKS, format="parquet", filesystem=storage.arrow_filesystem(self.output))
+        return ds.dataset(paths, schema=MASKS, format="parquet", filesystem=arrow_filesystem(self.output))
 
     @cached_property
     def num_rows(self) -> int:
@@ -316,7 +317,7 @@ class Results:
         import ray.data
 
         paths = [file.place.path for file in self.files]
-        rows = ray.data.read_parquet(paths, filesystem=storage.arrow_filesystem(self.output), partitioning=None)
+        rows = ray.data.read_parquet(paths, filesystem=arrow_filesystem(self.output), partitioning=None)
         return rows.select_columns(_known(columns))
 
     def to_torch(self) -> "MaskDataset":

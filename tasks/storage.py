@@ -1,42 +1,32 @@
 """Every URI of the project: local folders, `s3://` and any other fsspec protocol, read and written in one way.
 
-Also the one place that reads storage settings from the environment: `AWS_ENDPOINT_URL` and the ordinary AWS
-credentials. Faults that may pass are tried again, credentials that have expired are fetched anew, uploads are checked.
-What the bytes mean is left to others.
+What is written appears whole or not at all, and uploads are checked. How a store is reached, and which faults are tried
+again, is in `storage_client.py`; what the bytes mean is left to others.
 """
 
 import base64
 import contextlib
-import functools
 import hashlib
 import os
-import random
 import re
 import shutil
 import stat as statistics
 import time
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import fsspec
 import fsspec.asyn
 
 from tasks.errors import InterruptedJobError, JobError
-from tasks.storage_faults import ATTEMPTS, credentials_may_have_expired, endpoint, explain, may_pass
-
-T = TypeVar("T")
-
-_FIRST_WAIT_S = 0.5
-_LONGEST_WAIT_S = 20.0
+from tasks.storage_client import filesystem, patient_filesystem, retried
+from tasks.storage_faults import endpoint, explain, may_pass
 
 _STEADY_TRIES = 3
-
-TIMEOUT = "SEGMENT_ARCHIVE_STORAGE_TIMEOUT_S"
-"""Environment variable: how long a connection to an object store may be silent, in s; 60 by default."""
 
 _ONE_PUT_BYTES = 64 * 2**20  # s3fs sends larger objects in parts
 
@@ -113,21 +103,6 @@ def locate(uri: str) -> Location:
     return Location(protocol, rest.rstrip("/"))
 
 
-def filesystem(location: Location) -> Any:
-    """The fsspec file system of a location, made once per process (s3fs hangs when it is carried over a fork)."""
-    return _filesystem(location.protocol, os.getpid())
-
-
-def arrow_filesystem(location: Location) -> Any:
-    """The storage of a location for Arrow, which fetches ranges itself: nothing is read ahead."""
-    import pyarrow.fs
-
-    if location.protocol == "file":
-        return pyarrow.fs.LocalFileSystem()
-    store = _filesystem(location.protocol, os.getpid(), patient=True, sparse=True)
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store))
-
-
 def web_address(location: Location) -> str:
     """What a browser opens: `file://`, or an object at its endpoint (readable only where it is public)."""
     path = urllib.parse.quote(location.path, safe="/=")
@@ -190,7 +165,7 @@ def open_for_reading(location: Location, *, sparse: bool = False) -> Any:
     if location.protocol == "file":
         return Path(location.path).open("rb")
     options = {"cache_type": "none"} if sparse else {}
-    return retried(lambda: _patient(location).open(location.path, "rb", **options))
+    return retried(lambda: patient_filesystem(location).open(location.path, "rb", **options))
 
 
 def write_whole(location: Location, data: bytes, *, durable: bool = True, content_type: str | None = None) -> None:
@@ -229,7 +204,7 @@ def write_whole(location: Location, data: bytes, *, durable: bool = True, conten
 def write_stream(location: Location, chunks: Iterable[bytes]) -> None:
     """Write one file of any length, chunk by chunk; like `write_whole` it appears whole or not at all."""
     if location.protocol != "file":
-        file = _patient(location).open(location.path, "wb")
+        file = patient_filesystem(location).open(location.path, "wb")
         try:
             for chunk in chunks:
                 file.write(chunk)
@@ -317,35 +292,6 @@ def list_files(folder: Location) -> Iterator[StoredFile]:
         yield from _walk_generic(folder)
 
 
-def retried(call: Callable[[], T]) -> T:
-    """Result of a call to remote storage, tried again with back-off and jitter where the fault may pass.
-
-    That is 5xx, 503 SlowDown and other throttling, resets, time-outs, an upload that did not arrive as it was sent, and
-    credentials that have expired: for these the file systems are made anew, which reads the credentials again.
-    """
-    refreshed = False
-    for attempt in range(ATTEMPTS):
-        try:
-            return call()
-        except Exception as error:
-            expired = not refreshed and credentials_may_have_expired(error)
-            if attempt == ATTEMPTS - 1 or not (expired or may_pass(error)):
-                raise
-            if expired:
-                refreshed = True
-                refresh()
-                continue
-            wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt)
-            # Full jitter: a thousand workers that were slowed down together must not come back together
-            time.sleep(wait * random.uniform(0.25, 1.25))
-    raise AssertionError("unreachable")
-
-
-def refresh() -> None:
-    """Make the file systems anew at their next use, with the credentials and settings that are there then."""
-    _filesystem.cache_clear()
-
-
 @contextlib.contextmanager
 def explained(location: Location) -> Iterator[None]:
     """Within, what storage raises becomes a JobError of one sentence about this location.
@@ -394,40 +340,6 @@ def answers(folder: Location) -> bool:
         return is_file(folder) or next(list_files(folder), None) is not None
     except Exception:
         return False
-
-
-@functools.lru_cache(maxsize=16)
-def _filesystem(protocol: str, process: int, patient: bool = False, sparse: bool = False) -> Any:
-    options: dict[str, Any] = {"skip_instance_cache": True}
-    if protocol == "s3":
-        timeout_s = float(os.environ.get(TIMEOUT) or 60)
-        if sparse:
-            options["default_cache_type"] = "none"
-        options["use_listings_cache"] = False  # Other processes write to the same prefix
-        options["config_kwargs"] = {
-            # One layer alone tries again, or their tries multiply: a store that is silent for a minute each time would
-            # be asked 150 times
-            "retries": {"total_max_attempts": 1, "mode": "standard"},
-            "connect_timeout": min(10.0, timeout_s),
-            "read_timeout": timeout_s,
-            # Other stores than Amazon's answer a range with the checksum of the whole object
-            "request_checksum_calculation": "when_required",
-            "response_checksum_validation": "when_required",
-        }
-        if address := endpoint():
-            options["endpoint_url"] = address
-    made = fsspec.filesystem(protocol, **options)
-    if protocol == "s3":
-        from s3fs.core import set_custom_error_handler
-
-        made.retries = ATTEMPTS if patient else 1
-        set_custom_error_handler(may_pass)
-    return made
-
-
-def _patient(location: Location) -> Any:
-    """The file system for open files, whose single requests nobody but itself can try again."""
-    return _filesystem(location.protocol, os.getpid(), patient=True)
 
 
 def _read_object(location: Location) -> tuple[bytes, str]:

@@ -22,6 +22,7 @@ from segcore.preprocessing import Preprocessing
 from segcore.recipes import TrainRecipe
 from segcore.sampling import Sample
 from segcore.training import Batch, normalise
+from segcore.voc import IGNORE_LABEL
 from tasks import shards, storage
 from tasks.errors import JobError
 from tasks.shards import RowGroup, Split
@@ -143,12 +144,18 @@ class Loader:
         return sampling.batch_samples(step, self.recipe.batch_size, len(self.reader), self.recipe.seed)
 
     def batches(self, step: int) -> list[Batch]:
-        """This worker's share of a step, in parts of `images_at_once` images, on the device."""
+        """This worker's share of a step, in parts of `images_at_once` images, on the device.
+
+        All workers have as many images and parts: where a batch cannot be shared evenly, a share that is one short is
+        filled up with a view that says nothing.
+        """
         for coming in range(step, min(step + STEPS_AHEAD + 1, self.recipe.iterations)):
             if coming not in self._ahead:
                 share = sampling.share_of(self.samples(coming), self.rank, self.num_workers)
                 self._ahead[coming] = [self._pool.submit(self._view, sample) for sample in share]
         views = [future.result() for future in self._ahead.pop(step)]
+        if len(views) * self.num_workers < self.recipe.batch_size:
+            views.append(_saying_nothing(views[-1]))
         size = self.images_at_once or len(views)
         return [self._batch(views[start : start + size]) for start in range(0, len(views), size)]
 
@@ -182,3 +189,8 @@ class Loader:
             soft,
             inside,
         )
+
+
+def _saying_nothing(view: View) -> View:
+    """The same photograph without any label, so that it counts in no loss."""
+    return View(view.image, np.full_like(view.mask, IGNORE_LABEL), None, np.zeros_like(view.inside))

@@ -115,10 +115,10 @@ class Bucket:
 @pytest.fixture
 def bucket(s3_server: Path) -> Bucket:
     """A fresh bucket."""
-    from tasks import storage
+    from tasks import storage, storage_client
 
     name = f"bucket-{uuid.uuid4().hex[:12]}"
-    storage.filesystem(storage.locate(f"s3://{name}")).mkdir(name)
+    storage_client.filesystem(storage.locate(f"s3://{name}")).mkdir(name)
     return Bucket(name, s3_server / name)
 
 

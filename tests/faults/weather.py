@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks import storage
+from tasks import storage_client
 from tasks.storage import locate
 from tests.fault_proxy import FaultProxy
 from tests.faults.bench import Bench, Job, mask_files, wait_for_commits
@@ -55,7 +55,7 @@ def store(place: Path, source: Path) -> Iterator[FaultProxy]:
     calm |= {"AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
     before = {name: os.environ.get(name) for name in calm}
     os.environ.update(calm)
-    storage.refresh()
+    storage_client.refresh()
     try:
         with FaultProxy(port).running() as proxy:
             yield proxy
@@ -67,7 +67,7 @@ def store(place: Path, source: Path) -> Iterator[FaultProxy]:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
-        storage.refresh()
+        storage_client.refresh()
 
 
 def start(bench: Bench, place: Path, proxy: FaultProxy) -> Job:

@@ -143,7 +143,7 @@ def test_four_hundred_photographs_and_many_bad_files(voc, tmp_path, prefect_serv
     assert len(photographs) == 400
     for file in photographs:
         (source / file.name).symlink_to(file)
-    command = [sys.executable, "-m", "flows.cli", "run", str(source), str(tmp_path / "out"), "--untrained"]
+    command = [sys.executable, "-m", "flows.cli", "run", str(source), str(tmp_path / "out")]
     told = subprocess.run(command, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     assert f"{400 + num_bad} images: 400 masks, {num_bad} error rows" in told.stdout

@@ -155,6 +155,20 @@ def test_colour_changes_do_what_they_say() -> None:
         assert len({tuple(pixel) for pixel in pixels}) > 5
 
 
+def test_a_share_of_the_views_has_no_colour() -> None:
+    image, mask = np.full((33, 33, 3), (200, 100, 50), np.uint8), np.zeros((33, 33), np.uint8)
+
+    def spreads(**what: float) -> list[int]:
+        params = AugmentParams(crop_px=33, grey_probability=0.5, **what)
+        pixels = [augment(image, mask, params, view_rng(0, epoch, "a")).image[0, 0] for epoch in range(40)]
+        return [int(np.ptp(pixel.astype(int))) for pixel in pixels]
+
+    alone = spreads()
+    assert set(alone) <= {0, 1, 149, 150, 151}
+    assert 8 < sum(spread <= 1 for spread in alone) < 32
+    assert 8 < sum(spread <= 2 for spread in spreads(saturation=0.3, hue_degrees=10.0)) < 32
+
+
 def test_what_does_not_fit_is_refused() -> None:
     mask = np.zeros((40, 40), np.uint8)
     rng = np.random.default_rng(0)

@@ -6,12 +6,12 @@ import torch
 
 from segcore.augment import AugmentParams
 from segcore.distillation import (
-    Average,
     Phase,
     Plan,
     class_weights,
     cut_mix,
     mix_targets,
+    paste_objects,
     weighted_cross_entropy,
 )
 
@@ -81,12 +81,18 @@ def test_mixed_views_keep_pixels_and_targets_together() -> None:
         assert 0 < changed < 0.7
 
 
-def test_the_average_forgets_its_beginning_and_keeps_a_constant() -> None:
-    module = torch.nn.Linear(1, 1)
-    torch.nn.init.zeros_(module.weight)
-    average = Average(module, 0.9)
-    torch.nn.init.ones_(module.weight)
-    for _ in range(100):
-        average.update(module)
-    assert float(average.module.weight) == pytest.approx(1.0, abs=1e-4)
-    assert not average.module.weight.requires_grad
+def test_objects_go_to_the_next_view_with_their_targets() -> None:
+    images = torch.stack([torch.full((3, 9, 9), value) for value in (1.0, 2.0)])
+    targets = torch.stack([torch.full((2, 3, 3), value) for value in (0.25, 0.75)])
+    masks = torch.zeros(2, 9, 9, dtype=torch.uint8)
+    masks[0, 3:6, 3:9] = 8
+    masks[0, 2] = 255
+    paste_objects(images, targets, masks, 4)
+    assert (images[0] == 1).all(), "the second view has no object to give"
+    assert (targets[0] == 0.25).all()
+    assert (images[1, :, 3:6, 3:9] == 1).all()
+    assert (images[1] == 1).sum() == 3 * 3 * 6
+    # Positions lie at pixels 0, 4 and 8: the object holds those at row 4, columns 4 and 8
+    expected = torch.full((2, 3, 3), 0.75)
+    expected[:, 1, 1:] = 0.25
+    assert torch.equal(targets[1], expected)

@@ -27,8 +27,11 @@ def test_another_seed_is_another_order():
 def test_workers_share_what_one_would_do():
     samples = batch_samples(3, 8, 100, seed=0)
     assert share_of(samples, 0, 2) + share_of(samples, 1, 2) == samples
-    with pytest.raises(ValueError, match="shared evenly by 3 workers"):
-        share_of(samples, 0, 3)
+    uneven = [share_of(samples, rank, 3) for rank in range(3)]
+    assert [len(share) for share in uneven] == [3, 3, 2]
+    assert [sample for share in uneven for sample in share] == samples
+    with pytest.raises(ValueError, match="cannot be shared by 9 workers"):
+        share_of(samples, 0, 9)
 
 
 def test_no_images():

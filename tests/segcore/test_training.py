@@ -136,8 +136,8 @@ def test_going_on_is_bit_identical():
     for name, value in through.network.state_dict().items():
         assert value.equal(resumed.network.state_dict()[name]), name
     assert through.average is not None and resumed.average is not None
-    for name, value in through.average.items():
-        assert value.equal(resumed.average[name]), name
+    for name, value in through.average.values.items():
+        assert value.equal(resumed.average.values[name]), name
 
 
 def test_the_moving_average_is_what_is_evaluated():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks import storage
+from tasks import storage, storage_client
 from tasks.archive import ArchiveJob
 from tasks.errors import JobError
 from tasks.finish import ArchiveReport, publish_gallery
@@ -125,7 +125,7 @@ def test_a_gallery_in_a_bucket_says_what_its_files_are(bucket, tmp_path):
     build_report(ReportJob(output=f"s3://{bucket.name}/out"))
     assert made.address.startswith("http://127.0.0.1:") and made.address.endswith("/report/run=r/index.html")
     place = storage.locate(made.index)
-    info = storage.filesystem(place).info(place.path)
+    info = storage_client.filesystem(place).info(place.path)
     assert info["ContentType"].startswith("text/html")
     names = {
         f.path.partition("/")[0] for f in storage.list_files(storage.locate(f"s3://{bucket.name}/out/report/run=r"))

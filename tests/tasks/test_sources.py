@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from segcore.images import ErrorKind, ImageError
-from tasks import storage
+from tasks import storage_client
 from tasks.errors import JobError
 from tasks.sources import Source, list_source, read_entries
 from tasks.storage import locate
@@ -214,15 +214,15 @@ def test_an_outage_is_no_images_fault(tmp_path, bucket, monkeypatch):
     bucket.put("a.jpg", b"x")
     root = locate(f"s3://{bucket.name}")
     entries = list(list_source(Source(root)))
-    monkeypatch.setattr("tasks.storage.ATTEMPTS", 1)
+    monkeypatch.setattr("tasks.storage_client.ATTEMPTS", 1)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "expired")
-    storage._filesystem.cache_clear()
+    storage_client.refresh()
     try:
         with pytest.raises(JobError, match="cannot be read any more"):
             list(read_entries(root, entries))
     finally:
         monkeypatch.undo()
-        storage._filesystem.cache_clear()
+        storage_client.refresh()
 
 
 def test_one_identity_in_two_parquet_files_is_refused(tmp_path):

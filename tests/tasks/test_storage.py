@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks import storage, storage_faults
-from tasks.errors import InterruptedJobError, JobError
+from tasks import storage, storage_client
+from tasks.errors import JobError
 from tasks.storage import Location, locate
 
 
@@ -103,41 +103,6 @@ def test_old_temporary_files_are_swept(tmp_path):
     assert young.exists() and all(other.exists() for other in others) and not old.exists()
 
 
-def test_faults_that_may_pass_are_tried_again(monkeypatch):
-    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
-    calls = []
-
-    def flaky():
-        calls.append(1)
-        if len(calls) < 3:
-            raise ConnectionResetError("reset by peer")
-        return "done"
-
-    assert storage.retried(flaky) == "done" and len(calls) == 3
-    from botocore.exceptions import EndpointConnectionError
-
-    calls.clear()
-
-    def unreachable():
-        calls.append(1)
-        raise EndpointConnectionError(endpoint_url="http://x")
-
-    with pytest.raises(EndpointConnectionError):
-        storage.retried(unreachable)
-    assert len(calls) == storage.ATTEMPTS
-    with pytest.raises(FileNotFoundError):
-        storage.retried(lambda: (_ for _ in ()).throw(FileNotFoundError("gone")))
-
-    def always():
-        calls.append(1)
-        raise TimeoutError
-
-    calls.clear()
-    with pytest.raises(TimeoutError):
-        storage.retried(always)
-    assert len(calls) == storage.ATTEMPTS
-
-
 def test_what_cannot_be_written_is_said_in_one_sentence(tmp_path, s3_server):
     (tmp_path / "file").write_text("x")
     with pytest.raises(JobError, match="a file stands where a folder is needed"):
@@ -150,16 +115,6 @@ def test_what_cannot_be_written_is_said_in_one_sentence(tmp_path, s3_server):
     assert not list((tmp_path / "new").rglob(".tmp*"))
 
 
-def test_no_credential_stands_in_an_explanation(s3_server, monkeypatch):
-    place = locate("s3://no-such-bucket/x")
-    with pytest.raises(FileNotFoundError) as caught:
-        storage.read_bytes(place)
-    assert "testsecret" not in storage_faults.explain(caught.value, place)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:testsecret@127.0.0.1:9")
-    told = storage_faults.explain(ConnectionRefusedError("no"), place)
-    assert "127.0.0.1:9" in told and "testsecret" not in told
-
-
 def test_a_name_that_is_not_utf8_is_listed_and_read(tmp_path):
     name = os.fsdecode(b"caf\xe9.jpg")
     (Path(os.fsencode(tmp_path).decode()) / name).write_bytes(b"x")
@@ -167,77 +122,10 @@ def test_a_name_that_is_not_utf8_is_listed_and_read(tmp_path):
     assert storage.read_bytes(locate(str(tmp_path)) / found.path) == b"x"
 
 
-def client_error(code: str, status: int) -> Exception:
-    """What s3fs makes of an answer of the store."""
-    from botocore.exceptions import ClientError
-    from s3fs.errors import translate_boto_error
-
-    answer = {"Error": {"Code": code, "Message": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return translate_boto_error(ClientError(answer, "GetObject"))
-
-
-def failing_first(times: int, error: Exception):
-    calls = []
-
-    def call():
-        calls.append(1)
-        if len(calls) <= times:
-            raise error
-        return len(calls)
-
-    return call
-
-
-def test_a_store_that_is_overloaded_is_asked_again_and_one_that_refuses_is_not(monkeypatch):
-    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
-    for code, status in (("SlowDown", 503), ("InternalError", 500), ("RequestTimeout", 400), ("Throttling", 400)):
-        assert storage.retried(failing_first(3, client_error(code, status))) == 4
-    for code, status in (("AccessDenied", 403), ("NoSuchBucket", 404), ("InvalidBucketName", 400)):
-        with pytest.raises(OSError):
-            storage.retried(failing_first(1, client_error(code, status)))
-
-
-def test_expired_credentials_are_read_anew_once(s3_server, monkeypatch):
-    place = locate("s3://anything")
-    old = storage.filesystem(place)
-    assert storage.retried(failing_first(1, client_error("ExpiredToken", 400))) == 2
-    assert storage.filesystem(place) is not old
-    with pytest.raises(PermissionError) as caught:
-        storage.retried(failing_first(9, client_error("ExpiredToken", 400)))
-    assert "have expired: renew them" in storage_faults.explain(caught.value, place)
-
-
-def test_a_refusal_without_a_reason_may_be_expired_credentials(s3_server):
-    place = locate("s3://anything/x")
-    old = storage.filesystem(place)
-    assert storage.retried(failing_first(1, client_error("403", 403))) == 2  # What a HEAD is answered
-    assert storage.filesystem(place) is not old
-    with pytest.raises(PermissionError) as caught:
-        storage.retried(failing_first(9, client_error("403", 403)))
-    assert "or the credentials have expired" in storage_faults.explain(caught.value, place)
-
-
-def test_an_outage_is_told_from_a_refusal(s3_server):
-    from botocore.exceptions import NoCredentialsError, ReadTimeoutError
-
-    place = locate("s3://anything/x")
-    overload = client_error("SlowDown", 503), client_error("InternalError", 500)
-    for outage in (*overload, ReadTimeoutError(endpoint_url="")):
-        assert storage_faults.is_outage(outage) and storage_faults.may_pass(outage)
-        with pytest.raises(InterruptedJobError, match="s3://anything/x does not work"), storage.explained(place):
-            raise outage
-    assert storage_faults.is_outage(client_error("ExpiredToken", 403))  # No image's fault
-    for refusal in (client_error("AccessDenied", 403), NoCredentialsError(), client_error("ExpiredToken", 403)):
-        assert not storage_faults.may_pass(refusal)
-        with pytest.raises(JobError) as caught, storage.explained(place):
-            raise refusal
-        assert not isinstance(caught.value, InterruptedJobError)
-
-
 def test_an_upload_that_arrives_cut_is_sent_again(bucket, monkeypatch):
-    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
+    monkeypatch.setattr(storage_client.time, "sleep", lambda _: None)
     place = locate(f"s3://{bucket.name}/x")
-    store, sent = storage.filesystem(place), []
+    store, sent = storage_client.filesystem(place), []
     put = store.pipe_file
 
     def cut(path, data, **options):
@@ -248,12 +136,6 @@ def test_an_upload_that_arrives_cut_is_sent_again(bucket, monkeypatch):
     monkeypatch.setattr(store, "pipe_file", cut)
     storage.write_whole(place, b"0123456789")
     assert len(sent) == 2 and storage.read_bytes(place) == b"0123456789"
-
-
-def test_credentials_are_struck_out(monkeypatch):
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG")
-    told = storage_faults.scrub("bad wJalrXUtnFEMI/K7MDENG at http://user:pass@host/x and s3://bucket/a:b@c")
-    assert told == "bad *** at http://host/x and s3://bucket/a:b@c"
 
 
 def test_a_worker_in_another_folder_means_the_drivers_paths(monkeypatch):

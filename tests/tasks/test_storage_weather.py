@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tasks import storage
+from tasks import storage, storage_client
 from tasks.errors import JobError
 from tasks.storage import Location, locate
 from tests.fault_proxy import FaultProxy
@@ -20,14 +20,14 @@ def proxy(bucket, monkeypatch) -> Iterator[FaultProxy]:
     """Between storage and the S3 server; waits between tries are a tenth, time-outs a second."""
     port = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
     sleep = time.sleep
-    monkeypatch.setattr(storage.time, "sleep", lambda seconds: sleep(seconds / 10))
+    monkeypatch.setattr(storage_client.time, "sleep", lambda seconds: sleep(seconds / 10))
     with FaultProxy(port).running() as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{running.port}")
-        monkeypatch.setenv(storage.TIMEOUT, "1")
-        storage.refresh()
+        monkeypatch.setenv(storage_client.TIMEOUT, "1")
+        storage_client.refresh()
         yield running
     monkeypatch.undo()
-    storage.refresh()
+    storage_client.refresh()
 
 
 @pytest.fixture
@@ -54,13 +54,13 @@ def test_what_passes_is_waited_for(proxy, place, weather):
 
 def test_half_an_upload_is_never_read(proxy, place, monkeypatch):
     storage.write_whole(place / "old", b"old")
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    monkeypatch.setattr(storage_client, "ATTEMPTS", 2)
     proxy.weather = "cut-upload"
     for name in ("new", "old"):
         with pytest.raises(Exception):  # noqa: B017, whatever the network says
             storage.write_whole(place / name, DATA)
     proxy.weather = "calm"
-    monkeypatch.setattr(storage, "ATTEMPTS", 8)
+    monkeypatch.setattr(storage_client, "ATTEMPTS", 8)
     assert not storage.exists(place / "new")
     assert storage.read_bytes(place / "old") == b"old"
     lasts(proxy, "cut-upload", 0.3, lambda: storage.write_whole(place / "new", DATA))
@@ -94,7 +94,7 @@ def test_expired_credentials_are_read_anew_where_they_were_renewed(proxy, place,
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
     profile.write_text("[default]\naws_access_key_id = oldkey\naws_secret_access_key = testsecret\n")
-    storage.refresh()
+    storage_client.refresh()
     proxy.expired_key, proxy.weather = "oldkey", "expired"
     with pytest.raises(JobError, match="have expired: renew them"), storage.explained(place):
         storage.read_bytes(place / "a")

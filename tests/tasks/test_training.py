@@ -23,8 +23,11 @@ from tasks import checkpoints, remote_models, shards, storage
 from tasks.errors import JobError
 from tasks.shards import read_manifest
 from tasks.storage import Location, locate
-from tasks.training import TrainJob, plan, train
+from tasks.training import plan, train
 from tasks.training_data import Loader, SplitReader, read_teacher
+from tasks.training_driver import Driver
+from tasks.training_job import TrainJob
+from tasks.training_resolved import resolve
 from tests.conftest import Bucket
 from tests.flows.test_reliability import kill_tree
 from tests.tasks.small_dataset import write_dataset
@@ -114,6 +117,19 @@ def test_batches_do_not_depend_on_workers_or_threads(dataset):
         each.stop()
 
 
+def test_a_share_that_is_one_short_is_filled_up_with_nothing_to_learn(dataset):
+    alone = loader(dataset, 0, 1, 1)
+    thirds = [loader(dataset, rank, 3, 1) for rank in range(3)]
+    shares = [third.batches(0) for third in thirds]
+    assert [len(share) for share in shares] == [2, 2, 2], "as many passes on every worker, of a batch of 4"
+    learnt = [part for share in shares for part in share if (part.labels != 255).any()]
+    assert len(learnt) == 4
+    for one, other in zip(alone.batches(0), learnt, strict=True):
+        assert one.labels.equal(other.labels)
+    for each in (alone, *thirds):
+        each.stop()
+
+
 def test_a_teacher_speaks_for_the_images_it_knows(dataset, tmp_path):
     probabilities = np.zeros((2, 3, 5, 5), np.uint8)
     probabilities[:, 1] = 255
@@ -157,6 +173,20 @@ def weights(output: str) -> dict[str, torch.Tensor]:
     return load_file(place / "model.safetensors")
 
 
+def test_a_training_that_waits_says_for_what(dataset, ray_cluster, tmp_path):
+    asked = job(dataset, str(tmp_path / "out"), num_workers=2)
+    driver = Driver(resolve(asked), {})
+    driver.per_worker = {"CPU": 1}
+    assert driver.missing() == ""
+    driver.per_worker = {"CPU": 2}  # As where a node is gone
+    assert "2 workers are needed, with 2 CPUs each, and the cluster has room for 1. Add a node" in driver.missing()
+    assert "--min-workers 1" in driver.missing()
+    with pytest.raises(JobError, match="At least 3 workers are asked for, but 2 at most"):
+        Driver(resolve(asked.model_copy(update={"min_workers": 3})), {})
+    with pytest.raises(JobError, match="cannot be shared by 2 workers"):
+        Driver(resolve(asked.model_copy(update={"batch_size": 1})), {})
+
+
 @pytest.fixture(scope="module")
 def undisturbed(dataset, ray_cluster, tmp_path_factory) -> dict[str, torch.Tensor]:
     """Weights of a training that nothing happened to."""
@@ -180,7 +210,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(kind, dataset, undistu
     output = str(tmp_path / "out") if kind == "disk" else f"s3://{bucket.name}/out"
     asked = job(dataset, output)
     program = (
-        "import sys; from tasks.training import TrainJob, train; "
+        "import sys; from tasks.training import train; from tasks.training_job import TrainJob; "
         "train.fn(TrainJob.model_validate_json(sys.stdin.read()))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, start_new_session=True)

@@ -1,0 +1,59 @@
+"""A training on a cluster of two nodes, one of which is lost for good."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from pydantic import TypeAdapter
+
+from segcore.recipes import RECIPES, LossParams, TrainRecipe
+from tests.conftest import ROOT
+from tests.ray_nodes import ray_nodes
+from tests.tasks.small_dataset import write_dataset
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+RECIPE = dataclasses.replace(
+    RECIPES["deeplab_v2_resnet18"],
+    batch_size=3,
+    iterations=60,
+    loss=LossParams(),
+    augmentation=dataclasses.replace(RECIPES["deeplab_v2_resnet18"].augmentation, crop_px=65),
+)
+
+# In a process of its own so that it joins this cluster and not that of the other tests
+DRIVER = """
+import sys
+from tasks.training import train
+from tasks.training_job import TrainJob
+
+print(train.fn(TrainJob.model_validate_json(sys.argv[1])).model_dump_json())
+"""
+
+
+def test_it_goes_on_with_the_nodes_that_are_left(tmp_path: Path) -> None:
+    dataset, output = write_dataset(str(tmp_path / "dataset")).uri, tmp_path / "out"
+    job = {"dataset": dataset, "output": str(output), "split": "train", "validation_images": 0, "checkpoint_every": 5}
+    job |= {"num_workers": 2, "min_workers": 1, "num_threads": 1}
+    job |= {"recipe": TypeAdapter(TrainRecipe).dump_python(RECIPE, mode="json")}
+    with ray_nodes(tmp_path) as nodes:
+        for _ in range(2):
+            nodes.start(num_cpus=1)
+        environment = os.environ | nodes.environment | {"RAY_ADDRESS": nodes.address}
+        command = [sys.executable, "-c", DRIVER, json.dumps(job)]
+        driver = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        while not (output / "checkpoints" / "step-00000010.pt").exists() and driver.poll() is None:
+            os.sched_yield()
+        nodes.kill(1)
+        told, complaints = driver.communicate()
+    assert driver.returncode == 0, complaints
+    report = json.loads(told.splitlines()[-1])
+    assert (report["steps"], report["restarts"]) == (60, 1)
+    assert pq.read_table(output / "metrics.parquet").column("step").to_pylist() == list(range(60))
