@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from segcore.near_duplicates import close_pairs
@@ -17,6 +15,7 @@ from segcore.voc import IGNORE_LABEL
 from tasks import pairs, progress, storage
 from tasks.errors import JobError
 from tasks.pairs import Checked
+from tasks.parquet_files import read_parquet
 from tasks.spread import spread
 from tasks.storage import Location
 from tasks.voc_layout import IMAGES, Layout, Pair, is_training, is_validation
@@ -84,10 +83,8 @@ def examine(layout: Layout, store: Location | None = None) -> Examined:
     checks: dict[str, Checked] = {}
     with progress.measured("checking", len(layout.pairs)) as tell:
         for name in names:
-            if store is not None and name in there:
-                table = pq.read_table(pa.BufferReader(storage.read_bytes(store / name)))
-            else:
-                table = next(fresh)
+            known = None if store is None or name not in there else store / name
+            table = next(fresh) if known is None else read_parquet(known, pairs.REMEDY)
             checks.update((row.id, row) for row in pairs.rows_of(table))
             tell(len(checks))
     next(fresh, None)  # Ends the cluster

@@ -36,7 +36,7 @@ from tasks.archive_session import SessionReport
 from tasks.errors import JobError
 from tasks.gallery_files import gallery_folder
 from tasks.manifest import SEGMENT_IMAGES, Manifest
-from tasks.parquet_files import naming_damage
+from tasks.parquet_files import naming_damage, read_parquet
 from tasks.pipeline import write_rows
 from tasks.png_files import png_name, write_png
 from tasks.pointer import CompactedSegment, Pointer, masks_folder
@@ -388,7 +388,7 @@ def _drop_foreign(output: Location, run_id: str, held: _Held, wanted: set[str]) 
     if not wanted:
         storage.remove(place)
         return
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(place)), partitioning=None)
+    table = read_parquet(place, REMEDY)
     write_rows(place, table.filter(pa.array([image_id in wanted for image_id in table["image_id"].to_pylist()])))
 
 

@@ -34,6 +34,9 @@ SEGMENT_IMAGES = 65_536
 PART_IMAGES = 64
 """Images of one part at most: the unit that flows through the pipeline and is committed as a whole."""
 
+REMEDY = "bring it back from a copy, or give the job another output"
+"""What to do about a damaged segment, as the end of a sentence."""
+
 _SMALLEST_PART_IMAGES = 4
 _PARTS_OF_A_SMALL_ARCHIVE = 64
 
@@ -196,7 +199,7 @@ class Manifest:
 
     def _read(self, name: str, columns: list[str] | None = None) -> tuple[pa.Table, bool]:
         data = storage.read_bytes(self.folder / name)
-        with whole_parquet(self.folder / name, "bring it back from a copy, or give the job another output"):
+        with whole_parquet(self.folder / name, REMEDY):
             table = pq.read_table(pa.BufferReader(data), columns=columns, partitioning=None)
         return table, table.schema.metadata.get(b"refresh") == b"1"
 

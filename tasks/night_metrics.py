@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from tasks import storage
 from tasks.evaluation_record import evaluation_of
 from tasks.night_record import Night
+from tasks.parquet_files import read_parquet
 from tasks.storage import Location
 
 METRICS = pa.schema(
@@ -75,7 +76,7 @@ def read_metrics(output: Location) -> list[dict[str, Any]]:
     """Rows of mean IoU over all pixels, of every night, oldest first."""
     rows: list[dict[str, Any]] = []
     for file in storage.list_files(output / "metrics"):
-        with storage.open_for_reading(output / "metrics" / file.path) as opened:
-            table = pq.read_table(opened, partitioning=None, filters=[("measure", "=", "mean_iou")])
+        place, of_all = output / "metrics" / file.path, [("measure", "=", "mean_iou")]
+        table = read_parquet(place, "remove it, and the history goes without its night", filters=of_all)
         rows += [r for r in table.to_pylist() if r["trimap_px"] is None]
     return sorted(rows, key=lambda row: row["time"])

@@ -19,6 +19,7 @@ from segcore.masks import encode_mask
 from segcore.pair_check import Finding, Kind
 from tasks import shards, storage, storage_faults
 from tasks.errors import JobError
+from tasks.parquet_files import read_parquet
 from tasks.shards import ShardFile, ShardRow
 from tasks.storage import Location
 from tasks.voc_layout import FileRef, Pair
@@ -31,6 +32,9 @@ CHUNK_PAIRS = 128
 
 MAX_FILE_BYTES = 256 << 20
 """A larger photograph or mask is not read."""
+
+REMEDY = "remove it and prepare again"
+"""What to do about a damaged file of the preparation, as the end of a sentence."""
 
 CHECKED = pa.schema(
     [
@@ -90,7 +94,7 @@ def check_chunk(pairs: list[Pair], label_set: LabelSet, store: Location | None, 
     """
     place = None if store is None else store / checked_name(pairs, label_set)
     if place is not None and storage.exists(place):
-        return pq.read_table(pa.BufferReader(storage.read_bytes(place)))
+        return read_parquet(place, REMEDY)
     if root.protocol == "file" and not Path(root.path).is_dir():
         raise JobError(f"A worker of the cluster does not see {root.path}: use a shared folder or a bucket.")
     table = pa.Table.from_pylist([asdict(_check(pair, label_set)) for pair in pairs], CHECKED)

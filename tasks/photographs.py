@@ -6,12 +6,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from segcore.images import ErrorKind, ImageError
 from tasks import storage
 from tasks.errors import JobError
+from tasks.manifest import REMEDY as MANIFEST_REMEDY
 from tasks.manifest import SCHEMA
+from tasks.parquet_files import read_parquet
 from tasks.results import Results
 from tasks.sources import Entry, read_entries
 from tasks.storage import Location
@@ -61,8 +62,7 @@ class Photographs:
         found: dict[str, Entry] = {}
         wanted = pa.array(image_ids, pa.string())
         for file in sorted(storage.list_files(folder), key=lambda f: f.path):
-            data = storage.read_bytes(folder / file.path)
-            table = pq.read_table(pa.BufferReader(data), partitioning=None)
+            table = read_parquet(folder / file.path, MANIFEST_REMEDY)
             table = table.filter(pc.is_in(table["image_id"], wanted))
             columns = [table[name].to_pylist() for name in SCHEMA.names[1:]]
             refresh = (table.schema.metadata or {}).get(b"refresh") == b"1"

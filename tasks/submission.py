@@ -9,7 +9,6 @@ import io
 import tarfile
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from segcore.images import resize_labels
@@ -17,6 +16,8 @@ from segcore.masks import decode_mask, encode_mask
 from segcore.voc import CLASSES, palette
 from tasks import storage
 from tasks.errors import JobError
+from tasks.parquet_files import read_parquet
+from tasks.results import REMEDY
 from tasks.storage import Location
 
 _NAMED_AT_MOST = 5
@@ -108,8 +109,7 @@ def _masks(archive: Location, wanted: set[str], run_id: str | None) -> dict[str,
     for path in files:
         if not path.startswith(f"run={chosen}/"):
             continue
-        with storage.open_for_reading(archive / "masks" / path) as opened:
-            rows = pq.read_table(opened, columns=columns, partitioning=None).to_pylist()
+        rows = read_parquet(archive / "masks" / path, REMEDY, columns).to_pylist()
         for row in rows:
             image_id = row["image_id"].rpartition("/")[2].rpartition(".")[0] or row["image_id"]
             if image_id not in wanted or row["mask"] is None:

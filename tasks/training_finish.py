@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from segcore import checkpoint, models
 from segcore.card import ModelCard
 from tasks import checkpoints, curves, storage
+from tasks.parquet_files import read_parquet
 from tasks.storage import Location
 from tasks.training_record import read_record, write_record
 from tasks.training_resolved import ResolvedTraining
@@ -111,7 +112,7 @@ def _all_rows(output: Location) -> list[pa.Table]:
     """Rows of every step, once: parts that a killed session left beside those of a later one are of equal steps."""
     tables, seen = [], 0
     for file in storage.list_files(output / "metrics"):
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(output / "metrics" / file.path)))
+        table = read_parquet(output / "metrics" / file.path, "remove it, and the curves go without its steps")
         steps = table.column("step").to_pylist()
         table = table.slice(sum(step < seen for step in steps))
         if table.num_rows:
@@ -154,7 +155,7 @@ def make_report(
     record: as `finish` gave it. start: step that this session began with. seconds, restarts: of this session.
     """
     recipe, output = resolved.recipe, resolved.output
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(output / "metrics.parquet")))
+    table = read_parquet(output / "metrics.parquet", "bring it back from a copy, or train into another output")
     now = table.slice(start).select(["seconds", "seconds_data"]).to_pylist()
     spent = sum(row["seconds"] for row in now)
     best = record["best"]["best_mean_iou"]

@@ -30,6 +30,7 @@ from segcore.refinement import CRF_PRESETS, CrfParams
 from segcore.voc import CLASSES
 from tasks import cluster, storage
 from tasks.errors import JobError
+from tasks.parquet_files import read_parquet
 from tasks.storage import Location
 
 SEARCHED = ("bilateral_weight", "bilateral_xy_std_px", "bilateral_rgb_std", "gaussian_weight", "gaussian_xy_std_px")
@@ -176,7 +177,9 @@ class Search:
         if name not in self.rows:
             location = self.folder / f"point-{name}.parquet"
             if storage.exists(location):
-                self.rows[name] = pq.read_table(io.BytesIO(storage.read_bytes(location))).to_pylist()[0]
+                self.rows[name] = read_parquet(
+                    location, "remove it and tune again, which does just this point anew"
+                ).to_pylist()[0]
             else:
                 self.rows[name] = self._evaluate(params, stage, location)
         row = self.rows[name]

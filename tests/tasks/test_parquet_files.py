@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.errors import JobError
-from tasks.parquet_files import naming_damage, whole_parquet
+from tasks.parquet_files import naming_damage, read_parquet, whole_parquet
 from tasks.storage import locate
 
 
@@ -20,6 +20,10 @@ def test_a_damaged_file_is_named_in_one_sentence(tmp_path: Path) -> None:
         named = pytest.raises(JobError, match=r"rows.parquet is no whole Parquet file \(.+\): remove it\.$")
         with named, within(place, "remove it"):
             pq.ParquetFile(place.path)
+    with pytest.raises(JobError, match=r"rows.parquet is no whole Parquet file \(.+\): remove it\.$"):
+        read_parquet(place, "remove it")
+    with pytest.raises(FileNotFoundError):
+        read_parquet(locate(str(tmp_path / "absent.parquet")), "remove it")
 
 
 def test_what_storage_does_not_give_is_not_called_damaged(tmp_path: Path) -> None:
