@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SEGMENT_ARCHIVE_DATA ?= ../shared/data
-MINUTES ?= 80
+MINUTES ?= 90
 ENGINE := $(wildcard segcore/crf/* CMakeLists.txt)
 
 .DEFAULT_GOAL := help
@@ -31,7 +31,7 @@ test: setup  ## The tests (under ten minutes on two cores)
 	$(BIN)/pytest -m "not slow and not gpu"
 
 test-slow: setup  ## The tests that take minutes: kills, real servers
-	$(BIN)/pytest -m "slow and not gpu"
+	$(BIN)/pytest -m "slow and not gpu" --durations=15
 
 faults: setup  ## Kill and break everything under a real job: what is lost? All, or FAULTS="driver scorer"; goes on after a stop
 	$(BIN)/python -m tests.faults $(FAULTS)
@@ -42,7 +42,7 @@ fuzz: setup  ## 10,000 hostile images, and hostile files of models, datasets and
 demo: setup  ## Segment the photographs of examples/, query the result, make a picture
 	$(BIN)/python -m flows.demo
 
-default-model: setup  ## Train the bundled model anew with the data of SEGMENT_ARCHIVE_DATA (MINUTES=80); goes on after a kill
+default-model: setup  ## Train the bundled model anew with the data of SEGMENT_ARCHIVE_DATA (MINUTES=90); goes on after a kill
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m flows.default_model $(SEGMENT_ARCHIVE_DATA)/voc2012 \
 	.run/default-model segcore/weights_bundled/pspnet14 --minutes $(MINUTES) --commit "$$(git rev-parse HEAD)"
 

@@ -10,7 +10,7 @@ def main(
     data: Annotated[Path, typer.Argument(help="Folder voc2012 with ImageSets, JPEGImages and small/.")],
     work: Annotated[Path, typer.Argument(help="Folder for the checkpoint; a second call goes on from there.")],
     model: Annotated[Path | None, typer.Argument(help="Model directory to write at the end.")] = None,
-    minutes: Annotated[float, typer.Option(help="Wall time of the whole training.")] = 80,
+    minutes: Annotated[float, typer.Option(help="Wall time of the whole training.")] = 90,
     threads: Annotated[int, typer.Option(help="Threads of the network.")] = 2,
     commit: Annotated[str, typer.Option(help="Written into the card.")] = "",
     score: Annotated[bool, typer.Option(help="Score the model on val; --no-score leaves it.")] = True,
