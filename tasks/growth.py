@@ -5,12 +5,15 @@ the other passes by. Of a node that leaves, Ray starts the actors again elsewher
 way; where the others have no room for them, those units would wait for ever, and so they are left to another pass.
 """
 
+import contextlib
+import itertools
 import logging
 import queue
 import threading
 import time
 import traceback
 from collections.abc import Iterator
+from types import FrameType
 
 import ray
 
@@ -113,7 +116,7 @@ class _Lanes:
         self.params, self.destination, self.meter, self.packed = params, destination, meter, packed
         self.out: queue.Queue[UnitReport | BaseException] = queue.Queue()
         self.threads: list[threading.Thread] = []
-        self._datasets: list[ray.data.Dataset] = []
+        self._datasets: list[list[ray.data.Dataset]] = []
         self._parting = threading.Event()
 
     @property
@@ -145,7 +148,7 @@ class _Lanes:
         self._parting.set()
         if not patience_s or not self.running:
             return
-        for dataset in self._datasets:
+        for dataset in itertools.chain.from_iterable(self._datasets):
             # Ray Data has no public way to end a stream from another thread than its reader's
             executor = dataset._current_executor
             if executor is not None:
@@ -156,9 +159,10 @@ class _Lanes:
 
     def _run(self, units: list[Unit], plan: Plan) -> None:
         self.meter.begin(plan)
+        own: list[ray.data.Dataset] = []
+        self._datasets.append(own)
         try:
-            datasets = self._datasets
-            for report in stream(units, self.params, self.destination, plan, packed=self.packed, datasets=datasets):
+            for report in stream(units, self.params, self.destination, plan, packed=self.packed, datasets=own):
                 self.out.put(report)
                 if self._parting.is_set():
                     break
@@ -167,12 +171,26 @@ class _Lanes:
                 _let_go(error)
                 self.out.put(error)
         finally:
+            own.clear()  # Who holds it holds its actors, and whoever keeps an error keeps this object
             self.meter.end(plan)
 
 
 def _let_go(error: BaseException) -> None:
     """Free what the frames of an error hold: Ray's actors, whose CPUs the next try in this process needs."""
-    following: BaseException | None = error
-    while following is not None:
-        traceback.clear_frames(following.__traceback__)
-        following = following.__cause__ or following.__context__
+    waiting, seen = [error], set()
+    while waiting:
+        one = waiting.pop()
+        seen.add(id(one))
+        for frame, _ in traceback.walk_tb(one.__traceback__):
+            _clear(frame)
+        # Of an error that was raised from another, both may have come by other ways
+        before = (one.__cause__, one.__context__)
+        waiting += [other for other in before if other is not None and id(other) not in seen]
+
+
+def _clear(frame: FrameType | None) -> None:
+    """Forget the variables of a frame and of those that called it, which have all ended or are still at work."""
+    while frame is not None:
+        with contextlib.suppress(RuntimeError):  # At work
+            frame.clear()
+        frame = frame.f_back
