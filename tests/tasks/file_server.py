@@ -81,8 +81,9 @@ class FileServer(http.server.BaseHTTPRequestHandler):
         kind, number = type(self), len(type(self).sent)
         kind.sent.append(0)
         with contextlib.suppress(ConnectionError):  # Who asked was killed
-            for at in range(0, len(content), PIECE_BYTES):
-                piece = content[at : at + PIECE_BYTES]
+            size = max(1, min(PIECE_BYTES, int(kind.bytes_per_second / 20)))  # A small file is slow too
+            for at in range(0, len(content), size):
+                piece = content[at : at + size]
                 self.wfile.write(piece)
                 kind.sent[number] += len(piece)
                 time.sleep(len(piece) / kind.bytes_per_second)

@@ -32,7 +32,7 @@ download(sys.argv[1], Path(sys.argv[2]), expected=Expected(sys.argv[3], int(sys.
 # Everything in this process, and slow enough to be met at work
 PREPARE = """
 import sys, time
-from tasks import pairs, shards, spread, unpack
+from tasks import download, pairs, shards, spread, unpack
 def slow(module, name, seconds):
     plain = getattr(module, name)
     def late(*given):
@@ -40,7 +40,7 @@ def slow(module, name, seconds):
         time.sleep(seconds)
         return done
     setattr(module, name, late)
-spread.FEW, shards.PART_BYTES, pairs.CHUNK_PAIRS = 1000, 2000, 2
+spread.FEW, shards.PART_BYTES, pairs.CHUNK_PAIRS, download.CHUNK_BYTES = 1000, 2000, 2, 16_000
 slow(unpack, "_write", 0.03); slow(pairs, "check_chunk", 0.2); slow(pairs, "write_part", 0.2)
 from flows import cli
 sys.argv = ["segment-archive", "prepare", *sys.argv[1:]]
@@ -96,7 +96,7 @@ def test_prepare_killed_in_every_step_ends_as_if_nothing_had_been(tmp_path, pref
         assert prepare(tmp_path, reference, tmp_path / "work-2").wait() == 0
         server.bytes_per_second = 40_000
         steps = {
-            "fetch": lambda: any((work / "archives").glob("*.part")),
+            "fetch": lambda: any(file.stat().st_size for file in (work / "archives").glob("*.part")),
             "unpack": lambda: any((work / "unpacked").rglob("*.jpg")),
             "check": lambda: any((out / "checks").glob("*.parquet")),
             "convert, store": lambda: len(list((out / "shards").rglob("*.parquet"))) > 1,
