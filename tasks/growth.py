@@ -6,7 +6,6 @@ way; where the others have no room for them, those units would wait for ever, an
 """
 
 import contextlib
-import itertools
 import logging
 import queue
 import threading
@@ -116,7 +115,7 @@ class _Lanes:
         self.params, self.destination, self.meter, self.packed = params, destination, meter, packed
         self.out: queue.Queue[UnitReport | BaseException] = queue.Queue()
         self.threads: list[threading.Thread] = []
-        self._datasets: list[list[ray.data.Dataset]] = []
+        self._datasets: list[ray.data.Dataset] = []
         self._parting = threading.Event()
 
     @property
@@ -148,7 +147,7 @@ class _Lanes:
         self._parting.set()
         if not patience_s or not self.running:
             return
-        for dataset in itertools.chain.from_iterable(self._datasets):
+        for dataset in self._datasets:
             # Ray Data has no public way to end a stream from another thread than its reader's
             executor = dataset._current_executor
             if executor is not None:
@@ -159,10 +158,9 @@ class _Lanes:
 
     def _run(self, units: list[Unit], plan: Plan) -> None:
         self.meter.begin(plan)
-        own: list[ray.data.Dataset] = []
-        self._datasets.append(own)
         try:
-            for report in stream(units, self.params, self.destination, plan, packed=self.packed, datasets=own):
+            datasets = self._datasets
+            for report in stream(units, self.params, self.destination, plan, packed=self.packed, datasets=datasets):
                 self.out.put(report)
                 if self._parting.is_set():
                     break
@@ -171,21 +169,16 @@ class _Lanes:
                 _let_go(error)
                 self.out.put(error)
         finally:
-            own.clear()  # Who holds it holds its actors, and whoever keeps an error keeps this object
             self.meter.end(plan)
 
 
 def _let_go(error: BaseException) -> None:
     """Free what the frames of an error hold: Ray's actors, whose CPUs the next try in this process needs."""
-    waiting, seen = [error], set()
-    while waiting:
-        one = waiting.pop()
-        seen.add(id(one))
-        for frame, _ in traceback.walk_tb(one.__traceback__):
+    following: BaseException | None = error
+    while following is not None:
+        for frame, _ in traceback.walk_tb(following.__traceback__):
             _clear(frame)
-        # Of an error that was raised from another, both may have come by other ways
-        before = (one.__cause__, one.__context__)
-        waiting += [other for other in before if other is not None and id(other) not in seen]
+        following = following.__cause__ or following.__context__
 
 
 def _clear(frame: FrameType | None) -> None:

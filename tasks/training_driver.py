@@ -56,6 +56,9 @@ class Driver:
         if self.min_workers > self.num_workers:
             raise JobError(f"At least {self.min_workers} workers are asked for, but {self.num_workers} at most.")
         self.num_threads = int(record.get("num_threads") or job.num_threads or max(1, int(cpus / self.num_workers)))
+        self.per_worker = {"CPU": min(self.num_threads, max(1, int(cpus / self.num_workers)))}
+        if self.use_gpu:
+            self.per_worker["GPU"] = 1
         if not measure_steps and not record.get("num_threads"):
             record["num_threads"] = self.num_threads
             write_record(resolved.output, record)
@@ -73,9 +76,6 @@ class Driver:
         errors: list[BaseException] = []
         # Only Ray's own notes; checkpoints are ours (checkpoints.py)
         with tempfile.TemporaryDirectory(prefix="segment-archive-train-", ignore_cleanup_errors=True) as notes:
-            self.per_worker = {"CPU": min(self.num_threads, self._cpus_of_a_worker())}
-            if self.use_gpu:
-                self.per_worker["GPU"] = 1
             elastic = self.min_workers < self.num_workers
             # Ray declares its first version's types, whose ScalingConfig knows neither
             scaling: dict[str, Any] = {
@@ -118,10 +118,6 @@ class Driver:
         if errors:
             raise JobError(f"The training has failed: {cluster.explain(errors[0])}") from errors[0]
         return max(0, watcher.starts - 1)
-
-    def _cpus_of_a_worker(self) -> int:
-        cpus, _ = cluster.free_resources()
-        return max(1, int(cpus / self.num_workers))
 
     def _listen(self, mailbox: Any, watcher: Watcher) -> None:
         for news in ray.get(mailbox.take.remote()):

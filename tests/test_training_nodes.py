@@ -12,20 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
-from segcore.recipes import RECIPES, LossParams, TrainRecipe
+from segcore.recipes import TrainRecipe
 from tests.conftest import ROOT
 from tests.ray_nodes import ray_nodes
 from tests.tasks.small_dataset import write_dataset
+from tests.tasks.test_training import RECIPE as SMALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-RECIPE = dataclasses.replace(
-    RECIPES["deeplab_v2_resnet18"],
-    batch_size=3,
-    iterations=60,
-    loss=LossParams(),
-    augmentation=dataclasses.replace(RECIPES["deeplab_v2_resnet18"].augmentation, crop_px=65),
-)
+# Three images, so that two workers have unequal shares
+RECIPE = dataclasses.replace(SMALL, batch_size=3, iterations=60)
 
 # In a process of its own so that it joins this cluster and not that of the other tests
 DRIVER = """
