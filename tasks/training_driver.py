@@ -1,5 +1,6 @@
 """One session of a training on Ray Train, seen from the driver; a worker's side is `training_loop.py`."""
 
+import os
 import tempfile
 import threading
 import time
@@ -21,6 +22,10 @@ _POLL_S = 0.3
 
 _PATIENCE_S = 20.0
 """Silence of the workers after which it is looked whether the cluster still has room for them."""
+
+_PLACING_S = "15"
+"""How long Ray Train waits for the room it counted on before it counts again. Just after a node was lost it still
+counts on that one, and its own patience is a minute."""
 
 _GROW_AGAIN_S = 600.0
 """How often it is looked whether there is room for more workers again; taking it up costs the steps since the last
@@ -77,6 +82,8 @@ class Driver:
         # Only Ray's own notes; checkpoints are ours (checkpoints.py)
         with tempfile.TemporaryDirectory(prefix="segment-archive-train-", ignore_cleanup_errors=True) as notes:
             elastic = self.min_workers < self.num_workers
+            if elastic:
+                os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _PLACING_S)
             # Ray declares its first version's types, whose ScalingConfig knows neither
             scaling: dict[str, Any] = {
                 "num_workers": (self.min_workers, self.num_workers) if elastic else self.num_workers,

@@ -174,7 +174,8 @@ class _Loop:
             last = min(last, config.measure_steps)
         elif self.trainer.step == 0:
             self._checkpoint()  # What a restart of this very session finds, whatever becomes of the initial weights
-        self._tell({"step": self.trainer.step, "resumed": self.trainer.step > 0}, now=True)
+        begun = {"step": self.trainer.step, "resumed": self.trainer.step > 0, "workers": self.num_workers}
+        self._tell(begun, now=True)
         with contextlib.closing(_Stopping(self.loader)):
             while self.trainer.step < last:
                 self._step()
@@ -198,8 +199,7 @@ class _Loop:
             names = ", ".join(self.reader.ids[sample.index] for sample in self.loader.samples(step))
             newest = max(checkpoints.checkpoint_steps(self.config.output), default=0)
             raise NonFiniteLossError(
-                f"{error} Its batch: {names}. The checkpoint of step {newest} is from before; "
-                "try a smaller learning rate, or precision fp32."
+                f"{error} Its batch: {names}. The checkpoint of step {newest} is from before; {self._remedy()}."
             ) from None
         ended = time.perf_counter()
         self.progress.seconds += ended - began
@@ -207,6 +207,15 @@ class _Loop:
         self.rows.append(row)
         peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else _peak_bytes()
         self._tell({**row, "step": step + 1, "peak_bytes": peak}, now=bool(self.config.measure_steps))
+
+    def _remedy(self) -> str:
+        recipe = self.config.recipe
+        ways = ["a smaller learning rate"]
+        if recipe.precision == "bf16":
+            ways.append("precision fp32")
+        if recipe.initial and self.config.initial is None:
+            ways.append(f"initial weights (the recipe's rate is for {recipe.initial})")
+        return f"try {', or '.join(ways)}"
 
     def _validate(self) -> None:
         """Full-image evaluation on the first images of the split, each worker on its share; never a centre crop."""

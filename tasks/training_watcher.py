@@ -38,7 +38,8 @@ class Watcher:
             self.starts += 1
             self._first = None
             if news["resumed"] and not self.silent:
-                progress.say(f"Going on from the checkpoint of step {news['step']}.")
+                workers = f"{news['workers']} worker{'s' * (news['workers'] > 1)}"
+                progress.say(f"Going on from the checkpoint of step {news['step']}, with {workers}.")
         elif "mean_iou" in news and "loss" not in news:
             if not self.silent:
                 progress.say(f"step {news['step']}: validation mean IoU {100 * news['mean_iou']:.2f} %")

@@ -18,9 +18,9 @@ def marked(name: str, value: str) -> list[int]:
     return [pid for pid in found if not has_ended(pid)]
 
 
-def end_all(name: str, value: str) -> None:
-    """End them all, and wait until they are gone."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+def end_all(name: str, value: str, *, gently: bool = True) -> None:
+    """End them all, and wait until they are gone. gently: SIGTERM first."""
+    for number in (signal.SIGTERM, signal.SIGKILL) if gently else (signal.SIGKILL,):
         for pid in marked(name, value):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)

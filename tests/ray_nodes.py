@@ -87,5 +87,5 @@ def ray_nodes(folder: Path) -> Iterator[Nodes]:
     try:
         yield made
     finally:
-        end_all(MARK, environment[MARK])
+        end_all(MARK, environment[MARK], gently=False)
         subprocess.run(["rm", "-rf", str(sockets)], check=False)

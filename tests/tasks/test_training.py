@@ -275,7 +275,8 @@ def test_a_lost_worker_is_survived(dataset, ray_cluster, tmp_path):
 @pytest.mark.timeout(900)
 def test_a_loss_that_is_no_number_ends_it_with_step_and_images(dataset, ray_cluster, tmp_path):
     hopeless = dataclasses.replace(RECIPE, learning_rate=1e18)
-    with pytest.raises(JobError, match=r"The loss of step \d+ is (nan|inf).*Its batch: photo-\d, photo-\d"):
+    told = r"The loss of step \d+ is (nan|inf).*Its batch: photo-\d, photo-\d.*learning rate, or initial weights"
+    with pytest.raises(JobError, match=told):
         train.fn(job(dataset, str(tmp_path / "out"), recipe=hopeless))
     assert not (tmp_path / "out" / "model").exists()
 
