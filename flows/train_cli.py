@@ -18,6 +18,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Global batch; rate and steps follow by the linear rule.")] = (
         None
     ),
+    learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's and the linear rule's.")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of the crops in px, 8k + 1.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draws weights, order, views and dropout.")] = None,
@@ -55,6 +56,7 @@ def train(
         "teacher": teacher,
         "iterations": iterations,
         "batch_size": batch_size,
+        "learning_rate": learning_rate,
         "crop_px": crop,
         "precision": precision,
         "seed": seed,

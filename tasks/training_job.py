@@ -41,6 +41,9 @@ class TrainJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=
     batch_size: Annotated[int, annotated_types.Ge(1)] | None = None
     """Global batch, instead of the recipe's; learning rate and iterations follow by the linear rule."""
 
+    learning_rate: Annotated[float, annotated_types.Gt(0)] | None = None
+    """At the first full step, instead of the recipe's and of the linear rule's; multipliers and schedule stay."""
+
     crop_px: Annotated[int, annotated_types.Interval(ge=9, le=4097)] | None = None
     """Side of the crops in px, instead of the recipe's: 8k + 1."""
 
@@ -103,7 +106,7 @@ def job_recipe(job: TrainJob) -> TrainRecipe:
     if job.iterations is not None:
         recipe = recipes.with_iterations(recipe, job.iterations)
     changes: dict[str, Any] = {
-        name: value for name in ("precision", "seed") if (value := getattr(job, name)) is not None
+        name: value for name in ("learning_rate", "precision", "seed") if (value := getattr(job, name)) is not None
     }
     if job.crop_px is not None:
         changes["augmentation"] = replace(recipe.augmentation, crop_px=job.crop_px)

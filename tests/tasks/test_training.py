@@ -26,7 +26,7 @@ from tasks.storage import Location, locate
 from tasks.training import plan, train
 from tasks.training_data import Loader, SplitReader, read_teacher
 from tasks.training_driver import Driver
-from tasks.training_job import TrainJob
+from tasks.training_job import TrainJob, job_recipe
 from tasks.training_resolved import resolve
 from tests.conftest import Bucket
 from tests.flows.test_reliability import kill_tree
@@ -80,6 +80,16 @@ def test_what_cannot_be_trained_is_refused_at_once(dataset, tmp_path):
     with pytest.raises(ValueError, match="did you mean"):
         job(dataset, output, recipe="pspnet102")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_job_changes_its_recipe():
+    asked = job("data", "out", recipe="deeplab_v1", batch_size=40, learning_rate=3e-5, precision="bf16", crop_px=129)
+    recipe = job_recipe(asked)
+    # The rate is that of the job, not twice the paper's; the steps follow the batch
+    assert (recipe.learning_rate, recipe.batch_size, recipe.iterations) == (3e-5, 40, 3000)
+    assert (recipe.precision, recipe.augmentation.crop_px, recipe.seed) == ("bf16", 129, 0)
+    with pytest.raises(ValueError, match="learning_rate"):
+        job("data", "out", learning_rate=0.0)
 
 
 def test_checkpoints_are_kept_and_removed(tmp_path, bucket: Bucket):
