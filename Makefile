@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# An editable installation knows the modules that there were: one that came or went is another installation
+MODULES := $(shell find flows tasks segcore -name '*.py' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
+STAMP := $(VENV)/.installed-$(MODULES)
 SEGMENT_ARCHIVE_DATA ?= ../shared/data
 MINUTES ?= 90
 ENGINE := $(wildcard segcore/crf/* CMakeLists.txt)

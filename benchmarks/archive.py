@@ -36,9 +36,9 @@ DATA = Path(os.environ.get("SEGMENT_ARCHIVE_DATA", ROOT.parent / "shared" / "dat
 # The job without Prefect, since the plain script has none; Prefect's own start is 5 to 10 s however large the archive
 JOB = """
 import sys
-from tasks.archive import ArchiveJob, list_archive
-from tasks.archive_session import segment_remaining
-from tasks.finish import publish_report
+from tasks.segmentation.job import ArchiveJob, list_archive
+from tasks.segmentation.session import segment_remaining
+from tasks.segmentation.finish import publish_report
 source, output, engine, long_side, model = sys.argv[1:]
 job = ArchiveJob(
     source=source, output=output, model=model, crf_engine=engine, inference={"long_side_px": int(long_side)},

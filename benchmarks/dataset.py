@@ -88,9 +88,9 @@ def plain_check(args: argparse.Namespace, folder: Path) -> None:
 
 def check(args: argparse.Namespace, folder: Path) -> None:
     from tasks import cluster
-    from tasks.dataset_check import examine, label_counts
+    from tasks.datasets.check import examine, label_counts
+    from tasks.datasets.voc_layout import read_layout
     from tasks.storage import locate
-    from tasks.voc_layout import read_layout
 
     ids = folder / "ids.txt"
     ids.write_text("\n".join(mask_ids(args.masks)))
@@ -158,7 +158,14 @@ def convert(args: argparse.Namespace, folder: Path) -> None:
 
 
 def official(args: argparse.Namespace, folder: Path) -> None:
-    from tasks.dataset import DatasetJob, check_pairs, fetch_archives, say_splits, unpack_archives, write_shards
+    from tasks.datasets.prepare import (
+        DatasetJob,
+        check_pairs,
+        fetch_archives,
+        say_splits,
+        unpack_archives,
+        write_shards,
+    )
     from tests.official_tree import read_list, real_labels, write_sbd, write_voc
 
     begin = time.perf_counter()

@@ -113,8 +113,8 @@ def reckon(**given: float) -> None:
 
 def measure_manifest(num_images: int) -> None:
     """Print what a manifest of so many images takes, per image."""
-    from tasks.manifest import Manifest, extend
-    from tasks.sources import Entry
+    from tasks.archive.entries import Entry
+    from tasks.archive.manifest import Manifest, extend
     from tasks.storage import locate
 
     def entries() -> Iterator[Entry]:
@@ -146,7 +146,7 @@ def measure_manifest(num_images: int) -> None:
 
 
 def _load(folder: str) -> None:
-    from tasks.manifest import Manifest
+    from tasks.archive.manifest import Manifest
     from tasks.storage import locate
 
     before = _peak_bytes()
@@ -169,9 +169,10 @@ def requests() -> None:
     import s3fs
 
     from segcore.masks import encode_mask
-    from tasks import compaction, storage
-    from tasks.finish import _check, _Held
-    from tasks.results import mask_files, open_results
+    from tasks import storage
+    from tasks.results import compaction
+    from tasks.results.reading import mask_files, open_results
+    from tasks.segmentation.proof import _check, _Held
     from tests.outputs import mask_row, write_run
 
     count: collections.Counter[str] = collections.Counter()

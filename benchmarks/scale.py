@@ -81,12 +81,13 @@ def make_source(folder: Path, num_images: int, kind: str) -> None:
 
 def make_masks(source: str, output: str) -> None:
     """The mask files of a run in which every image has its row, and its record."""
-    from tasks import archive, runs
-    from tasks.manifest import Manifest
-    from tasks.pointer import masks_folder
-    from tasks.schema import MASKS
+    from tasks.archive import runs
+    from tasks.archive.manifest import Manifest
+    from tasks.archive.pointer import masks_folder
+    from tasks.archive.schema import MASKS
+    from tasks.segmentation import job as archive
     from tasks.storage import locate
-    from tasks.units import mask_file
+    from tasks.stream.units import mask_file
 
     place, identity = locate(output), archive.identify(_job(source, output))
     folder = Path(masks_folder(place, identity.run_id).path)
@@ -125,13 +126,13 @@ def make_masks(source: str, output: str) -> None:
 
 
 def _job(source: str, output: str) -> Any:
-    from tasks.archive import ArchiveJob
+    from tasks.segmentation.job import ArchiveJob
 
     return ArchiveJob(source=source, output=output)
 
 
 def _list(source: str, output: str) -> Callable[[], str]:
-    from tasks.archive import list_archive
+    from tasks.segmentation.job import list_archive
 
     def call() -> str:
         plan = list_archive.fn(_job(source, output))
@@ -141,8 +142,8 @@ def _list(source: str, output: str) -> Callable[[], str]:
 
 
 def _check(source: str, output: str) -> Callable[[], str]:
-    from tasks.archive import identify
-    from tasks.finish import check_run
+    from tasks.segmentation.job import identify
+    from tasks.segmentation.proof import check_run
     from tasks.storage import locate
 
     def call() -> str:
@@ -153,7 +154,7 @@ def _check(source: str, output: str) -> Callable[[], str]:
 
 
 def _compact(source: str, output: str) -> Callable[[], str]:
-    from tasks.compaction import CompactJob, compact
+    from tasks.results.compaction import CompactJob, compact
 
     return lambda: str(compact(CompactJob(output=output, expire=True, grace_minutes=0)).files)
 
@@ -171,8 +172,6 @@ STEPS: dict[str, Callable[[str, str], Callable[[], str]]] = {
 
 
 def _step(name: str, source: str, output: str, profile: bool) -> None:
-    import tasks.archive
-    import tasks.finish  # noqa: F401
 
     call = STEPS[name](source, output)
     before = _peak_mib()

@@ -79,7 +79,8 @@ def measure_cpu(names: list[str], crop_px: int, batch_size: int, steps: int, thr
 
 def measure_checkpoint(name: str) -> None:
     """Size of a checkpoint and the time to write and read it on this disk."""
-    from tasks import checkpoints, storage
+    from tasks import storage
+    from tasks.training import checkpoints
 
     recipe = RECIPES[name]
     trainer = Trainer(recipe, new_network(recipe))

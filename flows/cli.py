@@ -80,7 +80,7 @@ def run(
     from pydantic import ValidationError
 
     from tasks import progress
-    from tasks.archive import ArchiveJob, crf_parameters
+    from tasks.segmentation.job import ArchiveJob, crf_parameters
 
     given: dict[str, Any] = {
         "source": source,
@@ -140,7 +140,7 @@ def run(
 
 def show(report: Any, source: str) -> None:
     """Print what came of a job."""
-    from tasks.finish import query
+    from tasks.segmentation.report import query
 
     errors = f"{report.num_errors} error rows" if report.num_errors else "no errors"
     if not report.done_now:

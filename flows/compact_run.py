@@ -4,8 +4,8 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from tasks.compaction import CompactJob, CompactReport, compact_archive
 from tasks.errors import JobError
+from tasks.results.compaction import CompactJob, CompactReport, compact_archive
 
 
 @flow(name="compact-run", flow_run_name="{job.output}")

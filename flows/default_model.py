@@ -17,7 +17,7 @@ def main(
     train: Annotated[bool, typer.Option(help="--no-train writes the model from the checkpoint as it is.")] = True,
 ) -> None:
     """Train the default model within a budget of time, and write it as a model directory with its score."""
-    from tasks import default_model
+    from tasks.training import default_model
 
     checkpoint = default_model.train(data, work, minutes, num_threads=threads) if train else work / "checkpoint.pt"
     if model is not None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import flows.cli  # Sets what Prefect and Ray print, before they are imported
 from flows.segment_archive import segment_archive
 from tasks import progress
-from tasks.archive import ArchiveJob
-from tasks.contact_sheet import contact_sheet
-from tasks.finish import ArchiveReport, query
+from tasks.segmentation.contact_sheet import contact_sheet
+from tasks.segmentation.job import ArchiveJob
+from tasks.segmentation.report import ArchiveReport, query
 from tasks.storage import locate
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -29,8 +29,8 @@ def evaluate(
     from pydantic import ValidationError
 
     from tasks import progress
-    from tasks.archive import crf_parameters
-    from tasks.evaluation import ReevaluateJob
+    from tasks.evaluation.evaluate import ReevaluateJob
+    from tasks.segmentation.job import crf_parameters
 
     given: dict[str, Any] = {
         "models": models,
@@ -77,7 +77,7 @@ def accept(
     model: Annotated[list[str] | None, typer.Option(help="Only this model; may be repeated.")] = None,
 ) -> None:
     """Compare later evaluations with what the latest one found."""
-    from tasks.baselines import accept_baseline
+    from tasks.nights.baselines import accept_baseline
 
     try:
         told = accept_baseline(output, model or ())
@@ -95,7 +95,7 @@ def submission(
     run: Annotated[str | None, typer.Option(help="Run of the archive, where it holds several.")] = None,
 ) -> None:
     """Write the masks of an archive as a submission to the VOC test server, checked and packed."""
-    from tasks.submission import write_submission
+    from tasks.evaluation.submission import write_submission
 
     try:
         print(write_submission(archive, ids, destination, comp=comp, run_id=run))
@@ -111,21 +111,21 @@ def mount(app: typer.Typer) -> None:
 
 
 def _is_of_latest_night(output: str, sentence: str) -> bool:
-    from tasks.night_record import latest_sentence
+    from tasks.nights.record import latest_sentence
 
     return latest_sentence(output) == sentence
 
 
 def _show(output: str) -> None:
     """Print the figures of the latest night."""
-    from tasks.night_words import summary
+    from tasks.nights.words import summary
 
     print("\n".join(summary(output)))
 
 
 def _show_sheet(output: str) -> None:
     from tasks import storage
-    from tasks.sheet import sheet, sheet_markdown, sheet_table
+    from tasks.nights.sheet import sheet, sheet_markdown, sheet_table
 
     rows = sheet(storage.locate(output))
     place = storage.locate(output) / "sheet.md"

@@ -14,7 +14,7 @@ def doctor(
     """Look whether everything that a job needs is here: one line each, in order or with the remedy."""
     from rich.console import Console
 
-    from tasks.doctor import examine
+    from tasks.segmentation.doctor import examine
 
     console, ill = Console(highlight=False, soft_wrap=True), 0
     for finding in examine(output):
@@ -44,10 +44,10 @@ def estimate(
 
     from pydantic import ValidationError
 
-    from tasks.archive import ArchiveJob
     from tasks.errors import JobError
-    from tasks.estimate import Nodes, measure
-    from tasks.estimate import estimate as reckon
+    from tasks.segmentation.estimate import Nodes, measure
+    from tasks.segmentation.estimate import estimate as reckon
+    from tasks.segmentation.job import ArchiveJob
 
     wanted: dict[str, Any] = {"model": model, "untrained": untrained, "inference": {"long_side_px": long_side}}
     with tempfile.TemporaryDirectory() as folder:

@@ -73,7 +73,7 @@ def _prepare(given: dict[str, Any]) -> None:
 
     from flows.prepare_dataset import prepare_dataset
     from tasks import progress
-    from tasks.dataset import DatasetJob, DatasetReport, say_splits
+    from tasks.datasets.prepare import DatasetJob, DatasetReport, say_splits
 
     try:
         job = DatasetJob(**given)
@@ -116,8 +116,9 @@ def _check(
     report: str | None,
     gallery: str | None,
 ) -> None:
-    from tasks import dataset_report, progress
-    from tasks.dataset_doctor import Consultation
+    from tasks import progress
+    from tasks.datasets import check_report as dataset_report
+    from tasks.datasets.doctor import Consultation
     from tasks.errors import JobError
 
     console = dataset_report.console()

@@ -4,7 +4,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from tasks.dataset import (
+from tasks.datasets.prepare import (
     DatasetJob,
     DatasetReport,
     check_pairs,

@@ -7,8 +7,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 
 from tasks.errors import JobError
-from tasks.evaluation import ReevaluateJob
-from tasks.nightly import close_night, evaluate_models, judge_night, plan_night, publish_night, stale
+from tasks.evaluation.evaluate import ReevaluateJob
+from tasks.nights.nightly import close_night, evaluate_models, judge_night, plan_night, publish_night, stale
 
 
 @flow(name="reevaluate", flow_run_name="{job.dataset}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from tasks.query import Answer
+    from tasks.results.query import Answer
 
 _SHOWN_ROWS = 60
 
@@ -27,7 +27,7 @@ def query(
     to: To = None,
 ) -> None:
     """Ask one run in SQL (DuckDB): views images, objects, errors, masks, runs, metrics."""
-    from tasks import query as asking
+    from tasks.results import query as asking
 
     if sql is None:
         answer = _or_fail(
@@ -68,8 +68,8 @@ def find(
     """Find images by class, share and confidence, without SQL. --sort annotate says what to annotate next."""
     from pydantic import ValidationError
 
-    from tasks.query import FindJob
-    from tasks.query import find as find_images
+    from tasks.results.query import FindJob
+    from tasks.results.query import find as find_images
 
     try:
         job = FindJob(
@@ -98,7 +98,7 @@ def report(
     """Make a gallery to look at: static files that open from a disk or a bucket."""
     from pydantic import ValidationError
 
-    from tasks.report import MOST_IMAGES, ReportJob, build_report
+    from tasks.results.report import MOST_IMAGES, ReportJob, build_report
 
     try:
         job = ReportJob(output=output, run=run, to=to, images=images, where=where, order=order)
@@ -128,7 +128,7 @@ def export(
     """Take a run into other tools. The same command goes on where it was ended."""
     from pydantic import ValidationError
 
-    from tasks.export import ExportJob, export_run
+    from tasks.results.export import ExportJob, export_run
 
     try:
         job = ExportJob(output=output, to=to, destination=destination, run=run, photographs=photographs)  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def diff(
     images: Annotated[int, typer.Option(help="Changed images in the gallery; 10,000 at most.")] = 200,
 ) -> None:
     """Compare two runs: agreement per class, the images that changed most, a gallery of differences."""
-    from tasks.report import build_diff_report
+    from tasks.results.report import build_diff_report
 
     with _Counter("images") as counter:
         told, gallery = _or_fail(lambda: build_diff_report(output, run_a, run_b, images=images, advance=counter))
@@ -187,8 +187,8 @@ def compact(
     """Put few large files in the place of many small ones; every reader honours them, and no mask is touched."""
     from pydantic import ValidationError
 
-    from tasks.compaction import CompactJob
-    from tasks.compaction import compact as compact_run
+    from tasks.results.compaction import CompactJob
+    from tasks.results.compaction import compact as compact_run
 
     try:
         job = CompactJob(output=output, run=run, expire=expire, grace_minutes=grace_minutes)

@@ -4,10 +4,11 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from tasks.archive import ArchiveJob, list_archive
-from tasks.archive_session import segment_remaining
 from tasks.errors import JobError
-from tasks.finish import ArchiveReport, publish_gallery, publish_report
+from tasks.segmentation.finish import publish_gallery, publish_report
+from tasks.segmentation.job import ArchiveJob, list_archive
+from tasks.segmentation.report import ArchiveReport
+from tasks.segmentation.session import segment_remaining
 
 
 @flow(name="segment-archive", flow_run_name="{job.source}")

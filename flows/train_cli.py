@@ -44,7 +44,7 @@ def train(
     from pydantic import ValidationError
 
     from tasks import progress
-    from tasks.training_job import TrainJob
+    from tasks.training.job import TrainJob
 
     given: dict[str, Any] = {
         "dataset": dataset,
@@ -89,7 +89,7 @@ def train(
 
 def list_recipes() -> None:
     """List the recipes that `train` knows."""
-    from tasks.training_job import describe_recipes
+    from tasks.training.job import describe_recipes
 
     for line in describe_recipes():
         print(line)

@@ -5,10 +5,10 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from tasks.errors import JobError
-from tasks.training import plan, train
-from tasks.training_finish import TrainReport
-from tasks.training_job import TrainJob
-from tasks.training_plan import TrainPlan
+from tasks.training.finish import TrainReport
+from tasks.training.job import TrainJob
+from tasks.training.plan import TrainPlan
+from tasks.training.train import plan, train
 
 
 @flow(name="train-model", flow_run_name="{job.output}")

@@ -20,7 +20,7 @@ def tune_crf(
     from pydantic import ValidationError
 
     from flows.tune_crf import tune_crf as flow
-    from tasks.tuning import TuneJob, TuneReport
+    from tasks.evaluation.tuning import TuneJob, TuneReport
 
     try:
         job = TuneJob(

@@ -5,7 +5,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from tasks.errors import JobError
-from tasks.tuning import TuneJob, TuneReport, search_crf
+from tasks.evaluation.tuning import TuneJob, TuneReport, search_crf
 
 
 @flow(name="tune-crf", flow_run_name="{job.scores}")

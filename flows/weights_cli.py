@@ -21,7 +21,7 @@ def import_file(
     replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of weights of that name.")] = False,
 ) -> None:
     """Import weights that others published; their layout is recognised."""
-    from tasks import weights
+    from tasks.models import weights
 
     names = None if classes is None else [part.strip() for part in classes.split(",")]
     try:
@@ -45,7 +45,7 @@ def pull(
     replace: Annotated[bool, typer.Option("--replace", help="Fetch it again.")] = False,
 ) -> None:
     """Fetch, check and import published weights; continues a download that was interrupted."""
-    from tasks import weights
+    from tasks.models import weights
 
     def show(done: int, total: int | None) -> None:
         share = f"{100 * done / total:.0f} %" if total else f"{done / 1e6:.0f} MB"
@@ -61,7 +61,7 @@ def pull(
 @weights_app.command("list")
 def list_catalogue() -> None:
     """What can be pulled: name, training split, score, licence, and whether we have fetched it ourselves."""
-    from tasks import weights
+    from tasks.models import weights
 
     for entry in weights.read_catalogue().values():
         checked = "verified" if entry.verified else "unverified"
@@ -72,7 +72,7 @@ def list_catalogue() -> None:
 
 def models() -> None:
     """List the models: parameters at 21 classes, published mean IoU on VOC 2012, weights at hand."""
-    from tasks import weights
+    from tasks.models import weights
 
     rows = weights.list_models()
     width = max(len(row.name) for row in rows)

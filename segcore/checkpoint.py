@@ -2,7 +2,7 @@
 
 A card says what the network is, what it was trained on and how it wants its pixels. Importing this module, and
 `digest_of`, need no torch, so that a finished job is recognised quickly. Foreign formats are read in `weights/`,
-fetching is the business of `tasks/weights.py`. No pickle is read here.
+fetching is the business of `tasks/models/weights.py`. No pickle is read here.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `Trainer` holds everything that changes during a training, and its state is all that a resumed one needs. Which images
 come next is in `sampling.py`, views of them in `augment.py`, the numbers in `recipes.py`; reading data, checkpoints
-and validation belong to `tasks/training_loop.py`. With torch.distributed initialised, workers compute one global batch.
+and validation belong to `tasks/training/loop.py`. With torch.distributed initialised, workers compute one global batch.
 """
 
 from __future__ import annotations

@@ -12,10 +12,7 @@ from segcore.images import decode
 from segcore.inference import InferenceParams, Scorer
 from segcore.refinement import refine_scores
 from segcore.voc import CLASSES
-from tasks.evaluation import Evaluation, ReevaluateJob
-from tasks.evaluation_counts import COUNTS, counts_folder, write_counts
-from tasks.judging import UNIT_IMAGES, judged
-from tasks.shards import (
+from tasks.datasets.shards import (
     DatasetManifest,
     ShardRow,
     Split,
@@ -26,6 +23,9 @@ from tasks.shards import (
     write_manifest,
     write_part,
 )
+from tasks.evaluation.counts import COUNTS, counts_folder, write_counts
+from tasks.evaluation.evaluate import Evaluation, ReevaluateJob
+from tasks.evaluation.judging import UNIT_IMAGES, judged
 from tasks.storage import Location, locate
 from tests.conftest import photograph
 

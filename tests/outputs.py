@@ -13,9 +13,9 @@ from segcore import masks
 from segcore.images import decode
 from segcore.refinement import CrfParams, refine_scores
 from segcore.voc import CLASSES
-from tasks.pipeline import write_rows
-from tasks.schema import empty_row
+from tasks.archive.schema import empty_row
 from tasks.storage import locate
+from tasks.stream.pipeline import write_rows
 
 
 def mask_row(

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from segcore import checkpoint
-from tasks.archive import ArchiveJob, list_archive
-from tasks.archive_session import segment_remaining
+from tasks.segmentation.job import ArchiveJob, list_archive
+from tasks.segmentation.session import segment_remaining
 from tests.conftest import ROOT, photograph
 from tests.ray_nodes import Nodes, ray_nodes
 
@@ -25,11 +25,14 @@ NUM_COMPARED = 12
 # The driver, in a process of its own so that it joins this cluster and not that of the other tests
 DRIVER = """
 import json, sys
-from tasks import archive, archive_session, cluster, finish, growth, manifest
+from tasks import cluster
+from tasks.archive import manifest
+from tasks.segmentation import finish, job as archive, session as archive_session
+from tasks.stream import growth
 archive._unit_images = lambda *_: 1
 growth.LOOK_EVERY_S, growth.STUCK_AFTER_S = 1.0, 15.0
 import ray
-from tasks.archive import ArchiveJob
+from tasks.segmentation.job import ArchiveJob
 
 job = ArchiveJob(**json.loads(sys.argv[1]))
 plan = archive.list_archive.fn(job)
@@ -37,8 +40,8 @@ with cluster.connected():
     if cluster.is_shared():
         @ray.remote(num_cpus=0.1)
         def where():
-            import segcore._crf, tasks.pipeline
-            return tasks.pipeline.__file__, segcore._crf.__file__
+            import segcore._crf, tasks.stream.pipeline
+            return tasks.stream.pipeline.__file__, segcore._crf.__file__
         print(json.dumps({"code": ray.get(where.remote())}), flush=True)
     session = archive_session.segment_remaining.fn(job, plan)
     report = finish.publish_report.fn(job, plan, session)

@@ -18,8 +18,8 @@ from segcore import models
 from segcore.recipes import TrainRecipe
 from segcore.training import Trainer, new_network
 from tasks import storage
-from tasks.shards import read_manifest
-from tasks.training_data import Loader, SplitReader
+from tasks.datasets.shards import read_manifest
+from tasks.training.data import Loader, SplitReader
 from tests.conftest import ROOT
 from tests.ray_nodes import ray_nodes
 from tests.tasks.small_dataset import write_dataset
@@ -33,9 +33,10 @@ RECIPE = dataclasses.replace(SMALL, batch_size=3, iterations=150)
 # In a process of its own so that it joins this cluster and not that of the other tests
 DRIVER = """
 import sys
-from tasks import progress, training_driver
-from tasks.training import train
-from tasks.training_job import TrainJob
+from tasks import progress
+from tasks.training import driver as training_driver
+from tasks.training.train import train
+from tasks.training.job import TrainJob
 
 training_driver._GROW_AGAIN_S = 5.0
 with progress.told_to(progress.Terminal()):

@@ -8,11 +8,11 @@ import sys
 
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
-from tasks import growth
-from tasks.archive import ArchiveJob, list_archive
-from tasks.archive_session import segment_remaining
 from tasks.errors import JobError
-from tasks.finish import publish_report
+from tasks.segmentation.finish import publish_report
+from tasks.segmentation.job import ArchiveJob, list_archive
+from tasks.segmentation.session import segment_remaining
+from tasks.stream import growth
 
 growth.STUCK_AFTER_S = 20.0  # Instead of two minutes, so that the trials in which a node is lost are short
 

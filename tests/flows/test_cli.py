@@ -70,10 +70,10 @@ def test_a_prefect_server_that_is_not_there_is_named(command, photographs, tmp_p
 def test_the_query_that_is_shown_can_be_asked(tmp_path):
     import duckdb
 
-    from tasks.finish import ArchiveReport, query
-    from tasks.pipeline import write_rows
-    from tasks.schema import empty_row
+    from tasks.archive.schema import empty_row
+    from tasks.segmentation.report import ArchiveReport, query
     from tasks.storage import locate
+    from tasks.stream.pipeline import write_rows
 
     box = {"x0": 0, "y0": 0, "x1": 2, "y1": 1}
     classes = [{"index": 12, "name": "dog", "pixels": 2, "confidence": 0.5, "box": box}]

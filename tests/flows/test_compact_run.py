@@ -1,6 +1,6 @@
 from flows.compact_run import compact_run
-from tasks.compaction import CompactJob
-from tasks.results import open_results
+from tasks.results.compaction import CompactJob
+from tasks.results.reading import open_results
 from tests.outputs import error_row, write_run
 
 

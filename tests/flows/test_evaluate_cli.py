@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from flows import evaluate_cli
 from segcore.masks import encode_mask
+from tasks.archive.schema import empty_row
 from tasks.errors import JobError
-from tasks.pipeline import write_rows
-from tasks.schema import empty_row
+from tasks.evaluation.submission import check_mask, write_submission
 from tasks.storage import locate
-from tasks.submission import check_mask, write_submission
+from tasks.stream.pipeline import write_rows
 
 
 def run(*arguments: object):  # type: ignore[no-untyped-def]

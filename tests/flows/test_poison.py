@@ -19,9 +19,9 @@ KINDS = {"crash": "crashed", "hang": "timeout", "grow": "memory"}
 # The job without Prefect, in a process of its own: its Ray must have the poison, and the other tests' must not
 DRIVER = """
 import sys
-from tasks.archive import ArchiveJob, list_archive
-from tasks.archive_session import segment_remaining
-from tasks.finish import publish_report
+from tasks.segmentation.job import ArchiveJob, list_archive
+from tasks.segmentation.session import segment_remaining
+from tasks.segmentation.finish import publish_report
 job = ArchiveJob(source=sys.argv[1], output=sys.argv[2], inference={"long_side_px": 97}, gallery_images=0,
                  image_seconds=8, image_memory_mib=400)
 plan = list_archive.fn(job)

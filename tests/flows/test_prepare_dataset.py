@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from flows.prepare_dataset import prepare_dataset
-from tasks.dataset import DatasetJob
+from tasks.datasets.prepare import DatasetJob
 from tests.datasets import make_dataset
 
 

@@ -9,13 +9,13 @@ import pytest
 from prefect.client.schemas.objects import State
 
 from flows.reevaluate import reevaluate
-from tasks.baselines import accept_baseline
 from tasks.errors import JobError
-from tasks.evaluation import ReevaluateJob, evaluations_of, open_dataset
-from tasks.night_record import last_night
-from tasks.night_words import summary
-from tasks.registry import list_models
-from tasks.sheet import sheet, sheet_markdown, sheet_table
+from tasks.evaluation.evaluate import ReevaluateJob, evaluations_of, open_dataset
+from tasks.models.registry import list_models
+from tasks.nights.baselines import accept_baseline
+from tasks.nights.record import last_night
+from tasks.nights.sheet import sheet, sheet_markdown, sheet_table
+from tasks.nights.words import summary
 from tasks.storage import locate
 from tests.evaluation_data import INFERENCE, judged_in_process, save_model, small_dataset
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.train_model import train_model
 from segcore import checkpoint
-from tasks.training_job import TrainJob
+from tasks.training.job import TrainJob
 from tests.tasks.small_dataset import CLASSES, write_dataset
 
 

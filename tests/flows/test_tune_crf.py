@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from flows.tune_crf import tune_crf
-from tasks import tuning
-from tasks.tuning import TuneJob
+from tasks.evaluation import tuning
+from tasks.evaluation.tuning import TuneJob
 
 
 def test_flow_ends_with_words(

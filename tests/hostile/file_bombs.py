@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from tasks import shards
+from tasks.datasets import shards
 from tests.hostile.sound_files import (
     FOLDER,
     MEMBERS,

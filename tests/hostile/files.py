@@ -12,12 +12,13 @@ from segcore import checkpoint
 from segcore.images import ImageError
 from segcore.sbd import decode_annotation
 from segcore.weights.importer import import_weights
-from tasks import shards
+from tasks.archive.entry_bytes import read_entries
+from tasks.archive.sources import Source, list_source
+from tasks.datasets import shards
+from tasks.datasets.unpack import unpack
 from tasks.errors import JobError
-from tasks.results import MaskFile, Results
-from tasks.sources import Source, list_source, read_entries
+from tasks.results.reading import MaskFile, Results
 from tasks.storage import locate
-from tasks.unpack import unpack
 from tests.hostile.file_bombs import MARK, bombs
 from tests.hostile.mutants import mutant
 from tests.hostile.sound_files import CLASSES, FOLDER, VARIANT, originals

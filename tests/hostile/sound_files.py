@@ -20,8 +20,8 @@ from segcore.card import ModelCard
 from segcore.models import deeplab_v1, vgg
 from segcore.preprocessing import DEEPLAB
 from segcore.weights.sources import CAFFE_DEEPLAB_VGG
-from tasks import shards
-from tasks.schema import MASKS
+from tasks.archive.schema import MASKS
+from tasks.datasets import shards
 from tests.sbd_files import annotation
 from tests.segcore.weights.caffe_files import write as write_caffe
 
@@ -133,7 +133,7 @@ def photographs(**columns: Any) -> pa.Table:
 @functools.cache
 def mask_rows() -> bytes:
     from segcore.masks import encode_mask
-    from tasks.schema import empty_row
+    from tasks.archive.schema import empty_row
 
     rows = [
         empty_row()

@@ -5,7 +5,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from tasks import shards, storage
+from tasks import storage
+from tasks.datasets import shards
 from tasks.storage import Location
 from tests.conftest import photograph
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from segcore.images import ErrorKind, ImageError
-from tasks.apart import Apart, ImageLimits, anonymous_bytes
 from tasks.errors import InterruptedJobError, JobError
+from tasks.stream.apart import Apart, ImageLimits, anonymous_bytes
 
 
 class Deeds:

@@ -9,14 +9,16 @@ import pytest
 from pydantic import ValidationError
 
 from segcore import masks
-from tasks import progress, runs, storage
-from tasks.archive import ArchiveJob, identify, list_archive, manifest_folder, units_of
-from tasks.archive_session import WAVE_UNITS, segment_remaining, wave_units
+from tasks import progress, storage
+from tasks.archive import runs
+from tasks.archive.manifest import Manifest
+from tasks.archive.pointer import masks_folder
+from tasks.archive.schema import MASKS
 from tasks.errors import JobError
-from tasks.finish import check_run, publish_report
-from tasks.manifest import Manifest
-from tasks.pointer import masks_folder
-from tasks.schema import MASKS
+from tasks.segmentation.finish import publish_report
+from tasks.segmentation.job import ArchiveJob, identify, list_archive, manifest_folder, units_of
+from tasks.segmentation.proof import check_run
+from tasks.segmentation.session import WAVE_UNITS, segment_remaining, wave_units
 from tasks.storage import locate
 from tests.conftest import photograph
 
@@ -156,7 +158,7 @@ def test_two_sources_in_one_output_stay_apart(photographs, tmp_path):
 
 
 def test_numbers_are_the_same_however_they_are_written(photographs, tmp_path):
-    from tasks import archive
+    from tasks.segmentation import job as archive
 
     ids = set()
     for weight, iterations in ((4, 10), (4.0, 10), ("4", "10")):
@@ -188,7 +190,7 @@ def test_a_file_that_lacks_a_row_is_done_again(photographs, tmp_path):
 
 
 def test_names_that_no_storage_holds_have_their_mask_all_the_same(tmp_path):
-    from tasks.png_files import png_name, write_png
+    from tasks.stream.png_files import png_name, write_png
 
     folder = locate(str(tmp_path / "png"))
     hostile = ["a", "a.png/b", "x" * 300, "nul\0", "../../up", ".hidden", "50%", "", "a//b", "./a"]
@@ -234,8 +236,8 @@ def test_rows_that_a_rival_listing_owns_are_dropped_at_the_finish(photographs, t
     first = run(job)
     # A second listing began before the first had written, and saw one photograph more
     photograph(50, (64, 48)).save(photographs / "0.jpg")
-    from tasks.manifest import extend
-    from tasks.sources import Source, list_source
+    from tasks.archive.manifest import extend
+    from tasks.archive.sources import Source, list_source
 
     extend(stale, list_source(Source(locate(job.source))))
     second = run(job)

@@ -5,9 +5,9 @@ import pytest
 import ray
 
 from segcore.images import ImageError
-from tasks import care
-from tasks.apart import ImageLimits
 from tasks.errors import InterruptedJobError
+from tasks.stream import care
+from tasks.stream.apart import ImageLimits
 from tests.tasks.test_apart import Deeds
 
 

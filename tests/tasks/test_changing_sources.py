@@ -15,7 +15,9 @@ import pytest
 
 from segcore.images import ErrorKind, ImageError
 from tasks import storage
-from tasks.sources import Entry, Source, list_source, read_entries
+from tasks.archive.entries import Entry
+from tasks.archive.entry_bytes import read_entries
+from tasks.archive.sources import Source, list_source
 from tasks.storage import locate
 
 OLD, NEW = b"old" * 50_000, b"newer" * 40_000

@@ -14,18 +14,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import compaction, finish, pointer, runs, storage
-from tasks.archive import ArchiveJob, identify, manifest_folder, remaining_units
-from tasks.compaction import CompactJob, compact
+from tasks import storage
+from tasks.archive import pointer, runs
+from tasks.archive.entries import Entry
+from tasks.archive.manifest import Manifest, extend
+from tasks.archive.schema import MASKS
 from tasks.errors import JobError
-from tasks.manifest import Manifest, extend
-from tasks.pipeline import write_rows
-from tasks.query import FindJob, ask, find
-from tasks.results import Results, mask_files, open_results
-from tasks.schema import MASKS
-from tasks.sources import Entry
+from tasks.results import compaction
+from tasks.results.compaction import CompactJob, compact
+from tasks.results.query import FindJob, ask, find
+from tasks.results.reading import Results, mask_files, open_results
+from tasks.segmentation.job import ArchiveJob, identify, manifest_folder, remaining_units
+from tasks.segmentation.proof import check_run
+from tasks.segmentation.report import ArchiveReport
 from tasks.storage import Location, locate
-from tasks.units import mask_file
+from tasks.stream.pipeline import write_rows
+from tasks.stream.units import mask_file
 from tests.outputs import error_row, mask_row, small_rows, write_run
 
 RUN = "run0"
@@ -65,10 +69,10 @@ class Archive:
             rows = [mask_row(e.image_id, f"version {e.version}", np.ones((2, 3), np.uint8)) for e in unit.entries]
             write_rows(self.output / "masks" / f"run={self.run_id}" / mask_file(unit.name), rows)
 
-    def finish(self) -> finish.ArchiveReport:
+    def finish(self) -> ArchiveReport:
         """The proof of the run, and its record."""
         manifest = Manifest(manifest_folder(self.output, self.identity))
-        report = finish.check_run(self.output, self.identity, manifest)
+        report = check_run(self.output, self.identity, manifest)
         runs.end(self.output, self.run_id, runs.FINISHED, None, segments=[s.name for s in manifest.segments])
         return report
 
@@ -432,7 +436,7 @@ def test_killed_at_any_moment_nothing_is_lost(where, tmp_path, request):
     rows = [mask_row(f"{n:05d}", "/x", np.full((4, 5), n % 20, np.uint8)) for n in range(400)]
     write_run(output, RUN, rows, per_file=4)
     program = (
-        "import sys; from tasks import compaction; compaction._FILE_BYTES = 60_000; print('begun', flush=True);"
+        "import sys; from tasks.results import compaction; compaction._FILE_BYTES = 60_000; print('begun', flush=True);"
         "print(compaction.compact(compaction.CompactJob(output=sys.argv[1], expire=True, grace_minutes=0)).told())"
     )
     dice, kills, longest = random.Random(where), 0, 1.5

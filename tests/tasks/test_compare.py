@@ -5,9 +5,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.compare import diff_runs
 from tasks.errors import JobError
-from tasks.report import build_diff_report
+from tasks.results.compare import diff_runs
+from tasks.results.report import build_diff_report
 from tests.outputs import error_row, mask_row, write_run
 
 

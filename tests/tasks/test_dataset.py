@@ -13,8 +13,9 @@ from PIL import Image
 from segcore.masks import decode_mask, encode_mask
 from segcore.sbd import decode_annotation
 from segcore.voc import palette
-from tasks import dataset_store, pairs, shards
-from tasks.dataset import (
+from tasks.datasets import pairs, shards
+from tasks.datasets import store as dataset_store
+from tasks.datasets.prepare import (
     DatasetJob,
     DatasetReport,
     check_pairs,
@@ -22,7 +23,7 @@ from tasks.dataset import (
     unpack_archives,
     write_shards,
 )
-from tasks.dataset_store import partitions
+from tasks.datasets.store import partitions
 from tasks.errors import JobError
 from tasks.storage import locate
 from tests.datasets import CLASSES, jpeg, labels_of, make_dataset, write_list

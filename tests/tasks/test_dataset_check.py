@@ -9,11 +9,11 @@ from PIL import Image
 from segcore.masks import decode_mask, encode_mask
 from segcore.pair_check import ADVICE, Kind, Level
 from segcore.voc import palette
-from tasks import dataset_check
-from tasks.dataset_check import examine, findings_csv, fix
+from tasks.datasets import check as dataset_check
+from tasks.datasets.check import examine, findings_csv, fix
+from tasks.datasets.voc_layout import read_layout
 from tasks.errors import JobError
 from tasks.storage import locate
-from tasks.voc_layout import read_layout
 from tests.datasets import jpeg, labels_of, make_dataset, write_list
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from segcore.masks import decode_mask
-from tasks import shards
-from tasks.dataset import DatasetJob
+from tasks.datasets import shards
+from tasks.datasets.prepare import DatasetJob
 from tasks.storage import locate
 from tests.datasets import make_dataset
 from tests.official_tree import read_list, small_labels, write_sbd, write_voc
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 JOB = """
 import sys
-from tasks.dataset import DatasetJob, check_pairs, fetch_archives, unpack_archives, write_shards
+from tasks.datasets.prepare import DatasetJob, check_pairs, fetch_archives, unpack_archives, write_shards
 job = DatasetJob.model_validate_json(sys.argv[1])
 fetched = fetch_archives.fn(job)
 print("fetched", flush=True)
@@ -107,7 +107,8 @@ def test_a_kill_while_shards_are_written_leaves_whole_files(tmp_path, monkeypatc
     reference = prepare(data=str(mine), output=str(tmp_path / "reference"))
     slow = JOB.replace(
         "job =",
-        "from tasks import pairs, shards\nimport tasks.spread\nshards.PART_BYTES = 20_000\ntasks.spread.FEW = 1000\n"
+        "from tasks import spread\nfrom tasks.datasets import pairs, shards\n"
+        "shards.PART_BYTES, spread.FEW = 20_000, 1000\n"
         "plain = pairs.write_part\ndef late(*given):\n    import time; time.sleep(0.3); return plain(*given)\n"
         "pairs.write_part = late\njob =",
         1,

@@ -12,8 +12,8 @@ from segcore import checkpoint, models
 from segcore.augment import AugmentParams
 from segcore.distillation import Phase, Plan
 from segcore.models.pspnet import CompactPspNet
-from tasks import default_model
 from tasks.errors import JobError
+from tasks.training import default_model
 from tests.conftest import photograph
 
 PLAN = Plan(phases=(Phase(until=1.0, step=8, batch=4, views=AugmentParams(crop_px=33, stride_px=32), mix=0.5),))

@@ -1,8 +1,8 @@
 import pytest
 
-from tasks.archive import ArchiveJob
 from tasks.errors import JobError
-from tasks.estimate import Nodes, Sample, estimate, measure
+from tasks.segmentation.estimate import Nodes, Sample, estimate, measure
+from tasks.segmentation.job import ArchiveJob
 
 
 def test_the_sample_goes_through_all_stages_and_nothing_is_kept(photographs, tmp_path):

@@ -12,15 +12,15 @@ from segcore import checkpoint, evaluation
 from segcore.card import ModelCard
 from segcore.preprocessing import DEEPLAB
 from segcore.voc import CLASSES
+from tasks.datasets.shards import read_manifest
 from tasks.errors import JobError
-from tasks.evaluation import ReevaluateJob, RefusedError, evaluations_of, open_dataset, refuse_training_images
-from tasks.evaluation_counts import Counts, counts_folder, read_counts
-from tasks.evaluation_figures import figures
-from tasks.evaluation_record import evaluation_of, read_record, write_record
-from tasks.judging import evaluate
-from tasks.registry import RegisteredModel, list_models
-from tasks.remote_models import local_model
-from tasks.shards import read_manifest
+from tasks.evaluation.counts import Counts, counts_folder, read_counts
+from tasks.evaluation.evaluate import ReevaluateJob, RefusedError, evaluations_of, open_dataset, refuse_training_images
+from tasks.evaluation.figures import figures
+from tasks.evaluation.judging import evaluate
+from tasks.evaluation.record import evaluation_of, read_record, write_record
+from tasks.models.registry import RegisteredModel, list_models
+from tasks.models.remote import local_model
 from tasks.storage import locate
 from tests.evaluation_data import INFERENCE, judged_in_process, save_model, shard_row, small_dataset, write_dataset
 

@@ -9,10 +9,11 @@ from pycocotools.coco import COCO
 
 from segcore.masks import decode_mask
 from segcore.rle import decode_coco
-from tasks import export, storage
+from tasks import storage
 from tasks.errors import JobError
-from tasks.export import ExportJob, export_run, voc_names
-from tasks.results import open_results
+from tasks.results import export
+from tasks.results.export import ExportJob, export_run, voc_names
+from tasks.results.reading import open_results
 from tests.outputs import HOSTILE_NAMES, error_row, mask_row, real_rows, small_rows, write_run
 
 

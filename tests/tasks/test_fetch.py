@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks import fetch
+from tasks.datasets import fetch
+from tasks.datasets.fetch import Published
 from tasks.errors import JobError
-from tasks.fetch import Published
 from tests.tasks.file_server import serve
 
 CONTENT = random.Random(1).randbytes(400_000)

@@ -8,10 +8,10 @@ import pytest
 import ray
 
 from tasks import cluster, storage
-from tasks.archive import ArchiveJob, list_archive
-from tasks.archive_session import segment_remaining
 from tasks.errors import JobError
-from tasks.finish import publish_report
+from tasks.segmentation.finish import publish_report
+from tasks.segmentation.job import ArchiveJob, list_archive
+from tasks.segmentation.session import segment_remaining
 from tasks.storage import locate
 from tests.conftest import photograph
 
@@ -57,7 +57,7 @@ def test_a_full_disk_is_said_in_one_sentence(small_disk):
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_job_whose_disk_fills_up_goes_on_when_there_is_room(small_disk, tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.archive._unit_images", lambda *_: 2)
+    monkeypatch.setattr("tasks.segmentation.job._unit_images", lambda *_: 2)
     source = tmp_path / "source"
     source.mkdir()
     for number in range(12):

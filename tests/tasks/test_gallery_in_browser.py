@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.report import ReportJob, build_diff_report, build_report
+from tasks.results.report import ReportJob, build_diff_report, build_report
 from tests.outputs import HOSTILE_CLASSES, HOSTILE_NAMES, error_row, mask_row, real_rows, small_rows, write_run
 
 
@@ -97,7 +97,7 @@ def test_load_slider_switch_and_outlines(browser, gallery):
 
 
 def test_filters_orders_and_search(browser, gallery, small_output):
-    from tasks.query import FindJob, find
+    from tasks.results.query import FindJob, find
 
     with opened(browser, gallery.as_uri(), gallery.parent.as_uri()) as page:
         page.check(".classes input[value='dog']")

@@ -32,7 +32,8 @@ download(sys.argv[1], Path(sys.argv[2]), expected=Expected(sys.argv[3], int(sys.
 # Everything in this process, and slow enough to be met at work
 PREPARE = """
 import sys, time
-from tasks import download, pairs, shards, spread, unpack
+from tasks import download, spread
+from tasks.datasets import pairs, shards, unpack
 def slow(module, name, seconds):
     plain = getattr(module, name)
     def late(*given):

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import manifest as manifests
 from tasks import storage
-from tasks.manifest import Manifest, extend, part_size
-from tasks.sources import Entry
+from tasks.archive import manifest as manifests
+from tasks.archive.entries import Entry
+from tasks.archive.manifest import Manifest, extend, part_size
 from tasks.storage import locate
 
 

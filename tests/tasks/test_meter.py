@@ -3,8 +3,8 @@ import collections
 import pytest
 
 from tasks.cluster import Plan
-from tasks.meter import Meter, starving
-from tasks.units import UnitReport
+from tasks.stream.meter import Meter, starving
+from tasks.stream.units import UnitReport
 
 
 def stages(read: float, score: float, refine: float) -> dict[str, dict[str, float]]:

@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from segcore.images import ErrorKind
-from tasks import care
-from tasks.archive import ArchiveJob, identify, mask_params
+from tasks.archive.sources import Source, list_source
 from tasks.errors import JobError
-from tasks.pipeline import Refine, Score, read_unit
-from tasks.sources import Source, list_source
+from tasks.segmentation.job import ArchiveJob, identify, mask_params
 from tasks.storage import locate
-from tasks.units import Destination, Unit, unit_table
+from tasks.stream import care
+from tasks.stream.pipeline import Refine, Score, read_unit
+from tasks.stream.units import Destination, Unit, unit_table
 from tests.conftest import photograph
 
 

@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 
-from tasks import units
+from tasks.stream import units
 
 
 def test_a_unit_leaves_nothing_behind() -> None:

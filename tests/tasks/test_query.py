@@ -5,8 +5,8 @@ import duckdb
 import pytest
 
 from tasks.errors import JobError
-from tasks.query import VIEWS, FindJob, ask, connect, find
-from tasks.results import open_results
+from tasks.results.query import VIEWS, FindJob, ask, connect, find
+from tasks.results.reading import open_results
 from tests.outputs import HOSTILE_CLASSES, error_row, mask_row, small_rows, write_run
 
 

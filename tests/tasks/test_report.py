@@ -6,11 +6,12 @@ import pytest
 from PIL import Image
 
 from tasks import storage, storage_client
-from tasks.archive import ArchiveJob
 from tasks.errors import JobError
-from tasks.finish import ArchiveReport, publish_gallery
-from tasks.gallery_files import ASSETS
-from tasks.report import ReportJob, build_report
+from tasks.results.gallery_files import ASSETS
+from tasks.results.report import ReportJob, build_report
+from tasks.segmentation.finish import publish_gallery
+from tasks.segmentation.job import ArchiveJob
+from tasks.segmentation.report import ArchiveReport
 from tests.outputs import error_row, mask_row, small_rows, write_run
 
 
@@ -51,7 +52,7 @@ def test_more_images_than_asked_for_are_a_sample_with_its_query(small_output, tm
     assert (made.shown, made.matching) == (5, 30)
     summary = read_script(data_folder(made.index) / "summary.js")
     assert summary["notice"].startswith("5 of 30 images are shown: a sample")
-    from tasks.query import ask
+    from tasks.results.query import ask
 
     selected = {row[0] for row in ask(small_output, made.query).rows()}
     shown = {row[0] for row in read_script(data_folder(made.index) / "index-000.js")}
@@ -65,7 +66,7 @@ def test_more_images_than_asked_for_are_a_sample_with_its_query(small_output, tm
 
 
 def test_a_million_images_are_capped_with_a_clear_word(small_output, tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.report.MOST_IMAGES", 20)
+    monkeypatch.setattr("tasks.results.report.MOST_IMAGES", 20)
     made = build_report(ReportJob(output=small_output, to=str(tmp_path / "g"), images=1_000_000))
     assert made.shown == 20
     summary = read_script(data_folder(made.index) / "summary.js")
@@ -98,10 +99,10 @@ def test_photographs_are_read_out_of_containers(photographs, tmp_path):
     import io
     import tarfile
 
-    from tasks.manifest import Manifest, extend
-    from tasks.photographs import Photographs
-    from tasks.results import open_results
-    from tasks.sources import Source, list_source
+    from tasks.archive.manifest import Manifest, extend
+    from tasks.archive.sources import Source, list_source
+    from tasks.results.photographs import Photographs
+    from tasks.results.reading import open_results
 
     with tarfile.open(tmp_path / "shard.tar", "w") as tar:
         for place in sorted(photographs.rglob("*.jpg"), key=lambda p: p.name):
@@ -141,7 +142,7 @@ def test_a_gallery_that_fails_fails_no_run(small_output, monkeypatch):
         raise ZeroDivisionError("no disk")
 
     with monkeypatch.context() as patched:
-        patched.setattr("tasks.finish.build_report", broken)
+        patched.setattr("tasks.segmentation.finish.build_report", broken)
         assert publish_gallery.fn(job, report) == report
     assert publish_gallery.fn(job.model_copy(update={"gallery_images": 0}), report).gallery is None
     made = publish_gallery.fn(job, report)

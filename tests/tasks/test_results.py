@@ -6,11 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from segcore.masks import decode_mask
-from tasks import results, storage
+from tasks import storage
 from tasks.errors import JobError
-from tasks.pipeline import write_rows
-from tasks.results import FACTS, open_results
+from tasks.results import reading
+from tasks.results.reading import FACTS, open_results
 from tasks.storage import locate
+from tasks.stream.pipeline import write_rows
 from tests.outputs import error_row, mask_row, small_rows, write_run
 
 
@@ -79,9 +80,9 @@ def test_one_image_is_fetched_without_reading_the_files(tmp_path, monkeypatch):
     opened = open_results(str(tmp_path))
     assert len(opened.files) == 80
     footers, looks = [], []
-    read_footer, look = results._read_footer, results._look
-    monkeypatch.setattr(results, "_read_footer", lambda place: footers.append(place) or read_footer(place))
-    monkeypatch.setattr(results, "_look", lambda *arguments: looks.append(arguments) or look(*arguments))
+    read_footer, look = reading._read_footer, reading._look
+    monkeypatch.setattr(reading, "_read_footer", lambda place: footers.append(place) or read_footer(place))
+    monkeypatch.setattr(reading, "_look", lambda *arguments: looks.append(arguments) or look(*arguments))
     assert np.array_equal(opened.mask("00333.jpg"), np.ones((3, 4)))
     assert len(footers) <= 8 and len(looks) == 1
 
@@ -104,11 +105,11 @@ def test_one_image_is_found_in_files_of_any_order_and_in_any_row_group(tmp_path)
 
 
 def test_large_files_are_read_row_group_by_row_group(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "_WHOLE_FILE_BYTES", 10)
+    monkeypatch.setattr(reading, "_WHOLE_FILE_BYTES", 10)
     rows = small_rows(tmp_path / "photographs", num_images=9)
     write_run(str(tmp_path / "out"), "r", rows, per_file=9)
     opened = open_results(str(tmp_path / "out"))
-    pq.write_table(pa.Table.from_pylist(rows, schema=results.MASKS), opened.files[0].place.path, row_group_size=2)
+    pq.write_table(pa.Table.from_pylist(rows, schema=reading.MASKS), opened.files[0].place.path, row_group_size=2)
     tables = list(opened.tables(["image_id", "mask"]))
     assert [len(table) for table in tables] == [2, 2, 2, 2, 1]
     assert [row["image_id"] for row in opened.rows_of(["001.jpg", "006.jpg"], ["image_id"])] == ["001.jpg", "006.jpg"]

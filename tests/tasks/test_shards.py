@@ -9,9 +9,10 @@ from PIL import Image
 
 from segcore.masks import decode_mask, encode_mask
 from segcore.voc import IGNORE_LABEL
-from tasks import shards, storage
+from tasks import storage
+from tasks.datasets import shards
+from tasks.datasets.shards import DatasetManifest, ShardRow, Split
 from tasks.errors import JobError
-from tasks.shards import DatasetManifest, ShardRow, Split
 from tasks.storage import Location, locate
 from tests.conftest import photograph
 

@@ -8,8 +8,9 @@ import pytest
 
 from segcore.images import ErrorKind, ImageError
 from tasks import storage_client
+from tasks.archive.entry_bytes import read_entries
+from tasks.archive.sources import Source, list_source
 from tasks.errors import JobError
-from tasks.sources import Source, list_source, read_entries
 from tasks.storage import locate
 
 

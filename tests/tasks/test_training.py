@@ -19,15 +19,18 @@ from safetensors.torch import load_file
 
 from segcore import checkpoint
 from segcore.recipes import RECIPES, LossParams
-from tasks import checkpoints, remote_models, shards, storage
+from tasks import storage
+from tasks.datasets import shards
+from tasks.datasets.shards import read_manifest
 from tasks.errors import JobError
-from tasks.shards import read_manifest
+from tasks.models import remote as remote_models
 from tasks.storage import Location, locate
-from tasks.training import plan, train
-from tasks.training_data import Loader, SplitReader, read_teacher
-from tasks.training_driver import Driver
-from tasks.training_job import TrainJob, job_recipe
-from tasks.training_resolved import resolve
+from tasks.training import checkpoints
+from tasks.training.data import Loader, SplitReader, read_teacher
+from tasks.training.driver import Driver
+from tasks.training.job import TrainJob, job_recipe
+from tasks.training.resolved import resolve
+from tasks.training.train import plan, train
 from tests.conftest import Bucket
 from tests.flows.test_reliability import kill_tree
 from tests.tasks.small_dataset import write_dataset
@@ -222,7 +225,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(kind, dataset, undistu
     output = str(tmp_path / "out") if kind == "disk" else f"s3://{bucket.name}/out"
     asked = job(dataset, output)
     program = (
-        "import sys; from tasks.training import train; from tasks.training_job import TrainJob; "
+        "import sys; from tasks.training.train import train; from tasks.training.job import TrainJob; "
         "train.fn(TrainJob.model_validate_json(sys.stdin.read()))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, start_new_session=True)

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tasks import tuning
 from tasks.errors import JobError
-from tasks.tuning import TuneJob, TuneReport, search_crf
+from tasks.evaluation import tuning
+from tasks.evaluation.tuning import TuneJob, TuneReport, search_crf
 
 
 @pytest.fixture(autouse=True)

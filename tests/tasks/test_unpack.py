@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks import unpack as unpacking
+from tasks.datasets import unpack as unpacking
+from tasks.datasets.unpack import unpack
 from tasks.errors import JobError
-from tasks.unpack import unpack
 
 
 def everything(name: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segcore import checkpoint, models
-from tasks import weights
+from tasks.models import weights
 from tests.tasks.file_server import serve
 
 VARIANT = "deeplab_v2_resnet101"

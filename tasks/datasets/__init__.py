@@ -1,0 +1,1 @@
+"""Datasets: fetched, unpacked, checked, written as shards."""

@@ -1,0 +1,257 @@
+"""The dataset doctor: every pair read once, on all cores; what is wrong with the whole; what is safe to mend."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from pydantic import BaseModel
+
+from segcore.near_duplicates import close_pairs
+from segcore.pair_check import ADVICE, Kind, Level
+from segcore.voc import IGNORE_LABEL
+from tasks import progress, storage
+from tasks.datasets import pairs
+from tasks.datasets.pairs import Checked
+from tasks.datasets.voc_layout import IMAGES, Layout, Pair, is_training, is_validation
+from tasks.errors import JobError
+from tasks.parquet_files import read_parquet
+from tasks.spread import spread
+from tasks.storage import Location
+
+BEFORE_FIX = "before-fix"
+"""Folder beside the dataset's own in which `--fix` keeps every file that it replaces."""
+
+_OF_IMAGE = (Kind.MISSING_IMAGE, Kind.IMAGE_UNREADABLE, Kind.SAME_IMAGE, Kind.LOOKS_SAME, Kind.SAME_WITHIN)
+
+
+class Reported(BaseModel, frozen=True, use_attribute_docstrings=True):
+    """One finding, as it stands in the table."""
+
+    kind: Kind
+    """What."""
+
+    file: str
+    """The file at fault, below the dataset."""
+
+    detail: str
+    """The facts."""
+
+    image_id: str | None = None
+    """The image that it concerns; None for a list or a class."""
+
+    @property
+    def level(self) -> Level:
+        """How bad."""
+        return ADVICE[self.kind].level
+
+
+@dataclass
+class Examined:
+    """A dataset after every pair was read."""
+
+    layout: Layout
+    """What lies where."""
+
+    checks: dict[str, Checked]
+    """By id."""
+
+    findings: list[Reported] = field(default_factory=list)
+    """Worst first."""
+
+    chunk_names: list[str] = field(default_factory=list)
+    """Names of the stored checks that belong to this dataset as it is."""
+
+    @property
+    def errors(self) -> list[Reported]:
+        """What makes pairs or splits unusable."""
+        return [finding for finding in self.findings if finding.level is Level.ERROR]
+
+
+def examine(layout: Layout, store: Location | None = None) -> Examined:
+    """Read and check every pair of a dataset.
+
+    store: folder in which what was found is kept piece by piece, so that a stop is continued and an unchanged dataset
+    is not read again; None: nothing is kept.
+    """
+    pieces = pairs.chunks(list(layout.pairs.values()))
+    names = [pairs.checked_name(piece, layout.label_set) for piece in pieces]
+    there = set() if store is None else {file.path for file in storage.list_files(store)}
+    missing = [piece for piece, name in zip(pieces, names, strict=True) if name not in there]
+    fresh = spread(pairs.check_chunk, missing, layout.label_set, store, layout.root)
+    checks: dict[str, Checked] = {}
+    with progress.measured("checking", len(layout.pairs)) as tell:
+        for name in names:
+            known = None if store is None or name not in there else store / name
+            table = next(fresh) if known is None else read_parquet(known, pairs.REMEDY)
+            checks.update((row.id, row) for row in pairs.rows_of(table))
+            tell(len(checks))
+    next(fresh, None)  # Ends the cluster
+    examined = Examined(layout, checks, chunk_names=names)
+    found = [*_of_pairs(examined), *_of_lists(examined), *_of_duplicates(examined), *_of_classes(examined)]
+    order = {kind: number for number, kind in enumerate(Kind)}  # Kinds are listed from the worst on
+    examined.findings = sorted(found, key=lambda f: (f.level, order[f.kind], f.file, f.image_id or "", f.detail))
+    return examined
+
+
+def label_counts(examined: Examined, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(256,) pixels and (256,) images of each label over some images."""
+    pixels, present = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    for image_id in ids:
+        check = examined.checks[image_id]
+        labels = np.array(check.labels, np.int64)
+        pixels[labels] += np.array(check.pixels, np.int64)
+        present[labels] += 1
+    return pixels, present
+
+
+def findings_csv(findings: list[Reported]) -> bytes:
+    """Every finding as CSV, worst first."""
+    sheet = io.StringIO()
+    writer = csv.writer(sheet, lineterminator="\n")
+    writer.writerow(["level", "finding", "file", "facts", "remedy"])
+    for found in findings:
+        writer.writerow([found.level.name.lower(), found.kind, found.file, found.detail, ADVICE[found.kind].remedy])
+    return sheet.getvalue().encode("utf-8", "surrogateescape")
+
+
+def fix(examined: Examined) -> list[str]:
+    """Mend what is safe, in place; returns the files that were changed, below the dataset.
+
+    Each file's first version is kept under before-fix/. Masks: palette added, colours of classes written as labels,
+    turned as EXIF turns the image. Lists: ids of val taken out of training lists, second lines removed.
+    """
+    layout = examined.layout
+    storage.require_writable(layout.root)
+    changed = []
+    for image_id, check in examined.checks.items():
+        pair = layout.pairs[image_id]
+        if check.mask_is == "mended" and pair.mask is not None:
+            changed.append(_replace_mask(layout, pair))
+    leaking = {f.image_id for f in examined.findings if f.kind is Kind.LEAK}
+    twice = {f.file.rpartition("/")[2] for f in examined.findings if f.kind is Kind.TWICE_LISTED}
+    for name, place in layout.list_files.items():
+        keep = [i for i in layout.lists[name] if not (is_training(name) and i in leaking)]
+        if (len(keep) < len(layout.lists[name]) or place.name in twice) and _below(layout.root, place) != place.path:
+            _keep_first(layout.root, place)
+            storage.write_whole(place, "".join(f"{image_id}\n" for image_id in keep).encode())
+            changed.append(_below(layout.root, place))
+    return changed
+
+
+def _replace_mask(layout: Layout, pair: Pair) -> str:
+    assert pair.mask is not None
+    place = pair.mask.place
+    mended = pairs.mended_mask(pair, layout.label_set)
+    _keep_first(layout.root, place)
+    stem, _, ending = place.path.rpartition(".")
+    target = place if ending.lower() == "png" else Location(place.protocol, f"{stem}.png")
+    storage.write_whole(target, mended)
+    if target != place:
+        storage.remove(place)
+    return _below(layout.root, target)
+
+
+def _keep_first(root: Location, place: Location) -> None:
+    kept = root / BEFORE_FIX / _below(root, place)
+    if not storage.exists(kept):
+        storage.write_whole(kept, storage.read_bytes(place))
+
+
+def _below(root: Location, place: Location) -> str:
+    return place.path.removeprefix(f"{root.path.rstrip('/')}/") if place.protocol == root.protocol else place.uri
+
+
+def _of_pairs(examined: Examined) -> Iterator[Reported]:
+    layout = examined.layout
+    for image_id, check in examined.checks.items():
+        for found in check.findings:
+            file = _file(layout, layout.pairs[image_id], found.kind)
+            yield Reported(kind=found.kind, file=file, detail=found.detail, image_id=image_id)
+
+
+def _file(layout: Layout, pair: Pair, kind: Kind) -> str:
+    file = pair.image if kind in _OF_IMAGE else pair.mask
+    if file is not None:
+        return _below(layout.root, file.place)
+    return f"{IMAGES}/{pair.id}" if kind in _OF_IMAGE else pair.id
+
+
+def _of_lists(examined: Examined) -> Iterator[Reported]:
+    layout = examined.layout
+    for file, found in layout.findings:
+        about = found.detail if found.kind is Kind.TWICE_LISTED else None
+        yield Reported(kind=found.kind, file=file, detail=found.detail, image_id=about)
+    for training in filter(is_training, layout.lists):
+        for validation in filter(is_validation, layout.lists):
+            for image_id in sorted(set(layout.lists[training]) & set(layout.lists[validation])):
+                detail = f"{image_id} is in {validation} too"
+                yield Reported(kind=Kind.LEAK, file=_list_name(layout, training), detail=detail, image_id=image_id)
+
+
+def _list_name(layout: Layout, name: str) -> str:
+    place = layout.list_files.get(name)
+    return f"list {name}" if place is None else _below(layout.root, place)
+
+
+def _of_duplicates(examined: Examined) -> Iterator[Reported]:
+    layout, checks = examined.layout, examined.checks
+    validation = set().union(*(ids for name, ids in layout.lists.items() if is_validation(name)), set())
+    training = set().union(*(ids for name, ids in layout.lists.items() if is_training(name)), set()) - validation
+    first: dict[tuple[str, bool], str] = {}
+    for image_id in sorted(training | validation):
+        digest = checks[image_id].image_digest
+        if not digest:
+            continue
+        of_val = image_id in validation
+        other = first.get((digest, True))
+        if other is not None and not of_val:
+            yield _pair_finding(layout, Kind.SAME_IMAGE, image_id, other)
+        elif (other := first.get((digest, of_val))) is not None:
+            yield _pair_finding(layout, Kind.SAME_WITHIN, image_id, other)
+        elif of_val and (other := first.get((digest, False))) is not None:
+            yield _pair_finding(layout, Kind.SAME_IMAGE, other, image_id)
+        first.setdefault((digest, of_val), image_id)
+    for trained, judged in _close(examined, sorted(training), sorted(validation)):
+        if checks[trained].image_digest != checks[judged].image_digest:
+            yield _pair_finding(layout, Kind.LOOKS_SAME, trained, judged)
+
+
+def _close(examined: Examined, training: list[str], validation: list[str]) -> Iterator[tuple[str, str]]:
+    marks = examined.checks
+    trained = [i for i in training if marks[i].fingerprint is not None]
+    judged = [i for i in validation if marks[i].fingerprint is not None]
+    first = np.array([marks[i].fingerprint for i in trained], np.uint64)
+    second = np.array([marks[i].fingerprint for i in judged], np.uint64)
+    for i, j in close_pairs(first, second) if trained and judged else ():
+        yield trained[i], judged[j]
+
+
+def _pair_finding(layout: Layout, kind: Kind, image_id: str, other: str) -> Reported:
+    file = _file(layout, layout.pairs[image_id], kind)
+    return Reported(kind=kind, file=file, detail=f"as {other}", image_id=image_id)
+
+
+def _of_classes(examined: Examined) -> Iterator[Reported]:
+    label_set = examined.layout.label_set
+    _, present = label_counts(examined, list(examined.checks))
+    for label, name in enumerate(label_set.classes):
+        if not present[label] and present[:IGNORE_LABEL].any():
+            yield Reported(kind=Kind.CLASS_ABSENT, file=label_set.origin, detail=f"{label} {name}")
+
+
+def require_usable(examined: Examined, where: str) -> None:
+    """Raise JobError that sums up the errors of a dataset; where: the file that lists them all."""
+    errors = examined.errors
+    if not errors:
+        return
+    count = Counter(finding.kind for finding in errors)
+    said = ", ".join(f"{number:,} x {kind}" for kind, number in count.most_common(4))
+    example = errors[0]
+    facts = f" ({example.detail})" if example.detail else ""
+    raise JobError(
+        f"{examined.layout.name} cannot be prepared as it is: {said}; first {example.file}{facts}. All stand in "
+        f"{where}. Mend them, or prepare the others with --leave-out."
+    )

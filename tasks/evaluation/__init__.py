@@ -1,0 +1,1 @@
+"""A model judged on a dataset: counts, figures with intervals, the CRF search."""

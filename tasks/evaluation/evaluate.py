@@ -1,0 +1,243 @@
+"""What is evaluated: the job, and the evaluations that it comes to, each with all that decides a count.
+
+An evaluation is one model on one set of images in one way of scoring. `tasks/evaluation/judging.py` does it, once:
+
+    OUTPUT/counts/evaluation=<id>/part-*.parquet    counts of single images (`tasks/evaluation/counts.py`)
+    OUTPUT/evaluations/<id>.json                    its figures (`tasks/evaluation/record.py`); written last
+
+Whether a night was worse than another one is `tasks/nights/nightly.py`'s business.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import annotated_types
+from pydantic import BaseModel
+
+from segcore import checkpoint, evaluation, refinement
+from segcore.card import ModelCard
+from segcore.comparison import AlarmParams
+from segcore.evaluation import Around
+from segcore.inference import DEEPLAB_V2_MSC, PSPNET_MULTI_SCALE, InferenceParams
+from segcore.refinement import CrfParams
+from tasks import storage
+from tasks.commit import commit
+from tasks.datasets.shards import DatasetManifest, Split, read_manifest
+from tasks.errors import JobError
+from tasks.models.registry import RegisteredModel
+from tasks.models.remote import local_model
+
+EVALUATION_VERSION = 1
+"""Raised when the same labels give other counts."""
+
+STAGES = ("without CRF", "with CRF")
+
+_DECIDING_FILES = (
+    "stream/pipeline.py",
+    "evaluation/judging.py",
+    "evaluation/counts.py",
+    "evaluation/figures.py",
+    "evaluation/record.py",
+)
+"""Of `tasks`: what decides a count or a figure beside `segcore`. This file's part is in the identity by its values."""
+
+
+class ReevaluateJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """What to evaluate on which images, how, and when a difference is worth an alarm."""
+
+    models: str
+    """Folder or bucket prefix of model directories; one model directory; or the name of a model with weights here."""
+
+    dataset: str
+    """URI of a prepared dataset (`segment-archive prepare`)."""
+
+    output: str
+    """URI that counts, figures, baselines and reports are written under."""
+
+    split: str = "val"
+    """Images to evaluate on."""
+
+    inference: InferenceParams = InferenceParams()
+    """How scores are made: sizes, scales, windows, precision; as in an archive job."""
+
+    multi_scale: bool = False
+    """Evaluate at the scales of the model's paper too."""
+
+    crf: CrfParams | None = CrfParams()
+    """Mean-field parameters; figures come without and with them. None leaves the CRF out."""
+
+    crf_engine: Literal["auto", "native", "pydensecrf"] = "auto"
+    """Engine of the CRF; auto takes the native one where it is built."""
+
+    alarm: AlarmParams = AlarmParams()
+    """When a difference from the baseline is worth an alarm."""
+
+    stale_after_hours: Annotated[float, annotated_types.Gt(0)] = 12.0
+    """A scheduled run that starts later than this after its time is cancelled: the next one is as good."""
+
+    report: bool = True
+    """Write the report with its pictures."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on one set of images in one way of scoring: what a file of figures is about."""
+
+    id: str
+    """Digest of everything that decides a count."""
+
+    model: str
+    """Name in the registry."""
+
+    uri: str
+    variant: str
+    shown_name: str
+    """What people see: the variant, marked where it is untrained."""
+
+    digest: str
+    """Of the model."""
+
+    training_split: str
+    protocol: str
+    """ "single scale" or "multi-scale"."""
+
+    inference: InferenceParams
+    crf: CrfParams | None
+    crf_engine: Literal["native", "pydensecrf"]
+    dataset: str
+    """Name of the dataset and its split."""
+
+    dataset_uri: str
+    split: str
+    split_digest: str
+    images: int
+    classes: tuple[str, ...]
+    around: Around
+    code: str
+    """`code_version` that made it."""
+
+    commit: str
+    """For people: the commit of the project, or its version."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What is counted: without CRF, and with it where there is one."""
+        return STAGES if self.crf is not None else STAGES[:1]
+
+
+class RefusedError(JobError):
+    """The model must not be scored on these images, since it learnt them by heart."""
+
+
+def open_dataset(job: ReevaluateJob) -> tuple[DatasetManifest, Split]:
+    """The dataset of a job and its split. Raises JobError where either is not there."""
+    manifest = read_manifest(storage.locate(job.dataset))
+    split = manifest.split(job.split)
+    if not split.images:
+        raise JobError(f"The split {job.split} of {job.dataset} holds no images.")
+    return manifest, split
+
+
+def evaluations_of(job: ReevaluateJob, model: RegisteredModel, manifest: DatasetManifest) -> list[Evaluation]:
+    """What is to be evaluated of a model: one evaluation, or two with its multi-scale protocol.
+
+    Reads card and digest of the model, builds no network.
+    Raises JobError for a model that is broken, that has other classes, or that was trained on these images.
+    """
+    try:
+        card, digest = checkpoint.describe(local_model(model.uri))
+    except JobError:
+        raise
+    except (ValueError, OSError) as error:
+        raise JobError(str(error)) from None
+    split = manifest.split(job.split)
+    if list(card.classes) != manifest.classes:
+        raise JobError(
+            f"{model.name} knows {len(card.classes)} classes, {', '.join(card.classes[:3])}, ..., the dataset "
+            f"{manifest.name} has {len(manifest.classes)}: they must be the same in the same order."
+        )
+    refuse_training_images(card, manifest, job.split)
+    protocols = {"single scale": job.inference}
+    if job.multi_scale:
+        ours = PSPNET_MULTI_SCALE if card.variant.startswith("pspnet") else DEEPLAB_V2_MSC
+        protocols["multi-scale"] = dataclasses.replace(ours, precision=job.inference.precision)
+    have: Literal["native", "pydensecrf"] = "native" if refinement.engine_name().startswith("native") else "pydensecrf"
+    engine = have if job.crf_engine == "auto" else job.crf_engine
+    around: Around = "void" if split.void_pixels else "borders"
+    found = []
+    for protocol, inference in protocols.items():
+        deciding = {
+            "name": model.name,  # Two directories with the same weights are two models to a person
+            "model": digest,
+            "inference": asdict(inference),
+            "crf": None if job.crf is None else asdict(job.crf),
+            "engine": [engine, refinement.ENGINE_VERSION],
+            "split": split.digest,
+            "classes": manifest.classes,
+            "around": around,
+            "version": EVALUATION_VERSION,
+            "code": code_version(),
+        }
+        found.append(
+            Evaluation(
+                id=hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12],
+                model=model.name,
+                uri=model.uri,
+                variant=card.variant,
+                shown_name=card.shown_name,
+                digest=digest,
+                training_split=card.training_split,
+                protocol=protocol,
+                inference=inference,
+                crf=job.crf,
+                crf_engine=engine,
+                dataset=f"{manifest.name}-{job.split}",
+                dataset_uri=job.dataset,
+                split=job.split,
+                split_digest=split.digest,
+                images=split.images,
+                classes=tuple(manifest.classes),
+                around=around,
+                code=code_version(),
+                commit=commit()[:12] or version("segment-archive"),
+            )
+        )
+    return found
+
+
+def refuse_training_images(card: ModelCard, manifest: DatasetManifest, split: str) -> None:
+    """Raise JobError, with the line of the card, where a model was trained on images of this split."""
+    line = f'its card says "training_split": "{card.training_split}"'
+    try:
+        card.check_scoring_on(f"{manifest.name}-{split}")
+    except ValueError as error:
+        raise RefusedError(f"{str(error).rstrip('.')} ({line}).") from None
+    seen = card.training_split.removeprefix(f"{manifest.name}-")
+    if seen in manifest.splits and seen != card.training_split:
+        shared = {file.path for file in manifest.splits[seen].files} & {f.path for f in manifest.splits[split].files}
+        if shared:
+            raise RefusedError(
+                f"{card.shown_name} was trained on {card.training_split}, which shares images with "
+                f"{manifest.name}-{split} ({line}); a score there would say nothing."
+            )
+
+
+@functools.cache
+def code_version() -> str:
+    """Digest of the code that decides a count: another one is evaluated anew, a change of words elsewhere is not."""
+    root = Path(evaluation.__file__).resolve().parent
+    files = [*root.rglob("*.py"), *root.rglob("*.cpp"), *root.rglob("*.h"), *root.rglob("*.hpp")]
+    files += [Path(__file__).resolve().parents[1] / name for name in _DECIDING_FILES]
+    whole = hashlib.sha256()
+    for file in sorted(files, key=lambda f: f.relative_to(root.parent).as_posix()):
+        whole.update(f"{file.relative_to(root.parent).as_posix()}\n".encode())
+        whole.update(hashlib.sha256(file.read_bytes()).digest())
+    for package in ("torch", "pillow"):  # They decode, scale and multiply
+        whole.update(version(package).encode())
+    return whole.hexdigest()[:12]

@@ -1,0 +1,132 @@
+"""A submission to the VOC test server: the masks of an archive under the names, sizes and palette that it takes.
+
+DESTINATION/results/VOC2012/Segmentation/comp6_test_cls/<id>.png
+DESTINATION/comp6_test_cls.tar.gz    packed from the folder that holds results/; written last
+"""
+
+import gzip
+import io
+import tarfile
+
+import numpy as np
+from PIL import Image
+
+from segcore.images import resize_labels
+from segcore.masks import decode_mask, encode_mask
+from segcore.voc import CLASSES, palette
+from tasks import storage
+from tasks.errors import JobError
+from tasks.parquet_files import read_parquet
+from tasks.results.reading import REMEDY
+from tasks.storage import Location
+
+_NAMED_AT_MOST = 5
+
+
+def write_submission(archive: str, ids: str, destination: str, *, comp: int = 6, run_id: str | None = None) -> str:
+    """Write, check and pack the masks of the listed images; returns what was done, in one sentence.
+
+    archive: output of an archive job. ids: text file with one image identity a line. comp: 5 or 6, the competition.
+    Raises JobError that names the culprits: images without a mask, sizes, palettes or labels that the server refuses.
+    """
+    if comp not in (5, 6):
+        raise JobError(f"There is no competition {comp} of segmentation: 5 is VOC's data alone, 6 any other data too.")
+    wanted = _read_ids(storage.locate(ids))
+    found = _masks(storage.locate(archive), set(wanted), run_id)
+    if missing := [name for name in wanted if name not in found]:
+        raise JobError(
+            f"{archive} has no mask of {len(missing)} of the {len(wanted)} images of {ids}: {_some(missing)}. Run the "
+            "archive on the test images first."
+        )
+    name = f"comp{comp}_test_cls"
+    folder = f"results/VOC2012/Segmentation/{name}"
+    place = storage.locate(destination)
+    storage.require_writable(place)
+    packed = io.BytesIO()
+    # Without times and names of users, so that the same masks give the same bytes
+    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as tar:
+        for image_id in wanted:
+            data = found[image_id]
+            path = f"{folder}/{image_id}.png"
+            storage.write_whole(place / path, data)
+            member = tarfile.TarInfo(path)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    written = {file.path for file in storage.list_files(place / folder)}
+    if strangers := sorted(written - {f"{image_id}.png" for image_id in wanted}):
+        raise JobError(f"{(place / folder).uri} holds files of other images: {_some(strangers)}. Remove them.")
+    storage.write_whole(place / f"{name}.tar.gz", packed.getvalue())
+    return f"{len(wanted)} masks, checked, in {(place / f'{name}.tar.gz').uri} and {(place / folder).uri}/"
+
+
+def check_mask(image_id: str, data: bytes, width: int, height: int) -> None:
+    """Raise JobError where the server would not take a mask.
+
+    width, height: of the photograph, px.
+    """
+    with Image.open(io.BytesIO(data)) as image:
+        if image.format != "PNG" or image.mode != "P":
+            raise JobError(f"The mask of {image_id} is {image.format} {image.mode}, not a palette PNG.")
+        if image.size != (width, height):
+            raise JobError(
+                f"The mask of {image_id} has {image.width} x {image.height} px, its photograph {width} x {height}."
+            )
+        colours = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
+        labels = np.array(image)
+    if labels.max() >= len(CLASSES):
+        raise JobError(f"The mask of {image_id} has label {labels.max()}; VOC has 0 to {len(CLASSES) - 1}.")
+    if not np.array_equal(colours[: len(CLASSES)], palette()[: len(CLASSES)]):
+        raise JobError(f"The mask of {image_id} has another palette than VOC's.")
+
+
+def _read_ids(place: Location) -> list[str]:
+    with storage.explained(place):
+        text = storage.read_bytes(place).decode(errors="replace")
+    ids = [line.split()[0] for line in text.splitlines() if line.strip()]
+    if not ids:
+        raise JobError(f"{place.uri} lists no images.")
+    if bad := [name for name in ids if "/" in name or "\\" in name or name.startswith(".")]:
+        raise JobError(f"{place.uri} is no list of images: {_some(bad)}.")
+    if len(set(ids)) != len(ids):
+        raise JobError(f"{place.uri} lists {_some(sorted(name for name in set(ids) if ids.count(name) > 1))} twice.")
+    return ids
+
+
+def _masks(archive: Location, wanted: set[str], run_id: str | None) -> dict[str, bytes]:
+    """Checked masks of the wanted images, palette PNG by identity without its ending."""
+    with storage.explained(archive):
+        files = [file.path for file in storage.list_files(archive / "masks") if file.path.endswith(".parquet")]
+    runs = sorted({path.partition("/")[0].removeprefix("run=") for path in files})
+    if not runs:
+        raise JobError(f"{archive.uri} holds no masks: is it the output of `segment-archive run`?")
+    if run_id is None and len(runs) > 1:
+        raise JobError(f"{archive.uri} holds {len(runs)} runs, {_some(runs)}: name one with --run.")
+    chosen = run_id or runs[0]
+    if chosen not in runs:
+        raise JobError(f"{archive.uri} holds no run {chosen}; it holds {_some(runs)}.")
+    found: dict[str, bytes] = {}
+    columns = ["image_id", "mask", "width", "height"]
+    for path in files:
+        if not path.startswith(f"run={chosen}/"):
+            continue
+        rows = read_parquet(archive / "masks" / path, REMEDY, columns).to_pylist()
+        for row in rows:
+            image_id = row["image_id"].rpartition("/")[2].rpartition(".")[0] or row["image_id"]
+            if image_id not in wanted or row["mask"] is None:
+                continue
+            if image_id in found:
+                raise JobError(f"Run {chosen} holds {image_id} twice: archive the test images alone.")
+            found[image_id] = _own_size(row["mask"], row["width"], row["height"])
+            check_mask(image_id, found[image_id], row["width"], row["height"])
+    return found
+
+
+def _own_size(mask: bytes, width: int, height: int) -> bytes:
+    """The mask at the size of its photograph: archives may hold them at the size that they were scored at."""
+    labels = decode_mask(mask)
+    return mask if labels.shape == (height, width) else encode_mask(resize_labels(labels, width, height))
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
+    return ", ".join(names[:_NAMED_AT_MOST]) + more

@@ -1,0 +1,1 @@
+"""Models by name, path or URI: a registry, imports, the cache."""

@@ -1,0 +1,1 @@
+"""The re-evaluation of every night: figures, alarms, baselines, pages."""

@@ -1,0 +1,174 @@
+"""The steps of a night: every model of the registry evaluated, and compared with its accepted baseline.
+
+A broken model keeps no other from its evaluation. What wakes people is found in `tasks/nights/alarms.py`.
+
+    OUTPUT/baselines/<model>.json       the evaluations that later ones are compared with (`tasks/nights/baselines.py`)
+    OUTPUT/metrics/<night>.parquet      every figure of a night, one row each (`tasks/nights/metrics.py`)
+    OUTPUT/reports/<night>/report.html  everything, pictures included; *.png beside it (`tasks/nights/page.py`)
+    OUTPUT/nights/<night>.json          what a night found; written last (`tasks/nights/record.py`)
+"""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import uuid
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prefect import runtime, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext, TaskRunContext
+
+from tasks import cluster, progress, storage
+from tasks.errors import JobError
+from tasks.evaluation.evaluate import (
+    Evaluation,
+    ReevaluateJob,
+    RefusedError,
+    code_version,
+    evaluations_of,
+    open_dataset,
+)
+from tasks.evaluation.judging import evaluate
+from tasks.evaluation.record import read_record
+from tasks.models.registry import list_models
+from tasks.nights.alarms import find_alarms, tell_automations
+from tasks.nights.baselines import read_baseline
+from tasks.nights.metrics import append_metrics
+from tasks.nights.page import write_page
+from tasks.nights.record import ModelNight, Night, last_night, listed, write_night
+from tasks.nights.sheet import sheet_cells, sheet_of
+from tasks.nights.words import markdown
+from tasks.storage import Location
+
+
+@dataclass(frozen=True)
+class NightPlan:
+    """What a night comes to before anything is scored."""
+
+    run: str
+    """Name of the night: its time, and a few digits."""
+
+    key: str
+    """Digest of models, images, code, baselines and the rule of the alarm."""
+
+    nothing_new: str | None
+    """Sentence that says so, where the last night was the same."""
+
+
+@task(name="plan-night", cache_policy=NO_CACHE)
+def plan_night(job: ReevaluateJob) -> NightPlan:
+    """Name the night, and see whether anything changed since the last one; reads cards and digests only."""
+    output = storage.locate(job.output)
+    storage.require_writable(output)
+    manifest, split = open_dataset(job)
+    asked: dict[str, Any] = {}
+    for model in list_models(job.models):
+        try:
+            asked[model.name] = [of.id for of in evaluations_of(job, model, manifest)]
+        except JobError as error:
+            asked[model.name] = str(error)
+    key = hashlib.sha256(
+        json.dumps(
+            [asked, split.digest, code_version(), asdict(job.alarm), _baselines(output, asked)], sort_keys=True
+        ).encode()
+    ).hexdigest()[:16]
+    now = datetime.datetime.now(datetime.UTC)
+    run = f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:4]}"
+    return NightPlan(run, key, _nothing_new(output, key))
+
+
+def _nothing_new(output: Location, key: str) -> str | None:
+    last = last_night(output)
+    # A model that failed is tried again: the machine may have been at fault
+    if last is None or last["key"] != key or any(m["failure"] for m in last["models"]):
+        return None
+    told = f"Nothing new since the night {last['run']}: same models, images, baselines and code; nothing was done."
+    if last["alarms"]:
+        worse = listed(sorted({alarm["model"] for alarm in last["alarms"]}))
+        told += f" Its alarm about {worse} still stands."
+    return told
+
+
+def _baselines(output: Location, models: dict[str, Any]) -> dict[str, Any]:
+    return {model: read_baseline(output, model).get("evaluations") for model in models}
+
+
+@task(name="evaluate-models", cache_policy=NO_CACHE)
+def evaluate_models(job: ReevaluateJob, plan: NightPlan) -> Night:
+    """Evaluate every model of the registry as far as that is not done; a broken one keeps no other from its turn."""
+    manifest, split = open_dataset(job)
+    output = storage.locate(job.output)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    night = Night(plan.run, plan.key, now, f"{manifest.name}-{job.split}", split.images, [], output=job.output)
+    asked: list[tuple[ModelNight, list[Evaluation]]] = []
+    for model in list_models(job.models):
+        of = ModelNight(model.name)
+        night.models.append(of)
+        try:
+            asked.append((of, evaluations_of(job, model, manifest)))
+        except RefusedError as error:
+            of.refused = str(error)
+        except JobError as error:
+            of.failure = str(error)
+    todo = [e for _, evaluations in asked for e in evaluations if not read_record(output, e.id)]
+    with cluster.connected() if todo else contextlib.nullcontext():
+        for of, evaluations in asked:
+            try:
+                for e in evaluations:
+                    if e in todo:
+                        progress.say(f"Evaluating {e.model}, {e.protocol}, on {e.images} images of {e.dataset}.")
+                    evaluate(job, e)
+                of.evaluations = [e.id for e in evaluations]
+            except JobError as error:
+                of.failure = str(error)
+            except Exception as error:  # Whatever a broken model does is its own failure, not the night's
+                of.failure = cluster.explain(error)
+    return night
+
+
+@task(name="judge-night", cache_policy=NO_CACHE)
+def judge_night(job: ReevaluateJob, night: Night) -> Night:
+    """Compare with the baselines, append to the metrics, and tell automations of every reason for an alarm."""
+    output = storage.locate(job.output)
+    records = {evaluation_id: read_record(output, evaluation_id) for evaluation_id in night.evaluations}
+    night.alarms = find_alarms(job, night, records)
+    append_metrics(output, night, records)
+    if job.report and records:
+        night.report = (output / "reports" / night.run / "report.html").uri
+    tell_automations(night)  # Before the pictures, so that nothing that goes wrong with them keeps it from anybody
+    return night
+
+
+@task(name="publish-night", cache_policy=NO_CACHE)
+def publish_night(job: ReevaluateJob, night: Night) -> Night:
+    """Write the report, and tell what was found as artifacts of the flow run."""
+    output = storage.locate(job.output)
+    if night.report is not None:
+        write_page(output, night, job.dataset)
+    if FlowRunContext.get() is not None or TaskRunContext.get() is not None:
+        create_markdown_artifact(
+            markdown=markdown(output, night, job.dataset), key="segment-archive-night", description="What a night found"
+        )
+        rows = [sheet_cells(row) for row in sheet_of(output, night.evaluations)]
+        create_table_artifact(table=rows, key="segment-archive-sheet", description="Our numbers beside the papers'")
+    return night
+
+
+@task(name="close-night", cache_policy=NO_CACHE)
+def close_night(job: ReevaluateJob, night: Night) -> None:
+    """Write the record of the night: the last thing of it, so that what was cut short is done again."""
+    write_night(storage.locate(job.output), night)
+
+
+def stale(job: ReevaluateJob) -> str | None:
+    """Sentence that says so, where this run of a deployment starts too long after its time; None otherwise."""
+    due = runtime.flow_run.scheduled_start_time
+    if runtime.deployment.id is None or due is None:
+        return None
+    hours = (datetime.datetime.now(datetime.UTC) - due).total_seconds() / 3600
+    if hours <= job.stale_after_hours:
+        return None
+    return f"Due {hours:.0f} hours ago, at {due:%Y-%m-%d %H:%M} UTC: too late to be of use; the next night is as good."

@@ -1,0 +1,1 @@
+"""What came of a run: questions, galleries, comparisons, other formats, few large files."""

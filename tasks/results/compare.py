@@ -1,0 +1,212 @@
+"""Two runs of one output against each other: agreement per class, and the images that changed most.
+
+Neither run is the truth. Streams along the pieces of the first run; of the second a few pieces are held, since runs of
+one source share their parts.
+"""
+
+import collections
+import heapq
+import io
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from segcore.evaluation import count_pixels, iou
+from segcore.images import resize_labels
+from segcore.masks import decode_mask
+from tasks import storage
+from tasks.errors import JobError
+from tasks.results.reading import Piece, Results, open_results
+from tasks.storage import Location
+
+_WORKERS = 4
+_LABELS = 256
+_COLUMNS = ["image_id", "mask", "entropy", "classes"]
+
+CHANGES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("disagreement", pa.float32()),
+        ("label_a", pa.string()),
+        ("label_b", pa.string()),
+        ("entropy_a", pa.float32()),
+        ("entropy_b", pa.float32()),
+    ]
+)
+"""One row per image with a mask in both runs: share of pixels that differ, 0..1, and the most frequent change."""
+
+
+@dataclass
+class ClassAgreement:
+    """One class in both runs, over all images that both have a mask of."""
+
+    agreement: float | None
+    """IoU between the two runs, 0..1; None where neither has it."""
+
+    pixels_a: int
+    pixels_b: int
+
+
+@dataclass
+class DiffReport:
+    """How two runs differ."""
+
+    run_a: str
+    run_b: str
+    images: int = 0
+    """Images with a mask in both."""
+
+    only_a: int = 0
+    """Images with a mask in the first run alone."""
+
+    only_b: int = 0
+    equal: int = 0
+    """Images whose masks are the same in every pixel."""
+
+    agreement: float = 1.0
+    """Share of pixels with the same label, over all images in both."""
+
+    classes: dict[str, ClassAgreement] = field(default_factory=dict)
+    """By name; least agreement first."""
+
+    changed_most: list[tuple[str, float]] = field(default_factory=list)
+    """Identity and share of pixels that differ, most first."""
+
+    folder: str = ""
+    """Where images.parquet and diff.json are."""
+
+
+def diff_folder(output: Location, run_a: str, run_b: str) -> Location:
+    """Folder of a comparison."""
+    return output / "diff" / f"{run_a}-{run_b}"
+
+
+def diff_runs(
+    output: str, run_a: str, run_b: str, *, most: int = 200, advance: Callable[[int, int], None] | None = None
+) -> DiffReport:
+    """Compare two runs, and write `images.parquet` (`CHANGES`) and `diff.json` under diff/.
+
+    most: changed images that the report names. Masks of different sizes are compared at the size of the first.
+    Raises JobError where their class names differ, or they have no image in common.
+    """
+    place = storage.locate(output)
+    with storage.explained(place):
+        first, second = open_results(output, run_a), open_results(output, run_b)
+        if first.run_id == second.run_id:
+            raise JobError(f"{run_a} and {run_b} are the same run: name two.")
+        return _Comparison(first, second).run(most, advance)
+
+
+class _Comparison:
+    def __init__(self, first: Results, second: Results) -> None:
+        self.first, self.second = first, second
+        self.piece_of: dict[str, int] = {}
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            for number, ids in enumerate(pool.map(_ids_with_mask, second.pieces)):
+                self.piece_of |= dict.fromkeys(ids, number)
+        self.names: dict[int, str] = {}
+        self.masks_of = lru_cache(maxsize=4 * _WORKERS)(self._masks_of)
+
+    def run(self, most: int, advance: Callable[[int, int], None] | None) -> DiffReport:
+        report = DiffReport(self.first.run_id, self.second.run_id)
+        counts = np.zeros((_LABELS, 3), np.int64)
+        leaders: list[tuple[float, str]] = []
+        folder = diff_folder(self.first.output, report.run_a, report.run_b)
+        buffer, same = io.BytesIO(), 0
+        with pq.ParquetWriter(buffer, CHANGES, compression="zstd") as writer, ThreadPoolExecutor(_WORKERS) as pool:
+            waiting: collections.deque[Any] = collections.deque()
+
+            def finish_one() -> None:
+                nonlocal counts, leaders, same
+                rows, file_counts, only_a, names = waiting.popleft().result()
+                counts = counts + file_counts
+                report.only_a += only_a
+                report.images += len(rows)
+                for label, name in names.items():
+                    if self.names.setdefault(label, name) != name:
+                        raise JobError(
+                            f"Label {label} is {self.names[label]!r} in one run and {name!r} in the other: their "
+                            "classes are not the same, so their masks cannot be compared."
+                        )
+                report.equal += sum(row["disagreement"] == 0 for row in rows)
+                leaders = heapq.nlargest(most, leaders + [(row["disagreement"], row["image_id"]) for row in rows])
+                if rows:
+                    writer.write_table(pa.Table.from_pylist(rows, schema=CHANGES))
+                if advance is not None:
+                    advance(report.images, len(self.piece_of))
+
+            for piece in self.first.pieces:
+                waiting.append(pool.submit(self._compare_piece, piece))
+                if len(waiting) > 2 * _WORKERS:
+                    finish_one()
+            while waiting:
+                finish_one()
+        if not report.images:
+            raise JobError(f"Runs {report.run_a} and {report.run_b} have no image with a mask in common.")
+        report.only_b = len(self.piece_of) - report.images
+        report.agreement = float(counts[:, 0].sum() / max(1, counts[:, 1].sum()))
+        agreement = iou(counts)
+        present = np.flatnonzero(counts[:, 1:].sum(axis=1))
+        report.classes = {
+            self.names.get(int(c), str(c)): ClassAgreement(float(agreement[c]), int(counts[c, 1]), int(counts[c, 2]))
+            for c in sorted(present, key=lambda c: agreement[c])
+        }
+        report.changed_most = [(image_id, share) for share, image_id in leaders if share > 0]
+        report.folder = folder.uri
+        storage.write_whole(folder / "images.parquet", buffer.getvalue())
+        text = json.dumps(asdict(report), indent=1, ensure_ascii=False)
+        storage.write_whole(folder / "diff.json", f"{text}\n".encode())  # Last: the comparison is complete
+        return report
+
+    def _compare_piece(self, piece: Piece) -> tuple[list[dict[str, Any]], np.ndarray, int, dict[int, str]]:
+        rows, only_a = [], 0
+        counts = np.zeros((_LABELS, 3), np.int64)
+        names: dict[int, str] = {}
+        for row in Results.read_piece(piece, _COLUMNS).to_pylist():
+            if row["mask"] is None:
+                continue
+            number = self.piece_of.get(row["image_id"])
+            if number is None:
+                only_a += 1
+                continue
+            other = self.masks_of(number)[row["image_id"]]
+            for found in (*row["classes"], *other["classes"]):
+                if names.setdefault(found["index"], found["name"]) != found["name"]:
+                    raise JobError(
+                        f"Label {found['index']} is {names[found['index']]!r} in one run and {found['name']!r} in "
+                        "the other: their classes are not the same, so their masks cannot be compared."
+                    )
+            a, b = decode_mask(row["mask"]), decode_mask(other["mask"])
+            b = resize_labels(b, a.shape[1], a.shape[0])
+            counts += count_pixels(a, b, _LABELS)
+            rows.append(_change(row, other, a, b, names))
+        return rows, counts, only_a, names
+
+    def _masks_of(self, number: int) -> dict[str, dict[str, Any]]:
+        return {row["image_id"]: row for row in Results.read_piece(self.second.pieces[number], _COLUMNS).to_pylist()}
+
+
+def _ids_with_mask(piece: Piece) -> list[str]:
+    table = Results.read_piece(piece, ["image_id", "error_kind"])
+    ids: list[str] = table["image_id"].filter(pc.is_null(table["error_kind"])).to_pylist()
+    return ids
+
+
+def _change(
+    row: dict[str, Any], other: dict[str, Any], a: np.ndarray, b: np.ndarray, names: dict[int, str]
+) -> dict[str, Any]:
+    differs = a != b
+    change = {"image_id": row["image_id"], "disagreement": float(differs.mean()), "label_a": None, "label_b": None}
+    if differs.any():
+        pairs = np.bincount(a[differs].astype(np.int64) * _LABELS + b[differs], minlength=1)
+        before, after = divmod(int(pairs.argmax()), _LABELS)
+        change |= {"label_a": names.get(before, str(before)), "label_b": names.get(after, str(after))}
+    return change | {"entropy_a": row["entropy"], "entropy_b": other["entropy"]}

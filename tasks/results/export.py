@@ -1,0 +1,352 @@
+"""A run in the formats of other tools: COCO with RLE, a tree of palette PNG, the layout of PASCAL VOC.
+
+One mask file of the run, or one row group of a large one, is exported at a time, and leaves a fragment with its counts:
+what has a fragment is not done again. A fragment's name is a function of the run as it stands, so nothing old is mixed
+with anything new.
+"""
+
+import collections
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+from pydantic import BaseModel
+
+from segcore.images import EXTENSIONS, ImageError, decode
+from segcore.masks import decode_mask
+from segcore.rle import encode_coco
+from tasks import storage
+from tasks.errors import JobError
+from tasks.results.photographs import Photographs
+from tasks.results.reading import Piece, Results, open_results
+from tasks.storage import Location
+from tasks.stream.png_files import png_name, write_png
+
+_WORKERS = 4
+_COLUMNS = ["image_id", "uri", "mask", "mask_width", "mask_height", "classes"]
+_FRAGMENTS = "export-parts"
+
+SUMMARY = "export.json"
+"""Written last: its existence means that the export is complete."""
+
+
+class ExportJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """What to export, as what, and where to."""
+
+    output: str
+    """URI of the results."""
+
+    to: Literal["coco", "png", "voc"]
+    """coco: annotations.json with compressed RLE; png: a tree of palette PNG; voc: the folders of PASCAL VOC."""
+
+    destination: str
+    """Folder or prefix, empty or with an unfinished export of the same run."""
+
+    run: str | None = None
+    """Run to export; by default the one that finished last."""
+
+    photographs: bool = False
+    """Copy the photographs too: images/ of COCO, JPEGImages/ of VOC. Not for png."""
+
+
+@dataclass
+class ExportReport:
+    """What was exported: `masks` is the number of images that have one."""
+
+    run_id: str
+    format: str
+    destination: str
+    masks: int = 0
+    without_mask: int = 0
+    """Error rows: they have nothing to export."""
+
+    annotations: int = 0
+    """Regions of COCO; background has none."""
+
+    photographs: int = 0
+    photographs_missing: int = 0
+    """Photographs that could not be read any more."""
+
+    classes: dict[str, int] = field(default_factory=dict)
+    """Labels by name."""
+
+    done_before: int = 0
+    """Masks that an earlier session had exported."""
+
+    seconds: float = 0.0
+
+
+def export_run(job: ExportJob, advance: Callable[[int, int], None] | None = None) -> ExportReport:
+    """Export one run. advance: told how many rows are done, of how many.
+
+    Raises JobError where the run is not finished, or the destination holds something else.
+    """
+    start = time.monotonic()
+    output, destination = storage.locate(job.output), storage.locate(job.destination)
+    with storage.explained(output):
+        results = open_results(job.output, job.run)
+        if not results.is_finished:
+            raise JobError(f"Run {results.run_id} is not finished: export it when every image has its row.")
+        if job.photographs and job.to == "png":
+            raise JobError("A tree of PNG masks has no place for photographs; use --to voc or --to coco.")
+        counts = [piece.rows for piece in results.pieces]
+    with storage.explained(destination):
+        key = _key(job, results)
+        before = _finished_before(destination, key)
+        if before is not None:
+            return before
+        _require_ours(destination)
+        storage.require_writable(destination)
+        done = {f.path for f in storage.list_files(destination / _FRAGMENTS)}
+    writer = _Writer(job, results, destination)
+    report = ExportReport(results.run_id, job.to, destination.uri)
+    rows_done, num_rows = 0, sum(counts)
+    first_rows = np.concatenate([[0], np.cumsum(counts)])
+    with storage.explained(destination), ThreadPoolExecutor(_WORKERS) as pool:
+        waiting: collections.deque[tuple[int, Future[dict[str, Any]]]] = collections.deque()
+
+        def finish_one() -> None:
+            nonlocal rows_done
+            number, future = waiting.popleft()
+            tally = future.result()
+            _add(report, tally)
+            rows_done += counts[number]
+            if advance is not None:
+                advance(rows_done, num_rows)
+
+        for number, piece in enumerate(results.pieces):
+            place = destination / _FRAGMENTS / _fragment(key, number)
+            if place.name in done:
+                waiting.append((number, pool.submit(_read_tally, place, before=True)))
+            else:
+                waiting.append((number, pool.submit(writer.write, piece, int(first_rows[number]), place)))
+            if len(waiting) > 2 * _WORKERS:
+                finish_one()
+        while waiting:
+            finish_one()
+        if report.masks != results.record.get("masks", report.masks):
+            raise JobError(
+                f"Run {results.run_id} has {results.record['masks']} masks by its record, but {report.masks} were "
+                "exported: did somebody else write there? Run the archive job again, then the export."
+            )
+        fragments = [destination / _FRAGMENTS / _fragment(key, number) for number in range(len(results.pieces))]
+        writer.finish(report, fragments)
+        report.seconds = time.monotonic() - start
+        facts = {name: value for name, value in vars(report).items() if name not in ("destination", "done_before")}
+        storage.write_whole(destination / SUMMARY, f"{json.dumps({'key': key, **facts}, indent=1)}\n".encode())
+        for place in fragments:
+            storage.remove(place)
+    return report
+
+
+def voc_names(image_ids: list[str]) -> dict[str, str]:
+    """Name of each image in a VOC tree: its identity without the ending, with it where two would share a name."""
+    safe = {image_id: _safe(png_name(image_id).removesuffix(".png")) for image_id in image_ids}
+    stems = {image_id: _stem(name) for image_id, name in safe.items()}
+    shared = {stem for stem, count in collections.Counter(stems.values()).items() if count > 1}
+    names = {image_id: safe[image_id] if stems[image_id] in shared else stems[image_id] for image_id in image_ids}
+    taken = collections.Counter(names.values())  # `a.jpg.png` loses its ending where `a.jpg` keeps its own
+    return {image_id: name if taken[name] == 1 else safe[image_id] for image_id, name in names.items()}
+
+
+class _Writer:
+    """What one format does with one piece of the run, and at the end."""
+
+    def __init__(self, job: ExportJob, results: Results, destination: Location) -> None:
+        self.job, self.results, self.destination = job, results, destination
+        self.photographs = Photographs(results) if job.photographs else None
+        self.names: dict[str, str] = {}
+        if job.to == "voc":
+            self.names = voc_names(results.to_arrow(["image_id"])["image_id"].to_pylist())
+
+    def write(self, piece: Piece, first_row: int, place: Location) -> dict[str, Any]:
+        """Export the rows of one piece, then leave its fragment; returns its counts."""
+        tally: collections.Counter[str] = collections.Counter()
+        classes: dict[str, int] = {}
+        lines: tuple[list[str], list[str]] = ([], [])
+        rows = Results.read_piece(piece, _COLUMNS).to_pylist()
+        with_mask = [(first_row + offset, row) for offset, row in enumerate(rows) if row["mask"] is not None]
+        tally["without_mask"] = len(rows) - len(with_mask)
+        for number, row in with_mask:
+            classes |= {c["name"]: c["index"] for c in row["classes"]}
+            tally["masks"] += 1
+            if self.job.to == "png":
+                write_png(self.destination, row["image_id"], row["mask"])
+            elif self.job.to == "voc":
+                name = self.names[row["image_id"]]
+                storage.write_whole(self.destination / f"SegmentationClass/{name}.png", row["mask"], durable=False)
+                lines[0].append(name)
+                lines[1].append(json.dumps({"name": name, "image_id": row["image_id"], "uri": row["uri"]}))
+            else:
+                image, annotations = _coco(number + 1, row, "images/" if self.photographs else "")
+                lines[0].append(json.dumps(image))
+                lines[1].extend(json.dumps(annotation) for annotation in annotations)
+                tally["annotations"] += len(annotations)
+        if self.photographs is not None:
+            self._copy_photographs(self.photographs, [row for _, row in with_mask], tally)
+        fragment = {"tally": tally, "classes": classes, "lines": lines}
+        storage.write_whole(place, json.dumps(fragment).encode(), durable=False)
+        return {**tally, "classes": classes}
+
+    def finish(self, report: ExportReport, fragments: list[Location]) -> None:
+        """Join what the fragments hold."""
+        classes = dict(sorted(report.classes.items(), key=lambda item: item[1]))
+        text = "".join(f"{label} {name}\n" for name, label in classes.items())
+        if self.job.to == "coco":
+            storage.write_stream(
+                self.destination / "annotations.json", _coco_document(self.results, classes, fragments)
+            )
+            return
+        storage.write_whole(self.destination / "labels.txt", text.encode())
+        if self.job.to == "voc":
+            sets = self.destination / "ImageSets/Segmentation"
+            storage.write_stream(sets / "all.txt", (f"{line}\n".encode() for line in _lines(fragments, 0)))
+            storage.write_stream(sets / "all.jsonl", (f"{line}\n".encode() for line in _lines(fragments, 1)))
+
+    def _copy_photographs(
+        self, photographs: Photographs, rows: list[dict[str, Any]], tally: collections.Counter[str]
+    ) -> None:
+        for row, data in photographs.read(rows):
+            if isinstance(data, ImageError):
+                tally["photographs_missing"] += 1
+                continue
+            if self.job.to == "voc":
+                place = self.destination / f"JPEGImages/{self.names[row['image_id']]}.jpg"
+                data = _upright_jpeg(data)
+            else:
+                place = self.destination / f"images/{png_name(row['image_id']).removesuffix('.png')}"
+            storage.write_whole(place, data, durable=False)
+            tally["photographs"] += 1
+
+
+def _coco(number: int, row: dict[str, Any], folder: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """An image and its regions. Ids are functions of the row's number in the run, so that fragments need no counter."""
+    height, width = row["mask_height"], row["mask_width"]
+    name = png_name(row["image_id"]).removesuffix(".png") if folder else row["image_id"]
+    image = {"id": number, "file_name": folder + name, "width": width, "height": height, "uri": row["uri"]}
+    encoded = encode_coco(decode_mask(row["mask"]))
+    annotations = []
+    for found in row["classes"]:
+        if _is_background(found["name"], found["index"]):
+            continue
+        box = found["box"]
+        annotations.append(
+            {
+                "id": number * 256 + found["index"],
+                "image_id": number,
+                "category_id": found["index"],
+                "segmentation": {"size": [height, width], "counts": encoded[found["index"]].decode("ascii")},
+                "area": found["pixels"],
+                "bbox": [box["x0"], box["y0"], box["x1"] - box["x0"], box["y1"] - box["y0"]],
+                "iscrowd": 0,
+                "score": round(found["confidence"], 5),
+            }
+        )
+    return image, annotations
+
+
+def _coco_document(results: Results, classes: dict[str, int], fragments: list[Location]) -> Iterator[bytes]:
+    """annotations.json, streamed: fragments are read twice rather than held."""
+    about = {"description": f"run {results.run_id} of model {results.record.get('model')}", "version": "1.0"}
+    categories = [
+        {"id": label, "name": name, "supercategory": ""}
+        for name, label in classes.items()
+        if not _is_background(name, label)
+    ]
+    yield f'{{"info": {json.dumps(about)},\n"licenses": [],\n"categories": {json.dumps(categories)}'.encode()
+    for which, name in enumerate(("images", "annotations")):
+        yield f',\n"{name}": ['.encode()
+        for number, line in enumerate(_lines(fragments, which)):
+            yield f"{',' if number else ''}\n{line}".encode()
+        yield b"]"
+    yield b"}\n"
+
+
+def _lines(fragments: list[Location], which: int) -> Iterator[str]:
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        waiting: collections.deque[Future[bytes]] = collections.deque()
+        for place in fragments:
+            waiting.append(pool.submit(storage.read_bytes, place))
+            if len(waiting) > 2 * _WORKERS:
+                yield from json.loads(waiting.popleft().result())["lines"][which]
+        while waiting:
+            yield from json.loads(waiting.popleft().result())["lines"][which]
+
+
+def _is_background(name: str, label: int) -> bool:
+    return label == 0 and name == "background"
+
+
+def _upright_jpeg(data: bytes) -> bytes:
+    """A photograph as JPEG whose pixels lie as its mask does: its own bytes where they do already."""
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.format == "JPEG" and opened.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+                return data
+    except (UnidentifiedImageError, OSError):
+        pass
+    buffer = io.BytesIO()
+    Image.fromarray(decode(data).image).save(buffer, format="JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def _key(job: ExportJob, results: Results) -> str:
+    """Names an export of this run as it stands now."""
+    files = [(file.place.name, file.size, file.version) for file in results.files]
+    text = json.dumps([results.run_id, job.to, job.photographs, files])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _fragment(key: str, number: int) -> str:
+    return f"{key}-{number:06d}.json"
+
+
+def _read_tally(place: Location, *, before: bool) -> dict[str, Any]:
+    fragment = json.loads(storage.read_bytes(place))
+    done_before = fragment["tally"].get("masks", 0) if before else 0
+    return {**fragment["tally"], "classes": fragment["classes"], "done_before": done_before}
+
+
+def _add(report: ExportReport, tally: dict[str, Any]) -> None:
+    report.classes.update(tally.pop("classes"))
+    for name, count in tally.items():
+        setattr(report, name, getattr(report, name) + count)
+
+
+def _finished_before(destination: Location, key: str) -> ExportReport | None:
+    try:
+        summary = json.loads(storage.read_bytes(destination / SUMMARY))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        summary = {}
+    if summary.pop("key", None) != key:
+        raise JobError(
+            f"{destination.uri} holds an export of something else, or of the run as it was: give an empty folder."
+        )
+    return ExportReport(destination=destination.uri, done_before=summary["masks"], **summary)
+
+
+def _require_ours(destination: Location) -> None:
+    first = next(storage.list_files(destination), None)
+    if first is not None and next(storage.list_files(destination / _FRAGMENTS), None) is None:
+        raise JobError(
+            f"{destination.uri} is not empty ({first.path}): give an empty folder, so that nothing is mixed."
+        )
+
+
+def _safe(name: str) -> str:
+    """Without line breaks and the like, which a list of names cannot hold."""
+    return "".join(c if c.isprintable() else "".join(f"%{b:02X}" for b in c.encode()) for c in name)
+
+
+def _stem(name: str) -> str:
+    return name[: -len(suffix)] if (suffix := PurePosixPath(name).suffix).lower() in EXTENSIONS else name

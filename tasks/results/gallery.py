@@ -1,0 +1,118 @@
+"""Making a gallery: its images, then the data about them, then the page that shows both."""
+
+import datetime
+import io
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from segcore.pictures import contact_sheet
+from tasks import storage
+from tasks.results.gallery_files import ASSETS, remove_older, require_ours, write_file, write_script
+from tasks.results.gallery_images import Gallery, write_images
+from tasks.results.gallery_summary import classes_of
+from tasks.results.photographs import Photographs
+from tasks.results.reading import Results
+from tasks.storage import Location
+
+CHUNK_IMAGES = 1000
+"""Images of one index script."""
+
+SHEET_IMAGES = 12
+"""Images of the contact sheet at most."""
+
+
+@dataclass
+class GalleryReport:
+    """What was made."""
+
+    run_id: str
+    index: str
+    """The page to open."""
+
+    address: str
+    """The same for a browser."""
+
+    sheet: str | None
+    """The picture for a terminal's user; None where no mask is shown."""
+
+    shown: int
+    matching: int
+    """Images that the condition selects."""
+
+    query: str
+    """Selects the images that are shown."""
+
+    photographs_missing: int = 0
+    seconds: float = 0.0
+
+
+def write_gallery(
+    results: Results,
+    rows: Iterable[dict[str, Any]],
+    num_images: int,
+    place: Location,
+    summary: dict[str, Any],
+    advance: Callable[[int, int], None] | None,
+) -> GalleryReport:
+    """Write a gallery, in the place of one that is there.
+
+    rows: of the images to show, num_images of them, with their masks. summary: what the page says of them, with what
+    `about_run` says; the classes and counts of what is shown are added. advance: told how many images are done.
+    Raises JobError where the folder holds something else.
+    """
+    start = time.monotonic()
+    with storage.explained(place):
+        require_ours(place)
+        storage.require_writable(place)
+        version = f"data-{uuid.uuid4().hex[:8]}"
+        folder = place / version
+        sheet = frozenset(np.linspace(0, num_images - 1, 2 * SHEET_IMAGES).astype(int).tolist())
+        gallery = Gallery(results, Photographs(results), sheet, folder)
+        done = write_images(gallery, rows, num_images, advance)
+        classes: dict[int, str] = {}
+        for image in done:
+            classes |= image.classes
+        entries = [image.entry for image in done]
+        chunks = [entries[first : first + CHUNK_IMAGES] for first in range(0, len(entries), CHUNK_IMAGES)]
+        for number, chunk in enumerate(chunks):
+            write_script(folder / f"index-{number:03d}.js", f"archive.index({number},", chunk)
+        summary |= {
+            "shown": len(entries),
+            "chunks": len(chunks),
+            "chunk_images": CHUNK_IMAGES,
+            "before_available": any(image.has_before for image in done),
+            "classes": classes_of(classes, summary.pop("class_counts"), entries),
+            "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+        }
+        write_script(folder / "summary.js", "archive.summary(", summary)
+        for name, kind in (("report.css", "text/css"), ("report.js", "text/javascript")):
+            write_file(folder / name, (ASSETS / name).read_bytes(), kind)
+        pictures = [image.picture for image in done if image.picture is not None]
+        pictures = pictures[:: max(1, round(len(pictures) / SHEET_IMAGES))][:SHEET_IMAGES]
+        if pictures:
+            buffer = io.BytesIO()
+            contact_sheet(pictures).save(buffer, format="PNG")
+            write_file(place / "contact-sheet.png", buffer.getvalue(), "image/png")
+        facts = {"run_id": results.run_id, "shown": len(entries), "query": summary["query"], "folder": version}
+        write_file(place / "report.json", f"{json.dumps(facts, indent=1)}\n".encode(), "application/json")
+        page = (ASSETS / "index.html").read_text("utf-8").replace("DATA_FOLDER", version)
+        write_file(place / "index.html", page.encode(), "text/html; charset=utf-8")
+        remove_older(place, version)
+    index = place / "index.html"
+    return GalleryReport(
+        run_id=results.run_id,
+        index=index.uri,
+        address=storage.web_address(index),
+        sheet=(place / "contact-sheet.png").uri if pictures else None,
+        shown=len(entries),
+        matching=len(entries),
+        query=summary["query"],
+        photographs_missing=sum(image.missing for image in done),
+        seconds=time.monotonic() - start,
+    )

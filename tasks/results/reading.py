@@ -1,0 +1,448 @@
+"""One run of an output, for reading: which files it is made of, its rows, its masks, one image by its identity.
+
+    results = open_results("s3://bucket/masks")
+    for image_id, labels in results.masks(): ...
+    labels = results.mask("2007/07/dog.jpg")
+    table = results.to_pandas()
+
+Knows the layout, and nothing of Ray, Prefect or torch until they are asked for. Questions in SQL are `query.py`.
+"""
+
+import collections
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from segcore.masks import decode_mask
+from tasks import storage
+from tasks.archive import pointer as pointers
+from tasks.archive import runs
+from tasks.archive.schema import MASKS
+from tasks.errors import JobError
+from tasks.parquet_files import whole_parquet
+from tasks.storage import Location
+from tasks.storage_client import arrow_filesystem
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
+    import ray.data
+
+    from tasks.results.torch_dataset import MaskDataset
+
+_READERS = 8
+
+_WHOLE_FILE_BYTES = 64 * 2**20  # Larger files are read row group by row group
+
+REMEDY = "remove it and run the archive job again, which does just its images anew"
+"""What to do about a mask file that is damaged."""
+
+MASK_COLUMNS = ("mask", "mask_before_crf")
+
+FACTS = [name for name in MASKS.names if name not in MASK_COLUMNS]
+"""Every column but the masks: what a question needs, in a few hundred bytes an image."""
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """One Parquet file of a run."""
+
+    place: Location
+    size: int
+    """Bytes."""
+
+    version: str
+    """Changes when the file is replaced."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What of a run is worked on at a time: a file, or a row group of a large one."""
+
+    file: MaskFile
+    group: int | None
+    """None: all of the file."""
+
+    rows: int
+
+
+def mask_files(output: Location, run_id: str) -> list[MaskFile]:
+    """The files that make up a run, in the order of names: together they hold one row for each image.
+
+    The one place that knows; everything that reads results goes through it. Where the run was compacted, large files
+    stand for small ones (`tasks/archive/pointer.py`).
+    """
+    folder = pointers.masks_folder(output, run_id)
+    small, pointer = pointers.list_run(output, run_id)
+    found = [(f.path, MaskFile(folder / f.path, f.size, f.version)) for f in small]
+    for segment, held in pointer.segments.items():
+        for file in held.files:
+            place = pointers.place_of(output, run_id, held, file)
+            found.append((f"part-{segment}-{file.name}", MaskFile(place, file.size, held.prefix)))
+    return [file for _, file in sorted(found, key=lambda pair: pair[0])]
+
+
+def run_records(output: Location) -> list[dict[str, Any]]:
+    """The records of all runs of an output, the one that finished last first, unfinished ones after those."""
+    names = [f.path for f in storage.list_files(output / "runs") if f.path.endswith(".json")]
+    with ThreadPoolExecutor(_READERS) as pool:
+        records = pool.map(lambda name: runs.read(output, name.removesuffix(".json")), names)
+        known = [record for record in records if isinstance(record.get("run_id"), str)]
+    finished = sorted((r for r in known if _is_finished(r)), key=lambda r: str(r.get("finished")), reverse=True)
+    others = sorted((r for r in known if not _is_finished(r)), key=lambda r: str(r.get("started")), reverse=True)
+    return finished + others
+
+
+def open_results(output: str, run: str | None = None) -> "Results":
+    """A run of an output: the one that finished last, or the one named (its id, or an unmistakable beginning of it).
+
+    Raises JobError where there is none, or where none has finished and none is named.
+    """
+    place = storage.locate(output)
+    with storage.explained(place):
+        record = choose_run(output, run)
+        files = mask_files(place, record["run_id"])
+    if not files:
+        raise JobError(f"Run {record['run_id']} of {output} has no rows yet; its status is {record.get('status')}.")
+    return Results(place, record["run_id"], record, tuple(files))
+
+
+def choose_run(output: str, run: str | None = None) -> dict[str, Any]:
+    """The record of the run of an output that is meant: the one that finished last, or the one named.
+
+    Raises JobError where there is none, or where none has finished and none is named.
+    """
+    records = run_records(storage.locate(output))
+    if not records:
+        raise JobError(f"{output} holds no run: is it the OUTPUT of `segment-archive run`?")
+    told = ", ".join(f"{r['run_id']} ({r.get('status')})" for r in records[:8]) + (" ..." if len(records) > 8 else "")
+    if run is None:
+        if not _is_finished(records[0]):
+            raise JobError(f"No run of {output} has finished; name one with --run to read what it has: {told}.")
+        return records[0]
+    meant = [r for r in records if run and r["run_id"].startswith(run)]
+    if len(meant) != 1:
+        raise JobError(f"{output} has {'no' if not meant else 'more than one'} run {run!r}; there are {told}.")
+    return meant[0]
+
+
+def _is_finished(record: dict[str, Any]) -> bool:
+    return record.get("status") == runs.FINISHED
+
+
+@dataclass(frozen=True)
+class _Footer:
+    """What the end of a file says of its row groups."""
+
+    rows: tuple[int, ...]
+    lowest: tuple[str | None, ...]
+    highest: tuple[str | None, ...]
+
+    def groups_with(self, image_id: str) -> list[int]:
+        """Row groups that may hold an image, by their statistics; all of them where there are none."""
+        ranges = enumerate(zip(self.lowest, self.highest, strict=True))
+        return [g for g, (low, high) in ranges if low is None or high is None or low <= image_id <= high]
+
+
+@dataclass(frozen=True)
+class Results:
+    """One run, opened. The list of its files is that of the moment of opening."""
+
+    output: Location
+    run_id: str
+    record: dict[str, Any]
+    """Its run record, `tasks/archive/runs.py`."""
+
+    files: tuple[MaskFile, ...]
+    _footers: dict[int, _Footer] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every image of the archive was proved to have its one row."""
+        return _is_finished(self.record)
+
+    @cached_property
+    def dataset(self) -> ds.Dataset:
+        """The run as an Arrow dataset: filters and columns are pushed down to row groups and column chunks."""
+        paths = [file.place.path for file in self.files]
+        return ds.dataset(paths, schema=MASKS, format="parquet", filesystem=arrow_filesystem(self.output))
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Images, error rows included; from the files' footers."""
+        with self._naming_the_damaged():
+            return int(self.dataset.count_rows())
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows in the order of the files, streamed: a table for each file, or row group where files are large.
+
+        columns: those of `tasks/archive/schema.py`; None: every column but the masks.
+        """
+        wanted = _known(columns)
+        with ThreadPoolExecutor(_READERS) as pool:
+            waiting: collections.deque[Future[pa.Table]] = collections.deque()
+            for file, group in self._pieces():
+                waiting.append(pool.submit(_read, file, wanted, group))
+                if len(waiting) > _READERS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    @staticmethod
+    def read_file(file: MaskFile, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of one file, a table for each piece that is read at a time."""
+        wanted = _known(columns)
+        for group in _groups(file):
+            yield _read(file, wanted, group)
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """The run in pieces of some thousand rows at most, in the order of the files; reads their footers."""
+        found = []
+        with ThreadPoolExecutor(_READERS) as pool:
+            for file, footer in zip(self.files, pool.map(self._footer, range(len(self.files))), strict=True):
+                many = len(footer.rows) > 1
+                groups = enumerate(footer.rows) if many else [(None, sum(footer.rows))]
+                found += [Piece(file, group, rows) for group, rows in groups]
+        return found
+
+    @staticmethod
+    def read_piece(piece: Piece, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of one piece."""
+        return _read(piece.file, _known(columns), piece.group)
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Every row as a dictionary, streamed."""
+        for table in self.tables(columns):
+            yield from table.to_pylist()
+
+    def masks(self, *, before_crf: bool = False) -> Iterator[tuple[str, np.ndarray]]:
+        """Identity and label map (H, W) uint8 of every image that has a mask, streamed.
+
+        before_crf: the mask before the CRF, where the run kept it.
+        """
+        column = "mask_before_crf" if before_crf else "mask"
+        for table in self.tables(["image_id", column]):
+            for image_id, data in zip(table["image_id"].to_pylist(), table[column].to_pylist(), strict=True):
+                if data is not None:
+                    yield image_id, self._labels(image_id, data)
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        return self.masks()
+
+    def row(self, image_id: str, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        """The row of one image, found by the statistics of the files rather than by reading them.
+
+        Reads a handful of footers where the source was listed in the order of names, all of them once at worst.
+        Raises JobError where the run has no such image.
+        """
+        wanted = _known(columns)
+        with storage.explained(self.output):
+            for number in self._files_with(image_id):
+                for group in self._footer(number).groups_with(image_id):
+                    row = _look(self.files[number].place, group, image_id, wanted)
+                    if row is not None:
+                        return row
+        raise JobError(f"Run {self.run_id} has no image {image_id!r}: identities are paths relative to the source.")
+
+    def mask(self, image_id: str, *, before_crf: bool = False) -> np.ndarray:
+        """Label map (H, W) uint8 of one image. Raises JobError where it has none, with the reason."""
+        column = "mask_before_crf" if before_crf else "mask"
+        row = self.row(image_id, [column, "error_kind", "error"])
+        if row["error_kind"] is not None:
+            raise JobError(f"{image_id} has no mask: {row['error']} ({row['error_kind']}).")
+        if row[column] is None:
+            raise JobError(f"Run {self.run_id} kept no masks before the CRF; --keep-mask-before-crf keeps them.")
+        return self._labels(image_id, row[column])
+
+    def rows_of(self, image_ids: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """The rows of many images, in the order of the files; reads the other columns only where they stand."""
+        wanted = _known(columns)
+        ids = pa.array(image_ids, pa.string())
+        with self._naming_the_damaged():
+            places = self.dataset.to_table(columns=["image_id", "__filename"], filter=ds.field("image_id").isin(ids))
+        held: dict[str, list[str]] = collections.defaultdict(list)
+        for image_id, path in zip(*(column.to_pylist() for column in places.columns), strict=True):
+            held[path].append(image_id)
+        extra = [] if "image_id" in wanted else ["image_id"]
+        for file in self.files:
+            if not (here := held.get(file.place.path)):
+                continue
+            asked = pa.array(here, pa.string())
+            for group in _groups(file):
+                # Of a large file, only the row groups that hold one of them
+                if (
+                    group is not None
+                    and not pc.any(pc.is_in(_read(file, ["image_id"], group)["image_id"], asked)).as_py()
+                ):
+                    continue
+                table = _read(file, [*wanted, *extra], group)
+                for row in table.filter(pc.is_in(table["image_id"], asked)).to_pylist():
+                    yield {name: row[name] for name in wanted}
+
+    def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The whole run as one table; by default every column but the masks."""
+        with self._naming_the_damaged():
+            return self.dataset.to_table(columns=_known(columns))
+
+    def to_pandas(self, columns: Sequence[str] | None = None) -> "pandas.DataFrame":
+        """The whole run as a pandas frame; by default every column but the masks."""
+        frame: pandas.DataFrame = self.to_arrow(columns).to_pandas()
+        return frame
+
+    def to_polars(self, columns: Sequence[str] | None = None) -> "polars.DataFrame":
+        """The whole run as a Polars frame; by default every column but the masks. Needs the package polars."""
+        try:
+            import polars
+        except ImportError:
+            raise JobError("Polars is not installed here: pip install polars.") from None
+        frame = polars.from_arrow(self.to_arrow(columns))
+        assert isinstance(frame, polars.DataFrame)
+        return frame
+
+    def to_ray(self, columns: Sequence[str] | None = None) -> "ray.data.Dataset":
+        """The run as a Ray Data dataset, read lazily on the cluster; masks are PNG bytes, `segcore.masks` decodes."""
+        import ray.data
+
+        paths = [file.place.path for file in self.files]
+        rows = ray.data.read_parquet(paths, filesystem=arrow_filesystem(self.output), partitioning=None)
+        return rows.select_columns(_known(columns))
+
+    def to_torch(self) -> "MaskDataset":
+        """A map-style torch dataset of (identity, label map (H, W) uint8) over the images that have a mask."""
+        from tasks.results.torch_dataset import MaskDataset
+
+        return MaskDataset(self)
+
+    def _labels(self, image_id: str, data: bytes) -> np.ndarray:
+        try:
+            return decode_mask(data)
+        except Exception as error:  # Pillow raises whatever a damaged PNG makes it trip over
+            holding = [self.files[k].place.uri for k in self._files_with(image_id)]
+            raise JobError(
+                f"The mask of {image_id!r} is damaged ({error or type(error).__name__}); of {' or '.join(holding)}: "
+                f"{REMEDY}."
+            ) from None
+
+    @contextlib.contextmanager
+    def _naming_the_damaged(self) -> Iterator[None]:
+        """Arrow's datasets do not say which file it was: on a failure, look at one after another."""
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError):
+            for file in self.files:
+                for group in _groups(file):
+                    _read(file, FACTS, group)
+            raise
+
+    def _pieces(self) -> Iterator[tuple[MaskFile, int | None]]:
+        return itertools.chain.from_iterable(((file, group) for group in _groups(file)) for file in self.files)
+
+    def _footer(self, number: int) -> _Footer:
+        if number not in self._footers:
+            self._footers[number] = _read_footer(self.files[number].place)
+        return self._footers[number]
+
+    def _files_with(self, image_id: str) -> Iterator[int]:
+        """Files that may hold an image, by their statistics, the likeliest first."""
+        # Sources are listed in the order of names, so files are mostly sorted and bisecting finds one in a few steps;
+        # where they are not, it finds nothing, and every footer is asked
+        tried = set()
+        low, high = 0, len(self.files)
+        while low < high:
+            middle = (low + high) // 2
+            footer = self._footer(middle)
+            first = min((value for value in footer.lowest if value is not None), default=None)
+            if first is None or footer.groups_with(image_id):
+                tried.add(middle)
+                yield middle
+                break
+            low, high = (low, middle) if image_id < first else (middle + 1, high)
+        with ThreadPoolExecutor(_READERS) as pool:
+            for number, footer in enumerate(pool.map(self._footer, range(len(self.files)))):
+                if number not in tried and footer.groups_with(image_id):
+                    yield number
+
+
+def _known(columns: Sequence[str] | None) -> list[str]:
+    if columns is None:
+        return FACTS
+    for name in columns:
+        if name not in MASKS.names:
+            raise JobError(f"There is no column {name!r}; there are {', '.join(MASKS.names)}.")
+    return list(columns)
+
+
+def _groups(file: MaskFile) -> list[int | None]:
+    """What of a file is read at a time: all of it, or each row group of a large one."""
+    if file.size <= _WHOLE_FILE_BYTES:
+        return [None]
+    with whole_parquet(file.place, REMEDY), _open(file.place) as opened:
+        return list(range(pq.ParquetFile(opened).metadata.num_row_groups))
+
+
+def _read(file: MaskFile, columns: list[str], group: int | None) -> pa.Table:
+    nearly_all = group is None and bool(set(columns) & set(MASK_COLUMNS))
+    # In one request where it is nearly all of the file
+    with whole_parquet(file.place, REMEDY), _open(file.place, whole=nearly_all) as opened:
+        parquet = pq.ParquetFile(opened)
+        table = parquet.read(columns) if group is None else parquet.read_row_group(group, columns)
+        table.validate(full=True)
+        missing = [name for name in columns if name not in table.column_names]
+        if missing:
+            raise pa.ArrowInvalid(f"it has no column {missing[0]}")
+        return table
+
+
+def _open(place: Location, *, whole: bool = False) -> Any:
+    try:
+        if whole:
+            return pa.BufferReader(storage.read_bytes(place))
+        return storage.open_for_reading(place, sparse=True)
+    except FileNotFoundError:
+        raise JobError(
+            f"{place.uri} is gone since the run was opened: it was compacted and expired, or removed. Open it again."
+        ) from None
+
+
+def _read_footer(place: Location) -> _Footer:
+    with whole_parquet(place, REMEDY):
+        return _footer_of(place)
+
+
+def _footer_of(place: Location) -> _Footer:
+    with _open(place) as opened:
+        metadata = pq.ParquetFile(opened).metadata
+    rows, lowest, highest = [], [], []
+    column = metadata.schema.names.index("image_id")  # A leaf before any nested column, so its own number
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        statistics = group.column(column).statistics
+        known = statistics is not None and statistics.has_min_max
+        rows.append(group.num_rows)
+        lowest.append(statistics.min if known else None)
+        highest.append(statistics.max if known else None)
+    return _Footer(tuple(rows), tuple(lowest), tuple(highest))
+
+
+def _look(place: Location, group: int, image_id: str, columns: list[str]) -> dict[str, Any] | None:
+    with whole_parquet(place, REMEDY), _open(place) as opened:
+        parquet = pq.ParquetFile(opened)
+        ids = parquet.read_row_group(group, ["image_id"])["image_id"].to_pylist()
+        if image_id not in ids:
+            return None
+        found: dict[str, Any] = parquet.read_row_group(group, columns).slice(ids.index(image_id), 1).to_pylist()[0]
+        return found

@@ -1,0 +1,144 @@
+"""What an archive will cost: seconds of each stage on a sample of its images, and time and price on given nodes.
+
+The sample goes through the pipeline's own stages in this process, on one core each; the rest is arithmetic.
+"""
+
+import functools
+import heapq
+import pickle
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from tasks import storage
+from tasks.archive.entries import Entry
+from tasks.archive.sources import Source, list_source
+from tasks.errors import JobError
+from tasks.segmentation.job import ArchiveJob, identify, mask_params
+from tasks.stream.pipeline import STAGES, Refine, Score, read_unit
+from tasks.stream.units import Destination, Unit, unit_table
+
+START_S = 30.0
+"""Until the workers of a job have started."""
+
+_WARM_UP_IMAGES = 1
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Machines that could do the work."""
+
+    count: int
+    cpus: int
+    """Of each."""
+
+    gpus: int
+    """Of each."""
+
+    price_per_hour: float
+    """Of each, in any currency."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was measured."""
+
+    images_listed: int
+    images: int
+    errors: int
+    """Of the images of the sample."""
+
+    seconds: dict[str, float]
+    """Of each stage, per image, on one core; of scoring, on `device`."""
+
+    device: str
+    """Where it was scored, and in which precision: "cpu/bf16"."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What some nodes would need."""
+
+    images_per_s: float
+    seconds: float
+    price: float
+    limit: str
+    """The stage that limits, in words."""
+
+
+def measure(job: ArchiveJob, num_sample: int, seed: int = 0) -> Sample:
+    """List a source, and time the stages on images drawn from all of it.
+
+    Writes nothing but a temporary folder. Raises JobError where there are no images.
+    """
+    source = Source(storage.locate(job.source), job.id_column, job.image_column)
+    listed, entries = _draw(list_source(source, leave_out=storage.locate(job.output)), num_sample + 1, seed)
+    if not entries:
+        raise JobError(f"{job.source} holds no images: is it the right folder or prefix? Hidden files do not count.")
+    params = mask_params(job, identify(job))
+    destination = Destination(storage.locate(job.output) / "masks", "estimate", source.location)
+    read = functools.partial(read_unit, params=params, destination=destination)
+    score, refine = Score(params), Refine(params, destination)
+    seconds = dict.fromkeys(STAGES, 0.0)
+    device, errors, measured = "", 0, 0
+    for number, entry in enumerate(entries):
+        table = unit_table(Unit(f"sample-{number}", (entry,)))
+        # The first image pays for what is made once: kernels, lattices, connections
+        counts = number >= _WARM_UP_IMAGES or len(entries) == 1
+        for stage, step in (("read", read), ("score", score), ("refine", refine)):
+            start = time.perf_counter()
+            table = step(table)
+            if counts:
+                seconds[stage] += time.perf_counter() - start
+            if stage == "score":
+                device = table["device"][0].as_py()
+        measured += counts
+        errors += _errors(table) if counts else 0
+    return Sample(listed, measured, errors, {s: seconds[s] / measured for s in STAGES}, device)
+
+
+def estimate(sample: Sample, nodes: Nodes, gpu_images_per_s: float | None = None) -> Estimate:
+    """Time and price of the whole source on these nodes.
+
+    gpu_images_per_s: of one GPU, where the sample was not scored on one. Raises JobError where that is missing.
+    """
+    cpus, gpus = nodes.count * nodes.cpus, nodes.count * nodes.gpus
+    beside = sample.seconds["read"] + sample.seconds["refine"]
+    if not gpus:
+        rate = cpus / (beside + sample.seconds["score"])
+        dearest = max(STAGES, key=lambda stage: sample.seconds[stage])
+        limit = f"the CPUs, which spend the most on {_WORDS[dearest]}"
+    else:
+        if gpu_images_per_s is None and not sample.device.startswith("cuda"):
+            raise JobError("The sample was scored on a CPU: give the speed of one GPU with --gpu-images-per-s.")
+        scored = gpus * (gpu_images_per_s or 1 / sample.seconds["score"])
+        if cpus <= gpus:
+            raise JobError("Each GPU needs a CPU beside it, and others read and refine: give the nodes more CPUs.")
+        served = (cpus - gpus) / beside
+        rate = min(scored, served)
+        others = "refinement" if sample.seconds["refine"] >= sample.seconds["read"] else "reading"
+        limit = "scoring: more GPUs make it faster" if scored < served else f"{others}: more CPUs make it faster"
+    seconds = START_S + sample.images_listed / rate
+    return Estimate(rate, seconds, nodes.count * nodes.price_per_hour * seconds / 3600, limit)
+
+
+_WORDS = {"read": "reading", "score": "scoring", "refine": "refinement"}
+
+
+def _draw(entries: Iterator[Entry], wanted: int, seed: int) -> tuple[int, list[Entry]]:
+    """How many there are, and some of them drawn evenly, without holding them all."""
+    dice = random.Random(seed)
+    kept: list[tuple[float, int, Entry]] = []
+    number = 0
+    for number, entry in enumerate(entries, start=1):
+        heapq.heappush(kept, (dice.random(), number, entry))
+        if len(kept) > wanted:
+            heapq.heappop(kept)
+    return number, [entry for _, _, entry in kept]
+
+
+def _errors(table: pa.Table) -> int:
+    return int(pickle.loads(table["report"][0].as_py()).errors.total())

@@ -1,0 +1,133 @@
+"""The end of a run: it is proved, recorded, and shown."""
+
+import dataclasses
+import hashlib
+
+from prefect import task
+from prefect.artifacts import create_link_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext, TaskRunContext
+
+from tasks import progress, storage
+from tasks.archive import pointer as pointers
+from tasks.archive import runs
+from tasks.archive.manifest import Manifest
+from tasks.errors import JobError
+from tasks.results.gallery_files import gallery_folder
+from tasks.results.reading import Results, mask_files
+from tasks.results.report import ReportJob, build_report
+from tasks.segmentation.job import RETRIES, ArchiveJob, ArchivePlan, Identity, identify, manifest_folder, png_folder
+from tasks.segmentation.proof import check_run, most_images_first
+from tasks.segmentation.report import ArchiveReport, ClassCount, show
+from tasks.segmentation.session import SessionReport
+from tasks.storage import Location
+from tasks.stream.png_files import png_name, write_png
+
+
+@task(name="publish-report", cache_policy=NO_CACHE, **RETRIES)
+def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -> ArchiveReport:
+    """Check that every image has exactly one row, write the run record, and show what is in the archive."""
+    output = storage.locate(job.output)
+    identity = identify(job)
+    with storage.explained(output):
+        manifest = Manifest(manifest_folder(output, identity))
+        segments = [segment.name for segment in manifest.segments]
+        known = None if plan.remaining_units else _finished_before(output, identity, segments)
+        if known is None:
+            try:
+                report = check_run(output, identity, manifest)
+            except JobError:
+                runs.end(output, plan.run_id, runs.FAILED, dataclasses.asdict(session) if session.images else None)
+                raise
+        if job.png:
+            complete_pngs(output, plan.run_id)
+    if known is not None:
+        return known
+    report.session, report.done_now = session, session.images
+    facts = {
+        "images": report.images,
+        "segments": segments,
+        "compacted": _compacted(output, plan.run_id),
+        "masks": report.masks,
+        "errors": report.errors,
+        "error_examples": report.examples,
+        "classes": {name: dataclasses.asdict(count) for name, count in report.classes.items()},
+    }
+    runs.end(output, plan.run_id, runs.FINISHED, dataclasses.asdict(session) if session.images else None, **facts)
+    for own in ("manifest", "masks", "runs", "png"):
+        storage.sweep_temporary(output / own)
+    show(report)
+    return report
+
+
+@task(name="publish-gallery", cache_policy=NO_CACHE)
+def publish_gallery(job: ArchiveJob, report: ArchiveReport) -> ArchiveReport:
+    """Make the gallery of a sample, and show its link; returns the report with it.
+
+    The rows are proved and recorded by now: whatever goes wrong here is said, and fails nothing.
+    """
+    if not job.gallery_images:
+        return report
+    output = storage.locate(job.output)
+    try:
+        folder = gallery_folder(output, report.run_id)
+        index, sheet = folder / "index.html", folder / "contact-sheet.png"
+        if report.done_now or not storage.exists(index):
+            build_report(ReportJob(output=job.output, run=report.run_id, images=job.gallery_images))
+        pictured = sheet.uri if storage.exists(sheet) else None
+        if FlowRunContext.get() is not None or TaskRunContext.get() is not None:
+            create_link_artifact(
+                link=storage.web_address(index),
+                link_text=f"Gallery of {report.masks} masks: {index.uri}",
+                key="segment-archive-gallery",
+                description="What the masks look like",
+            )
+    except Exception as error:
+        progress.say(f"No gallery was made ({str(error) or type(error).__name__}). The masks are complete.")
+        return report
+    return dataclasses.replace(report, gallery=index.uri, contact_sheet=pictured)
+
+
+def complete_pngs(output: Location, run_id: str) -> None:
+    """Write the masks that have no file of their own yet: of units that were done before anybody asked for files."""
+    png = png_folder(output, run_id)
+    there = {file.path for file in storage.list_files(png)}
+    for file in mask_files(output, run_id):
+        ids = [
+            image_id for table in Results.read_file(file, ["image_id"]) for image_id in table["image_id"].to_pylist()
+        ]
+        if all(png_name(image_id) in there for image_id in ids):
+            continue
+        for table in Results.read_file(file, ["image_id", "mask"]):
+            for row in table.to_pylist():
+                if row["mask"] is not None and png_name(row["image_id"]) not in there:
+                    write_png(png, row["image_id"], row["mask"])
+
+
+def _finished_before(output: Location, identity: Identity, segments: list[str]) -> ArchiveReport | None:
+    """The report of a run that was proved before over these very segments, in the files that hold them now."""
+    record = runs.read(output, identity.run_id)
+    if record.get("status") != runs.FINISHED or record.get("segments") != segments:
+        return None
+    if record.get("compacted") != _compacted(output, identity.run_id):
+        return None  # What stands for the proved files since then is proved too, once
+    classes = {name: ClassCount(**count) for name, count in record.get("classes", {}).items()}
+    classes = dict(sorted(classes.items(), key=most_images_first))
+    return ArchiveReport(
+        run_id=identity.run_id,
+        output=output.uri,
+        model=identity.model_name,
+        images=record["images"],
+        masks=record["masks"],
+        errors=dict(sorted(record["errors"].items(), key=lambda item: -item[1])),
+        classes=classes,
+        examples=record.get("error_examples", []),
+        compacted=record.get("compacted") is not None,
+    )
+
+
+def _compacted(output: Location, run_id: str) -> str | None:
+    """Names what stands for small files; None where nothing does."""
+    segments = pointers.read(output, run_id).segments
+    prefixes = "".join(sorted(held.prefix for held in segments.values()))
+    return hashlib.sha256(prefixes.encode()).hexdigest()[:12] if segments else None

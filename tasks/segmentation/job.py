@@ -1,0 +1,334 @@
+"""The archive job: what is asked, which run that is, and what remains of it.
+
+A job is identified by everything that decides a mask (`run_id`). Its output is its own checkpoint: the manifest says
+what there is, the names of the mask files (and the pointer of a compacted run) say what is done, the difference is what
+remains. Nothing else is kept, so nothing else can be wrong after a crash. `session.py` does what remains, `proof.py`
+proves the result.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+import annotated_types
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel
+
+from segcore import checkpoint, models, refinement
+from segcore.images import MAX_PIXELS
+from segcore.inference import InferenceParams, relative_work
+from segcore.refinement import CrfParams
+from tasks import progress, storage
+from tasks.archive import pointer as pointers
+from tasks.archive.manifest import PART_IMAGES, Manifest, Part, extend
+from tasks.archive.schema import SCHEMA_VERSION
+from tasks.archive.sources import Source, list_source
+from tasks.errors import JobError, worth_another_try
+from tasks.models.remote import local_model
+from tasks.storage import Location
+from tasks.stream.apart import limits_of
+from tasks.stream.units import MaskParams, Unit, mask_file
+
+PIPELINE_VERSION = 1
+"""Raised when the pipeline makes other masks from the same parameters; part of the run id."""
+
+DEFAULT_MODEL = "pspnet14"
+"""The model whose weights ship with the project; see docs/default-model.md."""
+
+RETRIES: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": [10, 60],
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": worth_another_try,
+}
+"""Of tasks that go on where they ended: a lost node or an outage is worth another try, a job that cannot run is not.
+There is no limit of time for a whole archive; `tasks.stream.growth` ends a session in which nothing is finished any
+more."""
+
+
+class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """What to segment, with what, and where to put it."""
+
+    source: str
+    """URI of the images: a folder, a file, a bucket prefix, tar shards, or a Parquet dataset with an image column."""
+
+    output: str
+    """URI that manifest, masks and run records are written under."""
+
+    model: str = DEFAULT_MODEL
+    """Name of a model, or path or URI of a model directory."""
+
+    untrained: bool = False
+    """Use seeded random weights where no trained ones exist; every output says so."""
+
+    seed: int = 0
+    """Seed of the untrained weights."""
+
+    inference: InferenceParams = InferenceParams()
+    """How scores are made: sizes, scales, windows, precision."""
+
+    crf: CrfParams | None = CrfParams()
+    """Mean-field parameters; None leaves the scores unrefined."""
+
+    crf_engine: Literal["auto", "native", "pydensecrf"] = "auto"
+    """Engine of the CRF; auto takes the native one where it is built."""
+
+    mask_size: Literal["own", "working"] = "own"
+    """Masks at the photograph's own size (scaled by nearest), or at the working size."""
+
+    keep_mask_before_crf: bool = False
+    """Store the mask before the CRF too."""
+
+    png: bool = False
+    """Write each mask as a PNG file of its own too, under png/."""
+
+    gallery_images: Annotated[int, annotated_types.Interval(ge=0, le=10_000)] = 100
+    """Images of the gallery that is made at the end, a sample; 0 makes none."""
+
+    max_pixels: Annotated[int, annotated_types.Interval(ge=1, le=MAX_PIXELS)] = 100_000_000
+    """Photographs with more pixels become error rows."""
+
+    image_seconds: Annotated[float, annotated_types.Gt(0)] | None = None
+    """Time that one image may take in one stage before it becomes an error row; by default five minutes, and more in
+    proportion where the model, the sizes and the scales make much work."""
+
+    image_memory_mib: Annotated[int, annotated_types.Ge(64)] | None = None
+    """Memory in MiB that one image may take before it becomes an error row; by default half of a machine's."""
+
+    id_column: str | None = None
+    """Column of a Parquet source with the identity; by default the first of the usual names."""
+
+    image_column: str | None = None
+    """Column of a Parquet source with the image bytes; by default the first of the usual names."""
+
+    refresh_changed: bool = False
+    """Do photographs again that were replaced under the same path."""
+
+    limit: Annotated[int, annotated_types.Ge(1)] | None = None
+    """Take no more than this many images into the archive; a later run without a limit goes on with the rest."""
+
+    cpus: Annotated[int, annotated_types.Ge(0)] = 0
+    """Ask an autoscaling cluster for this many CPUs, and wait for them up to ten minutes; 0 takes what is there."""
+
+    gpus: Annotated[int, annotated_types.Ge(0)] = 0
+    """Ask an autoscaling cluster for this many GPUs; 0 takes what is there."""
+
+
+@dataclass(frozen=True)
+class ArchivePlan:
+    """What a job comes to: its run, and how much of it is left."""
+
+    run_id: str
+    model_name: str
+    model_digest: str
+    crf_engine: str
+    images: int
+    """Distinct images listed."""
+
+    added: int
+    """Images listed for the first time just now."""
+
+    changed: int
+    """Images that were replaced since they were listed, and were not asked to be refreshed."""
+
+    refreshed: int
+    remaining_units: int
+    remaining_images: int
+
+
+@task(name="list-archive", cache_policy=NO_CACHE, **RETRIES)
+def list_archive(job: ArchiveJob) -> ArchivePlan:
+    """Add what the source holds to the manifest, and say what remains to be done."""
+    output = storage.locate(job.output)
+    identity = identify(job)
+    storage.require_writable(output)
+    source = Source(storage.locate(job.source), job.id_column, job.image_column)
+    with storage.explained(output):
+        manifest = Manifest(manifest_folder(output, identity))
+        entries = list_source(source, leave_out=output)
+        listing = extend(manifest, entries, refresh_changed=job.refresh_changed, limit=job.limit)
+        if listing.added or listing.refreshed:
+            manifest = Manifest(manifest_folder(output, identity))
+    if not manifest.num_images:
+        raise JobError(f"{job.source} holds no images: is it the right folder or prefix? Hidden files do not count.")
+    if listing.changed and not job.refresh_changed:
+        progress.say(
+            f"{listing.changed} photographs were replaced since they were listed; their rows are of the old ones. "
+            "--refresh-changed does them again."
+        )
+    remaining = [part.count(start, end) for _, part, start, end in _remaining(manifest, output, identity)]
+    return ArchivePlan(
+        run_id=identity.run_id,
+        model_name=identity.model_name,
+        model_digest=identity.model_digest,
+        crf_engine=identity.crf_engine,
+        images=manifest.num_images,
+        added=listing.added,
+        changed=0 if job.refresh_changed else listing.changed,
+        refreshed=listing.refreshed,
+        remaining_units=len(remaining),
+        remaining_images=sum(remaining),
+    )
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides a mask, and the name that follows from it."""
+
+    run_id: str
+    model_name: str
+    model_digest: str
+    classes: tuple[str, ...]
+    crf_engine: Literal["native", "pydensecrf"]
+    """What refines; without CRF, what scales the scores up."""
+
+    source_id: str
+    """Of the manifest: sources, and columns of a Parquet source, have one each."""
+
+    unit_images: int
+    """Images of one mask file at most: a function of the parameters alone, so that every session cuts alike."""
+
+    work: float
+    """What an image costs, that of LargeFOV at 513 px being 1."""
+
+    deciding: dict[str, Any]
+    """Everything that went into the run id."""
+
+
+def identify(job: ArchiveJob) -> Identity:
+    """The run that a job is: equal for equal masks, another for anything that could change one.
+
+    Reads the model's file, builds no network. Raises JobError for a model that is not there.
+    """
+    return _identify(job)
+
+
+@functools.lru_cache(maxsize=8)
+def _identify(job: ArchiveJob) -> Identity:
+    try:
+        card, digest = checkpoint.describe(local_model(job.model), untrained=job.untrained, seed=job.seed)
+    except ValueError as error:
+        raise JobError(str(error)) from None
+    have: Literal["native", "pydensecrf"] = "native" if refinement.engine_name().startswith("native") else "pydensecrf"
+    engine = have if job.crf_engine == "auto" else job.crf_engine
+    if engine == "native" and have != "native":
+        raise JobError(
+            "The native CRF engine is not built here: run `make setup` with g++ and python3-dev installed, or use "
+            "--crf-engine pydensecrf."
+        )
+    deciding = {
+        "source": storage.locate(job.source).uri,
+        "columns": [job.id_column, job.image_column],
+        "model": digest,
+        "inference": asdict(job.inference),
+        "crf": None if job.crf is None else asdict(job.crf),
+        "crf_engine": [engine, refinement.ENGINE_VERSION],
+        "mask_size": job.mask_size,
+        "keep_mask_before_crf": job.keep_mask_before_crf,
+        "max_pixels": job.max_pixels,
+        "schema_version": SCHEMA_VERSION,
+        "pipeline_version": PIPELINE_VERSION,
+    }
+    return Identity(
+        run_id=_digest(deciding),
+        source_id=_digest([deciding["source"], deciding["columns"]]),
+        model_name=card.shown_name,
+        model_digest=digest,
+        classes=card.classes,
+        crf_engine=engine,
+        work=relative_work(job.inference, models.variant(card.variant).parameters),
+        unit_images=_unit_images(job.inference, models.variant(card.variant).parameters),
+        deciding=deciding,
+    )
+
+
+def crf_parameters(preset: str) -> CrfParams:
+    """CRF parameters of a published model. Raises JobError that names those there are."""
+    if preset not in refinement.CRF_PRESETS:
+        raise JobError(f"There are no CRF parameters {preset!r}; there are {', '.join(refinement.CRF_PRESETS)}.")
+    return refinement.CRF_PRESETS[preset]
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    """The same value however it was written: 4 and 4.0, tuple and list."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def manifest_folder(output: Location, identity: Identity) -> Location:
+    """Folder of the segments that list the job's source."""
+    return output / "manifest" / f"source={identity.source_id}"
+
+
+def png_folder(output: Location, run_id: str) -> Location:
+    """Folder of a run's masks as files of their own."""
+    return output / "png" / f"run={run_id}"
+
+
+def mask_params(job: ArchiveJob, identity: Identity) -> MaskParams:
+    """What the stages need to know of a job."""
+    return MaskParams(
+        model=job.model,
+        untrained=job.untrained,
+        seed=job.seed,
+        model_name=identity.model_name,
+        model_digest=identity.model_digest,
+        classes=identity.classes,
+        inference=job.inference,
+        crf=job.crf,
+        crf_backend=identity.crf_engine,
+        max_pixels=job.max_pixels,
+        limits=limits_of(identity.work, job.image_seconds, job.image_memory_mib),
+        own_size=job.mask_size == "own",
+        keep_mask_before_crf=job.keep_mask_before_crf,
+    )
+
+
+def units_of(part: Part, unit_images: int) -> Iterator[tuple[str, int, int]]:
+    """Name, start and end of each unit of a part: the part itself, or equal slices where images are dear.
+
+    Cut by what was listed, not by what is owned, so that a unit never changes its name or its place.
+    """
+    if part.num_listed <= unit_images:
+        yield part.name, 0, part.num_listed
+        return
+    for number, start in enumerate(range(0, part.num_listed, unit_images)):
+        yield f"{part.name}-{number:02d}", start, min(start + unit_images, part.num_listed)
+
+
+def remaining_units(manifest: Manifest, output: Location, identity: Identity) -> Iterator[Unit]:
+    """Units that have no mask file yet, in the order of the manifest."""
+    for name, part, start, end in _remaining(manifest, output, identity):
+        yield Unit(name, part.entries(start, end))
+
+
+def _remaining(manifest: Manifest, output: Location, identity: Identity) -> Iterator[tuple[str, Part, int, int]]:
+    """Name of each such unit, and where it lies in its part."""
+    files, pointer = pointers.list_run(output, identity.run_id)
+    committed = {file.path for file in files}
+    for part in manifest.parts(leave_out=pointer.segments):
+        for name, start, end in units_of(part, identity.unit_images):
+            if mask_file(name) not in committed and part.count(start, end):
+                yield name, part, start, end
+
+
+def _unit_images(inference: InferenceParams, parameters: int) -> int:
+    """Images of one file: 64 for LargeFOV at 513 px, fewer in proportion as an image costs more work or memory.
+
+    Keeps the work between two commits to about a minute on one core, and a unit's pixels to about 50 MB.
+    """
+    work = relative_work(inference, parameters)
+    pixels = (inference.long_side_px / 513) ** 2
+    return max(1, min(PART_IMAGES, int(PART_IMAGES / max(work, pixels))))

@@ -1,0 +1,223 @@
+"""Proof that every image of a run has exactly one row.
+
+Reads every mask file of the run, small or compacted, but no masks, and a bounded number of rows at a time.
+"""
+
+import collections
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tasks import storage
+from tasks.archive import pointer as pointers
+from tasks.archive.manifest import SEGMENT_IMAGES, Manifest
+from tasks.archive.pointer import CompactedSegment, Pointer, masks_folder
+from tasks.errors import JobError
+from tasks.parquet_files import naming_damage, read_parquet
+from tasks.results import compaction
+from tasks.results.reading import REMEDY
+from tasks.segmentation.job import Identity, manifest_folder, units_of
+from tasks.segmentation.report import ArchiveReport, ClassCount
+from tasks.storage import Location
+from tasks.stream.pipeline import write_rows
+from tasks.stream.units import mask_file
+
+_READERS = 16
+_IMAGES_IN_FLIGHT = 2 * SEGMENT_IMAGES  # Whose identities are held while their files are read
+_NAMED_AT_MOST = 5
+_COLUMNS = ["image_id", "error_kind", "error", "classes"]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What holds a fixed set of images: the small file of a unit, or the large files of a segment."""
+
+    name: str
+    """File name of the unit, or name of the segment."""
+
+    places: tuple[Location, ...]
+    segment: CompactedSegment | None = None
+
+
+@dataclass
+class _Check:
+    """What was found in it."""
+
+    missing: list[str] = field(default_factory=list)
+    foreign: tuple[_Held, set[str]] | None = None
+    """It, and what belongs to it, where it holds more."""
+
+    masks: int = 0
+    errors: collections.Counter[str] = field(default_factory=collections.Counter)
+    examples: list[str] = field(default_factory=list)
+    classes: dict[str, ClassCount] = field(default_factory=dict)
+
+
+def check_run(output: Location, identity: Identity, manifest: Manifest | None = None) -> ArchiveReport:
+    """Prove that the files of a run hold exactly one row for every image of the manifest.
+
+    Rows of images that a refresh or a rival listing has given to another part are dropped from their files, once every
+    image has its row where it belongs.
+    Raises JobError that names images without a row.
+    """
+    manifest = manifest or Manifest(manifest_folder(output, identity))
+    while True:
+        pointer = pointers.read(output, identity.run_id)
+        report, missing, foreign = _check_all(output, identity, manifest, pointer)
+        # What a compaction names while this reads is found where the new pointer says
+        if not missing or pointers.read(output, identity.run_id) == pointer:
+            break
+    if missing:
+        for held, _ in missing:
+            _give_up(output, identity.run_id, held)
+        count = sum(len(ids) for _, ids in missing)
+        names = [image_id for _, ids in missing for image_id in ids[:_NAMED_AT_MOST]][:_NAMED_AT_MOST]
+        more = f" and {count - _NAMED_AT_MOST} more" if count > _NAMED_AT_MOST else ""
+        raise JobError(f"{count} images have no row: {', '.join(names)}{more}. Run the same command again to do them.")
+    for held, wanted in foreign:
+        _drop_foreign(output, identity.run_id, held, wanted)
+    if report.images != report.masks + report.num_errors:
+        raise JobError(
+            f"{report.images} images are listed, but there are {report.masks} masks and {report.num_errors} errors in "
+            f"{masks_folder(output, identity.run_id).uri}: did somebody else write there? Remove the files of this run "
+            "and run it again."
+        )
+    return report
+
+
+def _check_all(
+    output: Location, identity: Identity, manifest: Manifest, pointer: Pointer
+) -> tuple[ArchiveReport, list[tuple[_Held, list[str]]], list[tuple[_Held, set[str]]]]:
+    """What the files of a run hold; which lack images, and which; which hold images of others, and what is theirs."""
+    report = ArchiveReport(identity.run_id, output.uri, identity.model_name, compacted=bool(pointer.segments))
+    errors: collections.Counter[str] = collections.Counter()
+    missing: list[tuple[_Held, list[str]]] = []
+    foreign: list[tuple[_Held, set[str]]] = []
+    waiting: collections.deque[tuple[_Held, int, Future[_Check]]] = collections.deque()
+    in_flight = 0
+
+    def take_one() -> None:
+        nonlocal in_flight
+        held, images, future = waiting.popleft()
+        check = future.result()
+        in_flight -= images
+        if check.missing:
+            missing.append((held, check.missing))
+        if check.foreign is not None:
+            foreign.append(check.foreign)
+        _add(report, errors, check)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        for held, expected in _expected(output, identity, manifest, pointer):
+            while waiting and (in_flight + len(expected) > _IMAGES_IN_FLIGHT or len(waiting) >= 4 * _READERS):
+                take_one()
+            waiting.append((held, len(expected), pool.submit(_check, held, expected)))
+            in_flight += len(expected)
+            report.images += len(expected)
+        while waiting:
+            take_one()
+    report.errors = dict(errors.most_common())
+    report.classes = dict(sorted(report.classes.items(), key=most_images_first))
+    return report, missing, foreign
+
+
+def _expected(
+    output: Location, identity: Identity, manifest: Manifest, pointer: Pointer
+) -> Iterator[tuple[_Held, list[str]]]:
+    """What must hold which images."""
+    folder = masks_folder(output, identity.run_id)
+    for name, parts in itertools.groupby(manifest.parts(), key=lambda part: part.segment):
+        held = pointer.segments.get(name)
+        if held is not None:
+            places = tuple(pointers.place_of(output, identity.run_id, held, file) for file in held.files)
+            yield _Held(name, places, held), [image_id for part in parts for image_id in part.image_ids()]
+            continue
+        for part in parts:
+            for unit, start, end in units_of(part, identity.unit_images):
+                file = mask_file(unit)
+                yield _Held(file, (folder / file,)), part.image_ids(start, end)
+
+
+def _check(held: _Held, expected: list[str]) -> _Check:
+    check, present = _Check(), set[str]()
+    wanted = set(expected)
+    for place in held.places:
+        try:
+            # A few kB of the file: not the masks
+            with naming_damage(place, REMEDY), storage.open_for_reading(place, sparse=True) as opened:
+                file = pq.ParquetFile(opened)
+                for group in range(file.metadata.num_row_groups):
+                    _count(check, file.read_row_group(group, columns=_COLUMNS), place, present, wanted)
+        except FileNotFoundError:
+            pass  # Its images will be missing
+    missing = [image_id for image_id in expected if image_id not in present]
+    if missing:
+        return _Check(missing)
+    if present != wanted:
+        check.foreign = (held, wanted)
+    return check
+
+
+def _count(check: _Check, table: pa.Table, place: Location, present: set[str], wanted: set[str]) -> None:
+    """Add rows that are read at a time to what was found; present: identities found until now."""
+    found = table["image_id"].to_pylist()
+    before = len(present)
+    present.update(found)
+    if len(present) != before + len(found):
+        raise JobError(f"{place.uri} holds an image twice; remove the file and run again.")
+    if not wanted.issuperset(found):
+        table = table.filter(pa.array([image_id in wanted for image_id in found]))
+    kinds = table["error_kind"].to_pylist()
+    check.errors.update(kind for kind in kinds if kind is not None)
+    check.masks += kinds.count(None)
+    if len(check.examples) < _NAMED_AT_MOST and len(kinds) != kinds.count(None):
+        named = table.filter(pc.is_valid(table["error"]))
+        reasons = zip(named["image_id"].to_pylist(), named["error"].to_pylist(), strict=True)
+        check.examples += [f"{i}: {reason}" for i, reason in reasons][: _NAMED_AT_MOST - len(check.examples)]
+    classes = pc.list_flatten(table["classes"])
+    flat = pa.table({name: pc.struct_field(classes, name) for name in ("name", "pixels")})
+    for row in flat.group_by("name").aggregate([("pixels", "count"), ("pixels", "sum")]).to_pylist():
+        count = check.classes.setdefault(row["name"], ClassCount())
+        count.images += row["pixels_count"]
+        count.pixels += row["pixels_sum"]
+
+
+def _give_up(output: Location, run_id: str, held: _Held) -> None:
+    """Out of the way with what lacks rows, never written by us: the next run does it again as a whole."""
+    if held.segment is not None:
+        compaction.uncover(output, run_id, held.name)
+    else:
+        storage.remove(held.places[0])
+
+
+def _drop_foreign(output: Location, run_id: str, held: _Held, wanted: set[str]) -> None:
+    """Write again what holds rows of images that another part owns, without them."""
+    if held.segment is not None:
+        compaction.rewrite_without(output, run_id, held.name, wanted)
+        return
+    [place] = held.places
+    if not wanted:
+        storage.remove(place)
+        return
+    table = read_parquet(place, REMEDY)
+    write_rows(place, table.filter(pa.array([image_id in wanted for image_id in table["image_id"].to_pylist()])))
+
+
+def _add(report: ArchiveReport, errors: collections.Counter[str], check: _Check) -> None:
+    report.masks += check.masks
+    errors.update(check.errors)
+    report.examples.extend(check.examples[: max(0, _NAMED_AT_MOST - len(report.examples))])
+    for name, count in check.classes.items():
+        total = report.classes.setdefault(name, ClassCount())
+        total.images += count.images
+        total.pixels += count.pixels
+
+
+def most_images_first(item: tuple[str, ClassCount]) -> tuple[int, str]:
+    """Key that sorts classes."""
+    return -item[1].images, item[0]

@@ -1,0 +1,1 @@
+"""The stream of photographs through the cluster: read, score, refine, commit."""

@@ -1,0 +1,87 @@
+"""A training with everything looked up: its recipe, its data, the model that will come out.
+
+What cannot be trained is refused here, before anything starts.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from segcore import checkpoint, models
+from segcore.card import ModelCard
+from segcore.recipes import TrainRecipe
+from tasks import storage
+from tasks.commit import commit
+from tasks.datasets import shards
+from tasks.datasets.shards import DatasetManifest
+from tasks.errors import JobError
+from tasks.models import remote as remote_models
+from tasks.storage import Location
+from tasks.training.job import TrainJob, job_recipe
+
+
+@dataclass(frozen=True)
+class ResolvedTraining:
+    """A job with everything looked up."""
+
+    job: TrainJob
+    recipe: TrainRecipe
+    output: Location
+    manifest: DatasetManifest
+    card: ModelCard
+    """Of the model that will come out."""
+    identity: dict[str, Any]
+    """What decides the weights, as it stands in the record."""
+
+
+def resolve(job: TrainJob) -> ResolvedTraining:
+    """Look everything up that a job names. Raises JobError where it cannot be trained."""
+    try:
+        recipe = job_recipe(job)
+    except ValueError as error:
+        raise JobError(f"The recipe does not fit together: {error}") from None
+    manifest = shards.read_manifest(storage.locate(job.dataset))
+    split = manifest.split(job.split)
+    if job.validation_images:
+        manifest.split(job.validation_split)
+    if recipe.loss.soft_weight and job.teacher is None:
+        raise JobError("The recipe learns from a teacher too: give the npz file of its probabilities (teacher).")
+    if recipe.loss.class_weights is not None and len(recipe.loss.class_weights) != len(manifest.classes):
+        raise JobError(
+            f"The recipe weighs {len(recipe.loss.class_weights)} classes, the dataset has {len(manifest.classes)}."
+        )
+    preprocessing, init, digest = models.variant(recipe.model).preprocessing, f"seeded, seed {recipe.seed}", ""
+    trained_on = f"{manifest.name}-{job.split}"
+    if job.initial is not None:
+        try:
+            card, digest = checkpoint.describe(remote_models.local_model(job.initial))
+        except ValueError as error:
+            raise JobError(f"The initial weights cannot be used: {error}") from None
+        preprocessing = card.preprocessing
+        init = f"{card.shown_name}, trained on {card.training_split}"
+        if card.saw_voc_val:
+            trained_on += f" after {card.training_split}"  # What it saw before, it has still seen
+    teacher = None
+    if recipe.loss.soft_weight and job.teacher is not None:
+        place = storage.locate(job.teacher)
+        with storage.explained(place):
+            teacher = hashlib.sha256(storage.read_bytes(place)).hexdigest()
+    identity = {
+        "recipe": asdict(recipe),
+        "dataset": split.digest,
+        "classes": manifest.classes,
+        "initial": digest,
+        "teacher": teacher,
+        "images_at_once": job.images_at_once,
+    }
+    card = ModelCard(
+        variant=recipe.model,
+        classes=tuple(manifest.classes),
+        preprocessing=preprocessing,
+        options=dict(recipe.options),
+        init=init,
+        training_split=trained_on,
+        commit=commit(),
+    )
+    return ResolvedTraining(job, recipe, storage.locate(job.output), manifest, card, json.loads(json.dumps(identity)))

@@ -1,0 +1,60 @@
+"""Training a model, and the plan of it, step by step.
+
+    OUTPUT/training.json       what is trained, how it stands: record.py
+    OUTPUT/checkpoints/        see checkpoints.py
+    OUTPUT/metrics/            rows of the steps between two checkpoints
+    OUTPUT/metrics.parquet     all of them, at the end
+    OUTPUT/curves.png          loss, learning rate, IoU
+    OUTPUT/model/              the model directory, at the end
+
+What a worker does is in `loop.py`, what a step does in `segcore/training.py`.
+"""
+
+import time
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks import cluster, storage
+from tasks.training import checkpoints
+from tasks.training.driver import Driver
+from tasks.training.finish import TrainReport, finish, make_report
+from tasks.training.job import TrainJob
+from tasks.training.plan import TrainPlan, make_plan
+from tasks.training.record import begin_record, check_identity, read_record
+from tasks.training.resolved import resolve
+
+_MEASURED_STEPS = 6
+
+
+@task(name="train", cache_policy=NO_CACHE)
+def train(job: TrainJob) -> TrainReport:
+    """Train from where OUTPUT stands to the last step, and write the model."""
+    resolved = resolve(job)
+    output = resolved.output
+    storage.require_writable(output)
+    with storage.explained(output):
+        record = begin_record(resolved)
+        if record.get("status") == "finished":
+            return make_report(resolved, record, start=resolved.recipe.iterations, seconds=0.0, restarts=0)
+        start = max(checkpoints.checkpoint_steps(output), default=0)
+    began = time.monotonic()
+    with cluster.connected():
+        restarts = Driver(resolved, record).run()
+    with storage.explained(output):
+        record = finish(resolved)
+        return make_report(resolved, record, start=start, seconds=time.monotonic() - began, restarts=restarts)
+
+
+@task(name="plan-training", cache_policy=NO_CACHE)
+def plan(job: TrainJob) -> TrainPlan:
+    """What `train` would do: counted, and measured over a few steps whose work is thrown away."""
+    resolved = resolve(job)
+    with storage.explained(resolved.output):
+        record = read_record(resolved.output)
+        check_identity(resolved, record)
+        start = max(checkpoints.checkpoint_steps(resolved.output), default=0)
+    with cluster.connected():
+        driver = Driver(resolved, record, measure_steps=_MEASURED_STEPS)
+        driver.run()
+    return make_plan(resolved, driver.news, start=start, num_workers=driver.num_workers, use_gpu=driver.use_gpu)
