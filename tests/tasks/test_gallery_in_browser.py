@@ -47,6 +47,16 @@ def until(page, expression, argument=None):
     raise AssertionError(f"never: {expression}")
 
 
+TYPED = """wanted => {
+  for (const [name, value] of Object.entries(wanted)) {
+    const input = document.querySelector(name === "search" ? "#search" : `input[data-key='${name}']`);
+    input.value = value;
+    input.dispatchEvent(new Event("input"));
+  }
+}"""
+"""Types or drags several things at once."""
+
+
 def names(page):
     return page.eval_on_selector_all(".tile .caption > span:first-child", "all => all.map(e => e.textContent)")
 
@@ -107,7 +117,7 @@ def test_filters_orders_and_search(browser, gallery, small_output):
         wanted = [row[0] for row in find(small_output, FindJob(classes=("dog",), min_share=0.1)).rows()]
         until(page, f"document.querySelector('#count b').textContent === '{len(wanted)}'")
         page.click("text=Clear filters")
-        assert count(page) == "32"
+        until(page, "document.querySelector('#count b').textContent === '32'")
         page.select_option("#sort", "doubt")
         assert names(page)[:3] == ["029.jpg", "028.jpg", "027.jpg"]
         page.fill("input[data-key='low']", "0.9")
@@ -122,6 +132,15 @@ def test_filters_orders_and_search(browser, gallery, small_output):
         page.wait_for_selector("text=No image fits all of these filters")
         page.click(".empty >> text=Clear filters")
         assert count(page) == "32"
+        # What is typed is asked a moment later: not after everything was cleared meanwhile, and nothing of it is lost
+        page.check(".classes input[value='dog']")
+        page.evaluate(TYPED, {"search": "01"})
+        page.evaluate("[...document.querySelectorAll('button')].find(b => b.textContent === 'Clear filters').click()")
+        page.wait_for_timeout(300)
+        assert count(page) == "32" and page.input_value("#search") == ""
+        page.evaluate(TYPED, {"share": "10", "low": "0.5"})
+        until(page, "location.hash.includes('share=') && location.hash.includes('low=')")
+        page.click("text=Clear filters")
     # A link carries its question
     with opened(browser, f"{gallery.as_uri()}#/?class=dog&sort=confidence", gallery.parent.as_uri()) as page:
         assert page.is_checked(".classes input[value='dog']") and page.input_value("#sort") == "confidence"

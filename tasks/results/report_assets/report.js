@@ -257,8 +257,24 @@ function questionOf(text) {
 }
 
 let ownHash = null; // Written by us: needs no new page
+/* What is being typed or dragged is asked when the hand rests; whatever else happens first takes it along, or drops it */
+let typed = {}, resting = null;
+
+function askSoon(changes, milliseconds) {
+  clearTimeout(resting);
+  typed = { ...typed, ...changes };
+  resting = setTimeout(ask, milliseconds, {});
+}
+
+function taken() {
+  clearTimeout(resting);
+  const changes = typed;
+  typed = {};
+  return changes;
+}
+
 function ask(changes) {
-  asked = { ...asked, page: 0, ...changes };
+  asked = { ...asked, page: 0, ...taken(), ...changes };
   ownHash = hashOf(asked);
   if (location.hash !== ownHash) location.replace(ownHash);
   showResults();
@@ -409,10 +425,9 @@ function galleryPage() {
 }
 
 function filterSections() {
-  let patience = null;
   const search = make("input", {
     type: "search", id: "search", placeholder: "Part of an identity", "aria-label": "Search by identity", autocomplete: "off", spellcheck: "false",
-    oninput: () => { clearTimeout(patience); patience = setTimeout(() => ask({ search: search.value }), 120); },
+    oninput: () => askSoon({ search: search.value }, 120),
   });
   search.value = asked.search;
   const most = Math.max(1, ...summary.classes.map((found) => found.images));
@@ -430,7 +445,7 @@ function filterSections() {
     const shown = make("output", {}, text(asked[key]));
     const input = make("input", {
       type: "range", min: 0, max, step, "aria-label": name, "data-key": key,
-      oninput: () => { shown.textContent = text(toValue(Number(input.value))); clearTimeout(patience); patience = setTimeout(() => ask({ [key]: toValue(Number(input.value)) }), 60); },
+      oninput: () => { shown.textContent = text(toValue(Number(input.value))); askSoon({ [key]: toValue(Number(input.value)) }, 60); },
     });
     input.value = fromValue(asked[key]);
     return [input, shown];
@@ -458,6 +473,7 @@ function filterSections() {
 }
 
 function clearAll() {
+  taken();
   asked = { ...blank };
   ownHash = hashOf(asked);
   if (location.hash !== ownHash) location.replace(ownHash);
@@ -630,6 +646,7 @@ function routeOf() {
 
 let cameFrom = null;
 function route() {
+  taken();
   const where = routeOf();
   document.getElementById("to-gallery").toggleAttribute("aria-current", !where.run);
   document.getElementById("to-run").toggleAttribute("aria-current", Boolean(where.run));
