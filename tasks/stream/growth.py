@@ -6,6 +6,7 @@ way; where the others have no room for them, those units would wait for ever, an
 """
 
 import contextlib
+import gc
 import logging
 import queue
 import threading
@@ -174,11 +175,14 @@ class _Lanes:
 
 def _let_go(error: BaseException) -> None:
     """Free what the frames of an error hold: Ray's actors, whose CPUs the next try in this process needs."""
-    following: BaseException | None = error
-    while following is not None:
-        for frame, _ in traceback.walk_tb(following.__traceback__):
+    waiting, seen = [error], set[int]()
+    while waiting:
+        one = waiting.pop()
+        seen.add(id(one))
+        for frame, _ in traceback.walk_tb(one.__traceback__):
             _clear(frame)
-        following = following.__cause__ or following.__context__
+        waiting += [e for e in (one.__cause__, one.__context__) if e is not None and id(e) not in seen]
+    gc.collect()  # Ray Data's tasks and their callbacks hold each other
 
 
 def _clear(frame: FrameType | None) -> None:

@@ -45,7 +45,7 @@ class Driver:
         self.news: list[dict[str, Any]] = []
         self.heard, self.warned = time.monotonic(), False
         job = resolved.job
-        cpus, gpus = cluster.free_resources()
+        cpus, gpus = cluster.free_resources((job.num_workers or 1.0, 0.0))
         self.use_gpu = gpus >= 1
         self.num_workers = job.num_workers or max(1, int(gpus))
         if self.use_gpu and self.num_workers > gpus:

@@ -76,6 +76,8 @@ def test_a_job_whose_disk_fills_up_goes_on_when_there_is_room(small_disk, tmp_pa
     reason = str(caught.value)
     assert f"No space is left for {small_disk}/out" in reason and "run the same command again" in reason
     assert "\n" not in reason and "Errno" not in reason and "JobError" not in reason
+    # Nothing of what has failed keeps a worker: the next try in this process would wait for its CPUs
+    assert cluster.free_resources((2.0, 0.0))[0] == 2
     kept = {file.name: file.read_bytes() for file in small_disk.rglob("masks/run=*/*")}
     assert len(kept) < 6 and all(name.startswith("part-") for name in kept)
     fill(small_disk, 0)
