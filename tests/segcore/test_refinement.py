@@ -140,8 +140,8 @@ def test_equals_pydensecrf_on_certain_and_uniform_probabilities() -> None:
 @pytest.mark.slow
 def test_equals_pydensecrf_on_a_large_photograph() -> None:
     rng = np.random.default_rng(5)
-    image = photograph(rng, 3000, 4000)
-    probabilities = random_probabilities(rng, 2, 3000, 4000)
+    image = photograph(rng, 2000, 3000)
+    probabilities = random_probabilities(rng, 2, 2000, 3000)
     params = CrfParams(4, 67, 10, 3, 3, iterations=2, min_probability=0)
     assert_equals_pydensecrf(image, probabilities, params)
 
