@@ -78,7 +78,7 @@ def wait(ready, patience_s: float = 240.0) -> None:
 def test_up_run_cancel_resume_down(tmp_path):
     run = tmp_path / "run"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PREFECT_", "RAY_"))}
-    clean |= {"SEGMENT_ARCHIVE_RUN": str(run)}
+    clean |= {"SEGMENT_ARCHIVE_RUN": str(run), "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
     many = tmp_path / "many"
     many.mkdir()
     for number in range(NUM_PHOTOGRAPHS):

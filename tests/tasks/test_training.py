@@ -35,13 +35,13 @@ from tests.conftest import Bucket
 from tests.flows.test_reliability import kill_tree
 from tests.tasks.small_dataset import write_dataset
 
-# Frozen batch normalisation, no dropout: two workers can equal one. Unlike the recipe's, this learning rate lets an
-# untrained network converge, so that the two differ by rounding alone, and a batch more or less never makes it nan.
+# Frozen batch normalisation, no dropout: two workers can equal one. From seeded weights the recipe's learning rate runs
+# away to nan, and at a tenth of it a last bit still grows a thousandfold in ten steps; at this one it does not.
 RECIPE = dataclasses.replace(
     RECIPES["deeplab_v2_resnet18"],
     batch_size=4,
     iterations=24,
-    learning_rate=1e-5,
+    learning_rate=1e-6,
     loss=LossParams(),
     augmentation=dataclasses.replace(RECIPES["deeplab_v2_resnet18"].augmentation, crop_px=33),
 )
