@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt $(ENGINE)
 	@command -v g++ >/dev/null || { echo "g++ is missing: apt-get install g++ python3-dev"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "venv is missing: apt-get install python3-venv"; exit 1; }
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@touch $@
+	@rm -f $(VENV)/.installed* && touch $@
 
 check: setup  ## Lint, types, import contracts
 	$(BIN)/ruff check .
