@@ -10,7 +10,9 @@ def train(
     dataset: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix of a prepared dataset.")],
     output: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix for checkpoints, curves and the model.")],
     recipe: Annotated[str, typer.Option(help="Name of a recipe; see `segment-archive recipes`.")] = "fast_pspnet18",
-    split: Annotated[str, typer.Option(help="Split to learn from.")] = "train_aug",
+    split: Annotated[
+        str, typer.Option(help="Split to learn from; auto: train_aug, or train where there is none.")
+    ] = "auto",
     validation_split: Annotated[str, typer.Option(help="Split to validate on.")] = "val",
     initial: Annotated[str | None, typer.Option(help="Weights to start from: name, path or URI of a model.")] = None,
     teacher: Annotated[str | None, typer.Option(help="npz file of a teacher's probabilities.")] = None,

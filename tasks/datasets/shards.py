@@ -151,6 +151,18 @@ class DatasetManifest(BaseModel, frozen=True, use_attribute_docstrings=True):
             raise JobError(f"The dataset {self.name} has no split {name!r}; it has {', '.join(self.splits)}.")
         return self.splits[name]
 
+    def training_split(self, asked: str) -> str:
+        """The split to learn from; "auto": train_aug where there is one, otherwise train, or the one `train*`."""
+        if asked != "auto" or asked in self.splits:
+            return asked
+        own = [name for name in self.splits if name.startswith("train") and not name.startswith("trainval")]
+        for name in ("train_aug", "train", *own[: len(own) == 1]):
+            if name in self.splits:
+                return name
+        raise JobError(
+            f"The dataset {self.name} has no split train; name the one to learn from: {', '.join(self.splits)}."
+        )
+
 
 @dataclass(frozen=True)
 class RowGroup:

@@ -131,7 +131,7 @@ def _shown(name: str) -> str:
 
 def _require_inside(archive: Path, name: str) -> None:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or (name[1:2] == ":"):
+    if path.is_absolute() or ".." in path.parts or "\0" in name or (name[1:2] == ":"):
         raise JobError(
             f"{archive} holds {name[:300]!r}, a path that leads out of its folder: it was not unpacked further."
         )
@@ -183,12 +183,19 @@ def _opened(archive: Path) -> Iterator[Iterator[_Member]]:
 def _tar_members(tar: tarfile.TarFile) -> Iterator[_Member]:
     for member in tar:
         read = functools.partial(tar.extractfile, member)
-        yield _Member(member.name, member.size, member.isreg(), member.isdir(), read)
+        yield _Member(_portable(member.name), member.size, member.isreg(), member.isdir(), read)
 
 
 def _zip_members(opened: zipfile.ZipFile) -> Iterator[_Member]:
     for member in opened.infolist():
         kind = stat.S_IFMT(member.external_attr >> 16)
-        is_file = not member.is_dir() and kind in (0, stat.S_IFREG)
+        name = _portable(member.filename)
+        is_folder = name.endswith("/")
+        is_file = not is_folder and kind in (0, stat.S_IFREG)
         read = functools.partial(opened.open, member)
-        yield _Member(member.filename, member.file_size, is_file, member.is_dir(), read)
+        yield _Member(name, member.file_size, is_file, is_folder, read)
+
+
+def _portable(name: str) -> str:
+    """A member's path with the separator of ZIP and tar; some programs of Windows write their own."""
+    return name.replace("\\", "/")

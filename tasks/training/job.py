@@ -23,8 +23,8 @@ class TrainJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=
     recipe: TrainRecipe = recipes.FAST_PSPNET18
     """A recipe in full, or the name of one."""
 
-    split: str = "train_aug"
-    """Split of the dataset to learn from."""
+    split: str = "auto"
+    """Split of the dataset to learn from; "auto": train_aug where the dataset has one, otherwise train."""
 
     validation_split: str = "val"
     """Split to validate on."""

@@ -42,6 +42,7 @@ def resolve(job: TrainJob) -> ResolvedTraining:
     except ValueError as error:
         raise JobError(f"The recipe does not fit together: {error}") from None
     manifest = shards.read_manifest(storage.locate(job.dataset))
+    job = job.model_copy(update={"split": manifest.training_split(job.split)})
     split = manifest.split(job.split)
     if job.validation_images:
         manifest.split(job.validation_split)

@@ -146,3 +146,18 @@ def test_what_is_no_dataset_is_one_sentence(tmp_path):
     (tmp_path / manifest.split("train").files[0].path).unlink()
     with pytest.raises(JobError, match="does not exist"):
         list(shards.iterate_rows(place, manifest.split("train")))
+
+
+def test_the_split_to_learn_from_is_train_aug_or_train_or_the_only_one():
+    def manifest(*names):
+        split = Split(images=0, files=[], class_pixels=[], class_images=[], void_pixels=0, digest="")
+        return DatasetManifest(name="m", classes=["a"], splits=dict.fromkeys(names, split), digest="", provenance={})
+
+    assert manifest("train", "train_aug", "val").training_split("auto") == "train_aug"
+    assert manifest("train", "trainval", "val").training_split("auto") == "train"
+    assert manifest("train-few", "val").training_split("auto") == "train-few"
+    assert manifest("train", "auto").training_split("auto") == "auto"
+    assert manifest("train", "val").training_split("val") == "val"
+    for names in (("all", "trainval"), ("train-a", "train-b")):
+        with pytest.raises(JobError, match=f"no split train; name the one to learn from: {', '.join(names)}"):
+            manifest(*names).training_split("auto")

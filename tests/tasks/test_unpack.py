@@ -155,3 +155,30 @@ def test_what_is_no_archive_is_one_sentence(tmp_path):
             unpack(tmp_path / "a", tmp_path / "out", everything, key="1", title="x")
     with pytest.raises(JobError, match="holds nothing of what was looked for"):
         unpack(tar(tmp_path / "b.tar", {"readme": b"x"}), tmp_path / "out", lambda _: None, key="1", title="x")
+
+
+def test_archives_made_on_windows_have_backslashes(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("mine\\", "mine\\JPEGImages\\a.jpg", "mine/JPEGImages\\b c.jpg"):
+            info = zipfile.ZipInfo("x")
+            info.filename, info.create_system = name, 0
+            archive.writestr(info, b"" if name.endswith("\\") else name.encode())
+    assert unpack(tmp_path / "a.zip", tmp_path / "out", everything, key="1", title="x") == 2
+    assert files_of(tmp_path / "out") == {
+        "mine/JPEGImages/a.jpg": b"mine\\JPEGImages\\a.jpg",
+        "mine/JPEGImages/b c.jpg": b"mine/JPEGImages\\b c.jpg",
+    }
+    archive = tar(tmp_path / "a.tar", {"mine\\a.txt": b"a"})
+    assert unpack(archive, tmp_path / "tar", everything, key="1", title="x") == 1
+    assert files_of(tmp_path / "tar") == {"mine/a.txt": b"a"}
+
+
+@pytest.mark.parametrize("name", ["..\\evil", "\\evil", "a\\..\\..\\evil", "C:\\evil", "a/..\\..\\evil"])
+def test_backslashes_lead_out_no_more_than_slashes(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        info = zipfile.ZipInfo("x")
+        info.filename = name
+        archive.writestr(info, b"evil")
+    with pytest.raises(JobError, match="leads out of its folder"):
+        unpack(tmp_path / "a.zip", tmp_path / "out/deep", everything, key="1", title="x")
+    assert not list(tmp_path.rglob("*evil*"))
