@@ -8,6 +8,7 @@ import io
 import logging
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -114,12 +115,36 @@ def decode(data: bytes, long_side_px: int | None = None, max_pixels: int = MAX_P
     """
     if not data:
         raise ImageError(ErrorKind.EMPTY, "the file is empty")
+
+    def read() -> Photograph:
+        _require_few_scans(data)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            return _upright_rgb(opened, long_side_px, min(max_pixels, MAX_PIXELS))
+
+    return _explained(read)
+
+
+def from_picture(
+    picture: Image.Image | np.ndarray, long_side_px: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Photograph:
+    """The same for what is decoded already: a PIL image in any mode, or (H, W, 3) uint8 RGB.
+
+    Orientation and profile count where the PIL image still has them. Raises ImageError as `decode` does.
+    """
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+            raise ValueError(f"The image is {picture.dtype} {picture.shape}; expected (H, W, 3) uint8 RGB.")
+        picture = Image.fromarray(picture)
+    opened = picture
+    return _explained(lambda: _upright_rgb(opened, long_side_px, min(max_pixels, MAX_PIXELS)))
+
+
+def _explained(read: Callable[[], Photograph]) -> Photograph:
+    """What `read` returns; whatever the decoders raise becomes an ImageError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of bombs and odd metadata; the bound below decides
-            _require_few_scans(data)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-                return _upright_rgb(opened, long_side_px, min(max_pixels, MAX_PIXELS))
+            return read()
     except ImageError:
         raise
     except UnidentifiedImageError:

@@ -223,15 +223,23 @@ def engine_name() -> str:
     return "pydensecrf" if native is None else str(native.engine_name())
 
 
-def _choose(backend: Backend) -> str:
+def choose_engine(backend: Backend) -> Literal["native", "pydensecrf"]:
+    """The engine that a backend means here. ValueError, with the remedy, for one that is not here."""
     if backend not in ("auto", "native", "pydensecrf"):
         raise ValueError(f'backend must be "auto", "native" or "pydensecrf", got {backend!r}')
-    if native is None:
-        if backend == "native":
-            raise ValueError(f"no native CRF engine ({missing}); install a C++ compiler, then: pip install .")
-        if backend == "auto":
-            _say_slow()
+    if native is None and backend == "native":
+        raise ValueError(
+            f"The native CRF engine is not built here ({missing}): install g++ and python3-dev, then run `make setup` "
+            "or `pip install .` again; or choose the engine pydensecrf."
+        )
     return "native" if native is not None and backend != "pydensecrf" else "pydensecrf"
+
+
+def _choose(backend: Backend) -> str:
+    engine = choose_engine(backend)
+    if native is None and backend == "auto":
+        _say_slow()
+    return engine
 
 
 @functools.cache

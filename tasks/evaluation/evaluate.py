@@ -167,8 +167,10 @@ def evaluations_of(job: ReevaluateJob, model: RegisteredModel, manifest: Dataset
     if job.multi_scale:
         ours = PSPNET_MULTI_SCALE if card.variant.startswith("pspnet") else DEEPLAB_V2_MSC
         protocols["multi-scale"] = dataclasses.replace(ours, precision=job.inference.precision)
-    have: Literal["native", "pydensecrf"] = "native" if refinement.engine_name().startswith("native") else "pydensecrf"
-    engine = have if job.crf_engine == "auto" else job.crf_engine
+    try:
+        engine = refinement.choose_engine(job.crf_engine)
+    except ValueError as error:
+        raise JobError(str(error)) from None
     around: Around = "void" if split.void_pixels else "borders"
     found = []
     for protocol, inference in protocols.items():

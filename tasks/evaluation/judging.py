@@ -14,8 +14,9 @@ import numpy as np
 from segcore import checkpoint, evaluation, masks, models
 from segcore.evaluation import Around
 from segcore.images import ErrorKind, ImageError, resize_labels
-from segcore.inference import relative_work
-from segcore.refinement import Refined, refine_scores
+from segcore.inference import ScoreMap, relative_work
+from segcore.predictor import PredictParams
+from segcore.refinement import Refined
 from tasks import cluster, progress, storage
 from tasks.archive.entry_bytes import read_entries
 from tasks.archive.sources import Source, list_source
@@ -32,9 +33,6 @@ from tasks.stream.units import Destination, MaskParams, Record, Unit, mask_file
 
 UNIT_IMAGES = 16
 """Images of one file of counts: what a killed evaluation does again at most, for each worker."""
-
-MAX_PIXELS = 100_000_000
-"""Photographs with more pixels are not judged."""
 
 
 def evaluate(job: ReevaluateJob, asked: Evaluation) -> dict[str, Any]:
@@ -57,11 +55,7 @@ def evaluate(job: ReevaluateJob, asked: Evaluation) -> dict[str, Any]:
         model_name=asked.shown_name,
         model_digest=asked.digest,
         classes=asked.classes,
-        inference=asked.inference,
-        crf=asked.crf,
-        crf_backend=asked.crf_engine,
-        max_pixels=MAX_PIXELS,
-        own_size=True,
+        predict=PredictParams(asked.inference, asked.crf, asked.crf_engine),
         keep_mask_before_crf=True,
         limits=limits_of(relative_work(asked.inference, models.variant(asked.variant).parameters)),
     )
@@ -145,16 +139,16 @@ class Judge(Refine):
         data = self.truth[record.entry.image_id]
         if isinstance(data, ImageError):
             raise data
-        refined: Refined = refine_scores(
-            image, scores, self.params.crf, extent_px=record.extent_px, backend=self.params.crf_backend
-        )
+        refined: Refined = self.predictor.refine(image, ScoreMap(scores, record.extent_px))
         truth = masks.decode_mask(data)
         if truth.shape != (record.height, record.width):
             raise ImageError(
                 ErrorKind.FAILED,
                 f"its mask is {truth.shape[1]} x {truth.shape[0]} px, it {record.width} x {record.height}",
             )
-        columns = judged(truth, refined, self.params.crf is not None, len(self.params.classes), self.destination.around)
+        columns = judged(
+            truth, refined, self.params.predict.crf is not None, len(self.params.classes), self.destination.around
+        )
         return columns | {"device": device}
 
     def commit(self, unit: str, rows: list[dict[str, Any]]) -> None:

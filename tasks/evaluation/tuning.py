@@ -20,12 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
-from segcore import evaluation, refinement
+from segcore import evaluation, masks, refinement
+from segcore.images import decode
+from segcore.inference import ScoreMap
+from segcore.predictor import Predictor, PredictParams
 from segcore.refinement import CRF_PRESETS, CrfParams
 from segcore.voc import CLASSES
 from tasks import cluster, storage
@@ -130,21 +132,18 @@ class Judge:
             logits = stored["logits"]
             self.scores = [logits[row] for row in rows]
         images, truth = storage.locate(job.images), storage.locate(job.truth)
-        self.images = [_picture(images / f"{image_id}.jpg", "RGB") for image_id in ids]
-        self.truth = [_picture(truth / f"{image_id}.png", None) for image_id in ids]
+        # At their own size, which the stored scores and the truth have
+        self.images = [decode(storage.read_bytes(images / f"{image_id}.jpg")).image for image_id in ids]
+        self.truth = [masks.decode_mask(storage.read_bytes(truth / f"{image_id}.png")) for image_id in ids]
 
     def count(self, params: CrfParams | None) -> np.ndarray:
         """(n, C, 3) int64 pixel counts of the images of this actor, in order."""
         counted = []
+        predictor = Predictor(None, PredictParams(crf=params))
         for image, scores, truth in zip(self.images, self.scores, self.truth, strict=True):
-            labels = refinement.refine_scores(image, scores, params).labels
+            labels = predictor.refine(image, ScoreMap(scores, image.shape[:2])).labels
             counted.append(evaluation.count_pixels(truth, labels, len(scores)))
         return np.stack(counted)
-
-
-def _picture(location: Location, mode: str | None) -> np.ndarray:
-    picture = Image.open(io.BytesIO(storage.read_bytes(location)))
-    return np.array(picture.convert(mode) if mode else picture)
 
 
 class Search:

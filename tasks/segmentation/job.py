@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import annotated_types
@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from segcore import checkpoint, models, refinement
 from segcore.images import MAX_PIXELS
 from segcore.inference import InferenceParams, relative_work
+from segcore.predictor import PredictParams
 from segcore.refinement import CrfParams
 from tasks import progress, storage
 from tasks.archive import pointer as pointers
@@ -32,9 +33,6 @@ from tasks.models.remote import local_model
 from tasks.storage import Location
 from tasks.stream.apart import limits_of
 from tasks.stream.units import MaskParams, Unit, mask_file
-
-PIPELINE_VERSION = 1
-"""Raised when the pipeline makes other masks from the same parameters; part of the run id."""
 
 DEFAULT_MODEL = "pspnet14"
 """The model whose weights ship with the project; see docs/default-model.md."""
@@ -89,7 +87,7 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     gallery_images: Annotated[int, annotated_types.Interval(ge=0, le=10_000)] = 100
     """Images of the gallery that is made at the end, a sample; 0 makes none."""
 
-    max_pixels: Annotated[int, annotated_types.Interval(ge=1, le=MAX_PIXELS)] = 100_000_000
+    max_pixels: Annotated[int, annotated_types.Interval(ge=1, le=MAX_PIXELS)] = PredictParams.max_pixels
     """Photographs with more pixels become error rows."""
 
     image_seconds: Annotated[float, annotated_types.Gt(0)] | None = None
@@ -116,6 +114,11 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
 
     gpus: Annotated[int, annotated_types.Ge(0)] = 0
     """Ask an autoscaling cluster for this many GPUs; 0 takes what is there."""
+
+    @property
+    def predict(self) -> PredictParams:
+        """What decides a mask, beside the model."""
+        return PredictParams(self.inference, self.crf, self.crf_engine, self.mask_size, self.max_pixels)
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ def list_archive(job: ArchiveJob) -> ArchivePlan:
         run_id=identity.run_id,
         model_name=identity.model_name,
         model_digest=identity.model_digest,
-        crf_engine=identity.crf_engine,
+        crf_engine=identity.predict.crf_engine,
         images=manifest.num_images,
         added=listing.added,
         changed=0 if job.refresh_changed else listing.changed,
@@ -183,8 +186,8 @@ class Identity:
     model_name: str
     model_digest: str
     classes: tuple[str, ...]
-    crf_engine: Literal["native", "pydensecrf"]
-    """What refines; without CRF, what scales the scores up."""
+    predict: PredictParams
+    """What decides a mask, with the CRF engine that auto means here (without CRF it scales the scores up)."""
 
     source_id: str
     """Of the manifest: sources, and columns of a Parquet source, have one each."""
@@ -211,27 +214,15 @@ def identify(job: ArchiveJob) -> Identity:
 def _identify(job: ArchiveJob) -> Identity:
     try:
         card, digest = checkpoint.describe(local_model(job.model), untrained=job.untrained, seed=job.seed)
+        predict = job.predict.resolved()
     except ValueError as error:
         raise JobError(str(error)) from None
-    have: Literal["native", "pydensecrf"] = "native" if refinement.engine_name().startswith("native") else "pydensecrf"
-    engine = have if job.crf_engine == "auto" else job.crf_engine
-    if engine == "native" and have != "native":
-        raise JobError(
-            "The native CRF engine is not built here: run `make setup` with g++ and python3-dev installed, or use "
-            "--crf-engine pydensecrf."
-        )
     deciding = {
         "source": storage.locate(job.source).uri,
         "columns": [job.id_column, job.image_column],
-        "model": digest,
-        "inference": asdict(job.inference),
-        "crf": None if job.crf is None else asdict(job.crf),
-        "crf_engine": [engine, refinement.ENGINE_VERSION],
-        "mask_size": job.mask_size,
+        **predict.fingerprint(digest),
         "keep_mask_before_crf": job.keep_mask_before_crf,
-        "max_pixels": job.max_pixels,
         "schema_version": SCHEMA_VERSION,
-        "pipeline_version": PIPELINE_VERSION,
     }
     return Identity(
         run_id=_digest(deciding),
@@ -239,7 +230,7 @@ def _identify(job: ArchiveJob) -> Identity:
         model_name=card.shown_name,
         model_digest=digest,
         classes=card.classes,
-        crf_engine=engine,
+        predict=predict,
         work=relative_work(job.inference, models.variant(card.variant).parameters),
         unit_images=_unit_images(job.inference, models.variant(card.variant).parameters),
         deciding=deciding,
@@ -286,12 +277,8 @@ def mask_params(job: ArchiveJob, identity: Identity) -> MaskParams:
         model_name=identity.model_name,
         model_digest=identity.model_digest,
         classes=identity.classes,
-        inference=job.inference,
-        crf=job.crf,
-        crf_backend=identity.crf_engine,
-        max_pixels=job.max_pixels,
+        predict=identity.predict,
         limits=limits_of(identity.work, job.image_seconds, job.image_memory_mib),
-        own_size=job.mask_size == "own",
         keep_mask_before_crf=job.keep_mask_before_crf,
     )
 

@@ -164,7 +164,7 @@ def _facts(job: ArchiveJob, identity: Identity, plan: ArchivePlan) -> dict[str, 
         "deciding": identity.deciding,
         "model": identity.model_name,
         "model_digest": identity.model_digest,
-        "crf_engine": identity.crf_engine,
+        "crf_engine": identity.predict.crf_engine,
         "images": plan.images,
     }
 

@@ -27,12 +27,12 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from segcore import checkpoint, masks, refinement
-from segcore.checkpoint import PackedModel
-from segcore.images import ErrorKind, ImageError, Photograph, decode, resize_labels
-from segcore.inference import ScoreMap, Scorer
+from segcore import checkpoint, masks
+from segcore.checkpoint import LoadedModel, PackedModel
+from segcore.images import ErrorKind, ImageError, Photograph
+from segcore.inference import ScoreMap
 from segcore.memory import DeviceShortError, is_out_of_memory
-from segcore.refinement import Refined, refine_scores
+from segcore.predictor import Predictor
 from tasks import logs, storage
 from tasks.archive.entries import Entry
 from tasks.archive.entry_bytes import read_entries
@@ -61,8 +61,6 @@ from tasks.stream.units import (
 )
 
 STAGES = ("read", "score", "refine")
-
-_PRECISIONS = {"torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "fp32"}
 
 _GREY = np.full((65, 65, 3), 128, np.uint8)
 """An image that nothing can be wrong with: where it fails too, the photographs are not to blame."""
@@ -197,7 +195,7 @@ class Reading:
     """What reading does to one image, in a worker or apart from it."""
 
     def __init__(self, root: Location, params: MaskParams) -> None:
-        self.root, self.params = root, params
+        self.root, self.predictor = root, predictor_of(params)
 
     def fetch(self, entry: Entry) -> tuple[Entry, bytes | ImageError]:
         """The bytes of one image."""
@@ -205,7 +203,7 @@ class Reading:
 
     def decode(self, data: bytes) -> Photograph:
         """The photograph at working size. Raises ImageError."""
-        return decode(data, self.params.inference.long_side_px, self.params.max_pixels)
+        return self.predictor.decode(data)
 
 
 def _bytes_of(
@@ -222,14 +220,13 @@ def _bytes_of(
 
 
 class Score:
-    """Stage 2: actor around `segcore.inference.Scorer`; holds the model."""
+    """Stage 2: actor that scores; holds the model."""
 
     def __init__(self, params: MaskParams, packed: "ray.ObjectRef[PackedModel] | None" = None) -> None:
         logs.in_worker()
         self.params, self.packed = params, packed
-        self._scorer: Scorer | None = None
-        kind, precision = self._here().device.type, self._here().dtype
-        self.device = f"{kind}/{_PRECISIONS.get(str(precision), precision)}"
+        self.predictor = predictor_of(params, None if packed is None else ray.get(packed))
+        self.device = self.predictor.device
 
     def __call__(self, table: pa.Table) -> pa.Table:
         start = time.perf_counter()
@@ -252,18 +249,18 @@ class Score:
         return unit_row(name, records, seconds, kept, scores, device=self.device)
 
     def _score(self, unit: str, images: list[np.ndarray]) -> list[ScoreMap | Exception]:
-        control = ("__call__", [_GREY])
+        control = ("score", [_GREY])
         with care.in_hands(unit, self._here, self._anew, "scoring", self.params.limits, control) as hands:
             if not hands.apart:
                 try:
-                    return list(self._here()(images, each_batch=hands.touch))
+                    return [*self.predictor.score(images, each_batch=hands.touch)]
                 except Exception:  # One image may have spoilt its batch: ask again for each alone
                     pass
             outcomes: list[ScoreMap | Exception] = []
             proven = False
             for image in images:
                 try:
-                    outcomes += hands("__call__", [image])
+                    outcomes += hands("score", [image])
                 except (JobError, DeviceShortError):
                     raise
                 except Exception as error:
@@ -272,33 +269,38 @@ class Score:
                         hands.renew(error)
                     if not proven:
                         # Where a plain grey image fails too, it is not the images' fault, and no row may say so
-                        hands("__call__", [_GREY])
+                        hands("score", [_GREY])
                         proven = True
             return outcomes
 
-    def _here(self) -> Scorer:
-        """The scorer of this process."""
-        if self._scorer is None:
-            self._scorer = _scorer(self.params, None if self.packed is None else ray.get(self.packed))
-        return self._scorer
+    def _here(self) -> Predictor:
+        """The predictor of this process."""
+        return self.predictor
 
-    def _anew(self) -> "functools.partial[Scorer]":
-        """What makes the same scorer in another process, which is to have the memory of the device for itself."""
-        if self._scorer is not None and self._scorer.device.type != "cpu":
-            runner, self._scorer = self._scorer.runner, None
-            runner.let_go()
-        return functools.partial(_scorer, self.params, None if self.packed is None else ray.get(self.packed))
+    def _anew(self) -> "functools.partial[Predictor]":
+        """What makes the same in another process, which is to have the memory of the device for itself."""
+        if self.device.split("/")[0] != "cpu":
+            self.predictor.release()
+        return functools.partial(predictor_of, self.params, None if self.packed is None else ray.get(self.packed))
 
 
-def _scorer(params: MaskParams, packed: PackedModel | None) -> Scorer:
+def predictor_of(params: MaskParams, packed: PackedModel | None = None) -> Predictor:
+    """What takes the images of a job to masks, in any worker; the model is loaded where something is scored."""
+    try:
+        # One thread: there is a worker on every core
+        return Predictor(functools.partial(_load, params, packed), params.predict, num_threads=1)
+    except ValueError as error:  # The CRF engine that the run began with
+        raise JobError(f"Not every node can do this job. {error}") from None
+
+
+def _load(params: MaskParams, packed: PackedModel | None) -> LoadedModel:
     if packed is not None:
         model = checkpoint.load_packed(packed)
     else:
         model = checkpoint.load(local_model(params.model), untrained=params.untrained, seed=params.seed)
     if model.digest != params.model_digest:
         raise JobError(f"The model {params.model} is not the one that the run began with: was it replaced?")
-    # One thread on a CPU: there is a scorer on every core
-    return Scorer(model, params.inference, num_threads=1)
+    return model
 
 
 def _failure(what: str, error: Exception) -> ImageError:
@@ -318,12 +320,8 @@ class Refine:
 
     def __init__(self, params: MaskParams, destination: Destination) -> None:
         logs.in_worker()
-        if params.crf_backend == "native" and not refinement.engine_name().startswith("native"):
-            raise JobError(
-                "The run began with the native CRF engine, which is not built on every node: install the same image "
-                "everywhere, or use --crf-engine pydensecrf."
-            )
         self.params, self.destination = params, destination
+        self.predictor = predictor_of(params)
         self.node = platform.node()
         if ray.is_initialized():
             self.node += f" {ray.get_runtime_context().get_node_id()[:8]}"
@@ -403,13 +401,12 @@ class Refine:
 
     def columns(self, record: Record, image: np.ndarray, scores: np.ndarray, device: str) -> dict[str, Any]:
         """What the scores of an image add to its row."""
-        refined: Refined = refine_scores(
-            image, scores, self.params.crf, extent_px=record.extent_px, backend=self.params.crf_backend
-        )
-        height, width = (record.height, record.width) if self.params.own_size else record.shape
+        refined = self.predictor.refine(image, ScoreMap(scores, record.extent_px))
+        mask = self.predictor.mask(refined.labels, record.width, record.height)
+        height, width = mask.shape
         classes = masks.summarise(refined.labels, refined.class_confidence, width, height)
         columns = {
-            "mask": masks.encode_mask(resize_labels(refined.labels, width, height)),
+            "mask": masks.encode_mask(mask),
             "mask_width": width,
             "mask_height": height,
             "classes": [
@@ -428,7 +425,9 @@ class Refine:
             "device": device,
         }
         if self.params.keep_mask_before_crf:
-            columns["mask_before_crf"] = masks.encode_mask(resize_labels(refined.labels_before, width, height))
+            columns["mask_before_crf"] = masks.encode_mask(
+                self.predictor.mask(refined.labels_before, record.width, record.height)
+            )
         return columns
 
     def commit(self, unit: str, rows: list[dict[str, Any]]) -> None:

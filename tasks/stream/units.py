@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from segcore.images import ImageError
-from segcore.inference import InferenceParams
-from segcore.refinement import Backend, CrfParams
+from segcore.predictor import PredictParams
 from tasks.archive.entries import Entry
 from tasks.storage import Location
 from tasks.stream.apart import ImageLimits
@@ -44,15 +43,8 @@ class MaskParams:
     classes: tuple[str, ...]
     """Names by label."""
 
-    inference: InferenceParams
-    crf: CrfParams | None
-    crf_backend: Backend
-
-    max_pixels: int
-    """Larger photographs become error rows."""
-
-    own_size: bool
-    """Whether the mask has the photograph's size rather than the working size."""
+    predict: PredictParams
+    """What decides a mask."""
 
     keep_mask_before_crf: bool
 

@@ -20,10 +20,11 @@ import ray.train.torch
 import torch
 from torch import distributed
 
-from segcore import evaluation, refinement
+from segcore import evaluation
 from segcore.card import ModelCard
 from segcore.checkpoint import LoadedModel
-from segcore.inference import InferenceParams, Scorer
+from segcore.inference import InferenceParams
+from segcore.predictor import Predictor, PredictParams
 from segcore.preprocessing import Preprocessing
 from segcore.recipes import TrainRecipe
 from segcore.training import NonFiniteLossError, StepReport, Trainer, new_network
@@ -224,13 +225,12 @@ class _Loop:
         assert config.validation is not None, "asked only where there is one"
         card = ModelCard(config.recipe.model, config.classes, config.preprocessing, dict(config.recipe.options))
         model = LoadedModel(self.trainer.evaluation_network(), card, digest="")
-        scorer = Scorer(model, config.inference, device=str(self.device))
+        predictor = Predictor(model, PredictParams(config.inference, crf=None), device=str(self.device))
         reader = SplitReader(config.dataset, config.validation, config.cache_bytes)
         counts = np.zeros((len(config.classes), evaluation.NUM_COUNTS), np.int64)
         for index in range(self.rank, min(config.validation_images, len(reader)), self.num_workers):
             image, truth = reader.decoded(index)
-            score = scorer([image])[0]
-            labels = refinement.refine_scores(image, score.scores, None, extent_px=score.extent_px).labels
+            labels = predictor.segment(predictor.prepare(image)).mask
             counts += evaluation.count_pixels(truth, labels, len(config.classes))
         total = torch.from_numpy(counts).to(self.device)
         if self.num_workers > 1:

@@ -439,7 +439,7 @@ def test_without_the_extension_it_says_so_once(
         refine_scores(image, scores, CrfParams())
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert refinement.engine_name() == "pydensecrf"
-    with pytest.raises(ValueError, match="no native"):
+    with pytest.raises(ValueError, match="native CRF engine is not built"):
         refine_scores(image, scores, CrfParams(), backend="native")
 
 

@@ -1,0 +1,181 @@
+"""The one path of an image: file -> pixels at working size -> scores -> labels -> mask.
+
+Owns what decides a mask, `PredictParams`, and the order of the steps. The library, the archive, the evaluation, the
+training's score and the estimate all go through `Predictor`; how a step works is in `images.py`, `inference.py` and
+`refinement.py`. Importing this module, decoding and refining need no torch; the model is loaded by the first score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Interval
+
+from segcore import images, refinement
+from segcore.images import MAX_PIXELS, Photograph
+from segcore.inference import InferenceParams, ScoreMap, Scorer
+from segcore.refinement import Backend, CrfParams, Refined
+
+if TYPE_CHECKING:
+    from segcore.checkpoint import LoadedModel
+
+PIPELINE_VERSION = 1
+"""Raised when the same parameters give other masks; part of every fingerprint."""
+
+_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+@dataclass(frozen=True)
+class PredictParams:
+    """Everything beside the model that decides the mask of an image."""
+
+    inference: InferenceParams = field(default_factory=InferenceParams)
+    """How scores are made: sizes, scales, windows, precision."""
+
+    crf: CrfParams | None = field(default_factory=CrfParams)
+    """Mean-field parameters; None leaves the scores unrefined."""
+
+    crf_engine: Backend = "auto"
+    """Engine of the CRF; auto takes the native one where it is built."""
+
+    mask_size: Literal["own", "working"] = "own"
+    """Masks at the photograph's own size (scaled by nearest), or at the working size."""
+
+    max_pixels: Annotated[int, Interval(ge=1, le=MAX_PIXELS)] = 100_000_000
+    """Images with more pixels are refused before they are decoded."""
+
+    def resolved(self) -> PredictParams:
+        """The same with the engine that "auto" means here. ValueError for an engine that is not here."""
+        return replace(self, crf_engine=refinement.choose_engine(self.crf_engine))
+
+    def fingerprint(self, model_digest: str) -> dict[str, Any]:
+        """Everything that decides a mask, as plain values: equal fingerprints, equal masks.
+
+        model_digest: `LoadedModel.digest`, or `checkpoint.describe` without loading the model.
+        """
+        return {
+            "model": model_digest,
+            "inference": asdict(self.inference),
+            "crf": None if self.crf is None else asdict(self.crf),
+            "crf_engine": [self.resolved().crf_engine, refinement.ENGINE_VERSION],
+            "mask_size": self.mask_size,
+            "max_pixels": self.max_pixels,
+            "pipeline_version": PIPELINE_VERSION,
+        }
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the whole path finds in one image."""
+
+    mask: np.ndarray
+    """(H, W) uint8 labels at the size of the mask: the photograph's own, or the working size."""
+
+    refined: Refined
+    """Labels at working size with and without CRF, pixels and confidence of each class, entropy."""
+
+
+class Predictor:
+    """Takes images to masks with one model.
+
+    model: a loaded model, or a function that loads it, called by the first use of the model. A process that only
+        decodes and refines never calls it, and may have None. With a picklable function a predictor is picklable.
+    device: "auto", "cpu" or "cuda:0". num_threads: for torch (the whole process) and one CRF; None leaves torch's
+        alone. batch_size: as in `Scorer`.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel | Callable[[], LoadedModel] | None,
+        params: PredictParams = PredictParams(),
+        *,
+        device: str = "auto",
+        num_threads: int | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        self.params = params.resolved()
+        self._load = model if callable(model) else None
+        self._model = None if callable(model) else model
+        self._device, self._num_threads, self._batch_size = device, num_threads, batch_size
+        self._scorer: Scorer | None = None
+
+    @property
+    def model(self) -> LoadedModel:
+        """The model, loaded by the first use."""
+        if self._model is None:
+            assert self._load is not None, "a predictor without a model decodes and refines only"
+            self._model = self._load()
+        return self._model
+
+    @property
+    def scorer(self) -> Scorer:
+        """The network on its device, brought there by the first use."""
+        if self._scorer is None:
+            self._scorer = Scorer(
+                self.model,
+                self.params.inference,
+                device=self._device,
+                num_threads=self._num_threads,
+                batch_size=self._batch_size,
+            )
+        return self._scorer
+
+    @property
+    def device(self) -> str:
+        """Where it scores, and in which precision: "cpu/bf16", "cuda/fp16"."""
+        precision = str(self.scorer.dtype).removeprefix("torch.")
+        return f"{self.scorer.device.type}/{_PRECISIONS.get(precision, precision)}"
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that decides a mask; see `PredictParams.fingerprint`, which needs no loaded model."""
+        return self.params.fingerprint(self.model.digest)
+
+    def decode(self, data: bytes) -> Photograph:
+        """The pixels of an image file: upright RGB at working size. Raises ImageError, which says what is wrong."""
+        return images.decode(data, self.params.inference.long_side_px, self.params.max_pixels)
+
+    def prepare(self, picture: Any) -> Photograph:
+        """The same for what is decoded already: a PIL image in any mode, or (H, W, 3) uint8 RGB."""
+        return images.from_picture(picture, self.params.inference.long_side_px, self.params.max_pixels)
+
+    def score(self, pixels: Sequence[np.ndarray], each_batch: Callable[[], None] | None = None) -> list[ScoreMap]:
+        """Scores in the order of the images; errors as in `Scorer`.
+
+        pixels: (h, w, 3) uint8 RGB each, at working size. each_batch: called before each batch is computed.
+        """
+        return self.scorer(pixels, each_batch)
+
+    def refine(self, pixels: np.ndarray, scores: ScoreMap) -> Refined:
+        """Labels of one image at working size: scores scaled up, softmax, CRF, most probable class.
+
+        pixels: (h, w, 3) uint8 RGB, what was scored.
+        """
+        return refinement.refine_scores(
+            pixels,
+            scores.scores,
+            self.params.crf,
+            extent_px=scores.extent_px,
+            backend=self.params.crf_engine,
+            num_threads=self._num_threads or 1,
+        )
+
+    def mask(self, labels: np.ndarray, width: int, height: int) -> np.ndarray:
+        """Labels at the size of the mask, uint8.
+
+        labels: (h, w) uint8 at working size. width, height: the photograph's own, in px.
+        """
+        return labels if self.params.mask_size == "working" else images.resize_labels(labels, width, height)
+
+    def segment(self, photograph: Photograph) -> Prediction:
+        """Score, refine and mask of one image that is decoded."""
+        refined = self.refine(photograph.image, self.score([photograph.image])[0])
+        return Prediction(self.mask(refined.labels, photograph.width, photograph.height), refined)
+
+    def release(self) -> None:
+        """Give the memory of the device back; the next score brings the network there again."""
+        if self._scorer is not None:
+            self._scorer.runner.let_go()
+        self._scorer = None
