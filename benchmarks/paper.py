@@ -170,8 +170,9 @@ def requests() -> None:
 
     from segcore.masks import encode_mask
     from tasks import storage
+    from tasks.archive.output import Output
     from tasks.results import compaction
-    from tasks.results.reading import mask_files, open_results
+    from tasks.results.reading import open_results
     from tasks.segmentation.proof import _check, _Held
     from tests.outputs import mask_row, write_run
 
@@ -199,8 +200,8 @@ def requests() -> None:
         print("\n| what | requests | of which |\n|---|---|---|")
         told("commit of a mask file", lambda: write_run(output, "r", rows, per_file=_ROWS), _FILES, "file")
         place = storage.locate(output)
-        files = mask_files(place, "r")
-        told("listing of a run", lambda: mask_files(place, "r"), _FILES, "file")
+        files = Output(place).files("r")
+        told("listing of a run", lambda: Output(place).files("r"), _FILES, "file")
         photograph = storage.locate(f"s3://{bucket}/photograph.jpg")
         storage.write_whole(photograph, b"jpeg")
         listed = storage.stat(photograph).version

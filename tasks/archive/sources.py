@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from segcore.images import EXTENSIONS
 from tasks import storage, storage_faults
 from tasks.archive.entries import BUFFER_BYTES, Entry, encode_path, first_line, readable
+from tasks.archive.output import OWN
 from tasks.errors import JobError
 from tasks.storage import Location, StoredFile
 from tasks.strict_tar import StrictTarInfo
@@ -112,7 +113,7 @@ def _without(files: Iterator[StoredFile], location: Location, leave_out: Locatio
     inside = leave_out.protocol == location.protocol and f"{leave_out.path}/".startswith(prefix)
     if not inside or leave_out.path.rstrip("/") == location.path.rstrip("/"):
         # The output in the source itself: its own folders are no photographs
-        own = ("manifest/source=", "masks/run=", "compacted/run=", "runs/", "png/run=") if leave_out == location else ()
+        own = OWN if leave_out == location else ()
         yield from (file for file in files if not (own and file.path.startswith(own)))
         return
     relative = f"{leave_out.path[len(prefix) :].rstrip('/')}/"

@@ -15,9 +15,9 @@ from segcore.images import resize_labels
 from segcore.masks import decode_mask, encode_mask
 from segcore.voc import CLASSES, palette
 from tasks import storage
+from tasks.archive.output import Output
 from tasks.errors import JobError
-from tasks.parquet_files import read_parquet
-from tasks.results.reading import REMEDY
+from tasks.results.reading import open_results
 from tasks.storage import Location
 
 _NAMED_AT_MOST = 5
@@ -95,27 +95,22 @@ def _read_ids(place: Location) -> list[str]:
 def _masks(archive: Location, wanted: set[str], run_id: str | None) -> dict[str, bytes]:
     """Checked masks of the wanted images, palette PNG by identity without its ending."""
     with storage.explained(archive):
-        files = [file.path for file in storage.list_files(archive / "masks") if file.path.endswith(".parquet")]
-    runs = sorted({path.partition("/")[0].removeprefix("run=") for path in files})
-    if not runs:
+        records = Output(archive).records()
+    if not records:
         raise JobError(f"{archive.uri} holds no masks: is it the output of `segment-archive run`?")
-    if run_id is None and len(runs) > 1:
-        raise JobError(f"{archive.uri} holds {len(runs)} runs, {_some(runs)}: name one with --run.")
-    chosen = run_id or runs[0]
-    if chosen not in runs:
-        raise JobError(f"{archive.uri} holds no run {chosen}; it holds {_some(runs)}.")
+    if run_id is None and len(records) > 1:
+        told = _some([record["run_id"] for record in records])
+        raise JobError(f"{archive.uri} holds {len(records)} runs, {told}: name one with --run.")
+    results = open_results(archive.uri, run_id or records[0]["run_id"])
     found: dict[str, bytes] = {}
-    columns = ["image_id", "mask", "width", "height"]
-    for path in files:
-        if not path.startswith(f"run={chosen}/"):
-            continue
-        rows = read_parquet(archive / "masks" / path, REMEDY, columns).to_pylist()
+    for table in results.tables(["image_id", "mask", "width", "height"]):
+        rows = table.to_pylist()
         for row in rows:
             image_id = row["image_id"].rpartition("/")[2].rpartition(".")[0] or row["image_id"]
             if image_id not in wanted or row["mask"] is None:
                 continue
             if image_id in found:
-                raise JobError(f"Run {chosen} holds {image_id} twice: archive the test images alone.")
+                raise JobError(f"Run {results.run_id} holds {image_id} twice: archive the test images alone.")
             found[image_id] = _own_size(row["mask"], row["width"], row["height"])
             check_mask(image_id, found[image_id], row["width"], row["height"])
     return found

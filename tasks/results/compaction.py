@@ -29,11 +29,12 @@ from pydantic import BaseModel
 from tasks import storage
 from tasks.archive import pointer as pointers
 from tasks.archive import runs
+from tasks.archive.output import Output
 from tasks.archive.pointer import CompactedFile, CompactedSegment, Pointer, compacted_folder, masks_folder, segment_of
 from tasks.archive.schema import MASKS
 from tasks.errors import JobError
 from tasks.parquet_files import naming_damage
-from tasks.results.reading import REMEDY, choose_run
+from tasks.results.reading import REMEDY
 from tasks.storage import Location, StoredFile
 
 _LAYOUT = 1  # Raised when the same small files give other large ones
@@ -159,7 +160,7 @@ def compact(job: CompactJob, advance: Callable[[int, int], None] | None = None) 
     start = time.monotonic()
     output = storage.locate(job.output)
     with storage.explained(output):
-        run_id = str(choose_run(job.output, job.run)["run_id"])
+        run_id = str(Output(output).choose(job.run)["run_id"])
         storage.sweep_temporary(compacted_folder(output, run_id))
         state = _look(output, run_id)
         report = CompactReport(run_id, compacted_folder(output, run_id).uri, grace_minutes=job.grace_minutes)

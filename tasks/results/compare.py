@@ -25,7 +25,6 @@ from segcore.masks import decode_mask
 from tasks import storage
 from tasks.errors import JobError
 from tasks.results.reading import Piece, Results, open_results
-from tasks.storage import Location
 
 _WORKERS = 4
 _LABELS = 256
@@ -84,11 +83,6 @@ class DiffReport:
     """Where images.parquet and diff.json are."""
 
 
-def diff_folder(output: Location, run_a: str, run_b: str) -> Location:
-    """Folder of a comparison."""
-    return output / "diff" / f"{run_a}-{run_b}"
-
-
 def diff_runs(
     output: str, run_a: str, run_b: str, *, most: int = 200, advance: Callable[[int, int], None] | None = None
 ) -> DiffReport:
@@ -119,7 +113,7 @@ class _Comparison:
         report = DiffReport(self.first.run_id, self.second.run_id)
         counts = np.zeros((_LABELS, 3), np.int64)
         leaders: list[tuple[float, str]] = []
-        folder = diff_folder(self.first.output, report.run_a, report.run_b)
+        folder = self.first.output.diff_folder(report.run_a, report.run_b)
         buffer, same = io.BytesIO(), 0
         with pq.ParquetWriter(buffer, CHANGES, compression="zstd") as writer, ThreadPoolExecutor(_WORKERS) as pool:
             waiting: collections.deque[Any] = collections.deque()

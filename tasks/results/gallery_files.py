@@ -26,11 +26,6 @@ ASSETS = Path(__file__).parent / "report_assets"
 _OURS = re.compile(r"(index\.html|report\.json|contact-sheet\.png|data-[0-9a-f]{8}/.*)")
 
 
-def gallery_folder(output: Location, run_id: str) -> Location:
-    """Where the gallery of a run is by default."""
-    return output / "report" / f"run={run_id}"
-
-
 def require_ours(place: Location) -> None:
     """Raise JobError where a folder holds what is no part of a gallery."""
     for file in storage.list_files(place):

@@ -4,17 +4,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from segcore.images import ErrorKind, ImageError
 from tasks import storage
-from tasks.archive.entries import Entry
 from tasks.archive.entry_bytes import read_entries
-from tasks.archive.manifest import REMEDY as MANIFEST_REMEDY
-from tasks.archive.manifest import SCHEMA
 from tasks.errors import JobError
-from tasks.parquet_files import read_parquet
 from tasks.results.reading import Results
 from tasks.storage import Location
 
@@ -29,7 +22,7 @@ class Photographs:
         """The bytes of each row's photograph, in order. rows: with image_id and uri."""
         # A file of its own stands under its URI; a member of a container, or a name that is no text, in the manifest
         hidden = [row["image_id"] for row in rows if "!/" in row["uri"] or "\\x" in row["uri"]]
-        entries = self._entries(hidden) if hidden else {}
+        entries = self.results.output.entries(self.results.record, hidden) if hidden else {}
         for contained, group in itertools.groupby(rows, key=lambda row: row["image_id"] in entries):
             if not contained:
                 for row in group:
@@ -56,18 +49,3 @@ class Photographs:
             return ImageError(ErrorKind.MISSING, "the photograph is not there any more")
         except Exception as error:  # Whatever a store raises: the gallery goes on without this one
             return ImageError(ErrorKind.UNREADABLE, f"the photograph cannot be read ({type(error).__name__})")
-
-    def _entries(self, image_ids: list[str]) -> dict[str, Entry]:
-        """Where the manifest says that images are: the last listing of each, which is the one whose row counts."""
-        folder = self.results.output / "manifest"
-        found: dict[str, Entry] = {}
-        wanted = pa.array(image_ids, pa.string())
-        for file in sorted(storage.list_files(folder), key=lambda f: f.path):
-            table = read_parquet(folder / file.path, MANIFEST_REMEDY)
-            table = table.filter(pc.is_in(table["image_id"], wanted))
-            columns = [table[name].to_pylist() for name in SCHEMA.names[1:]]
-            refresh = (table.schema.metadata or {}).get(b"refresh") == b"1"
-            for values in zip(*columns, strict=True):
-                if refresh or values[0] not in found:
-                    found[values[0]] = Entry(*values)
-        return found

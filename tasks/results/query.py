@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from tasks import storage
 from tasks.errors import JobError
-from tasks.results.reading import FACTS, REMEDY, Results, open_results, run_records
+from tasks.results.reading import FACTS, REMEDY, Results, open_results
 
 VIEWS = {
     "images": "one row per image: sizes, confidence, entropy, changed_by_crf, classes, error_kind, error",
@@ -97,7 +97,7 @@ def connect(results: Results) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection in memory, with the views over one run."""
     connection = duckdb.connect()
     connection.execute("SET enable_progress_bar = false")
-    if results.output.protocol == "file":
+    if results.output.place.protocol == "file":
         # An explicit list, since a pattern could take in the files of another run
         files = ", ".join(_text(_escape_pattern(file.place.path)) for file in results.files)
         source = f"read_parquet([{files}], hive_partitioning = false)"
@@ -227,7 +227,7 @@ def _require_classes(connection: duckdb.DuckDBPyConnection, results: Results, na
 
 def _runs_table(results: Results) -> pa.Table:
     rows = []
-    for record in run_records(results.output):
+    for record in results.output.records():
         sessions = [s for s in record.get("sessions", []) if isinstance(s, dict)]
         job = record.get("job") if isinstance(record.get("job"), dict) else {}
         errors = record.get("errors") if isinstance(record.get("errors"), dict) else {}

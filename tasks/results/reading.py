@@ -1,11 +1,12 @@
-"""One run of an output, for reading: which files it is made of, its rows, its masks, one image by its identity.
+"""One run of an output, for reading: its rows, its masks, one image by its identity.
 
     results = open_results("s3://bucket/masks")
     for image_id, labels in results.masks(): ...
     labels = results.mask("2007/07/dog.jpg")
     table = results.to_pandas()
 
-Knows the layout, and nothing of Ray, Prefect or torch until they are asked for. Questions in SQL are `query.py`.
+Which files it is made of, `tasks/archive/output.py` says. Knows nothing of Ray, Prefect or torch until they are asked
+for. Questions in SQL are `query.py`.
 """
 
 import collections
@@ -25,8 +26,7 @@ import pyarrow.parquet as pq
 
 from segcore.masks import decode_mask
 from tasks import storage
-from tasks.archive import pointer as pointers
-from tasks.archive import runs
+from tasks.archive.output import MaskFile, Output, is_finished
 from tasks.archive.schema import MASKS
 from tasks.errors import JobError
 from tasks.parquet_files import whole_parquet
@@ -54,18 +54,6 @@ FACTS = [name for name in MASKS.names if name not in MASK_COLUMNS]
 
 
 @dataclass(frozen=True)
-class MaskFile:
-    """One Parquet file of a run."""
-
-    place: Location
-    size: int
-    """Bytes."""
-
-    version: str
-    """Changes when the file is replaced."""
-
-
-@dataclass(frozen=True)
 class Piece:
     """What of a run is worked on at a time: a file, or a row group of a large one."""
 
@@ -76,68 +64,18 @@ class Piece:
     rows: int
 
 
-def mask_files(output: Location, run_id: str) -> list[MaskFile]:
-    """The files that make up a run, in the order of names: together they hold one row for each image.
-
-    The one place that knows; everything that reads results goes through it. Where the run was compacted, large files
-    stand for small ones (`tasks/archive/pointer.py`).
-    """
-    folder = pointers.masks_folder(output, run_id)
-    small, pointer = pointers.list_run(output, run_id)
-    found = [(f.path, MaskFile(folder / f.path, f.size, f.version)) for f in small]
-    for segment, held in pointer.segments.items():
-        for file in held.files:
-            place = pointers.place_of(output, run_id, held, file)
-            found.append((f"part-{segment}-{file.name}", MaskFile(place, file.size, held.prefix)))
-    return [file for _, file in sorted(found, key=lambda pair: pair[0])]
-
-
-def run_records(output: Location) -> list[dict[str, Any]]:
-    """The records of all runs of an output, the one that finished last first, unfinished ones after those."""
-    names = [f.path for f in storage.list_files(output / "runs") if f.path.endswith(".json")]
-    with ThreadPoolExecutor(_READERS) as pool:
-        records = pool.map(lambda name: runs.read(output, name.removesuffix(".json")), names)
-        known = [record for record in records if isinstance(record.get("run_id"), str)]
-    finished = sorted((r for r in known if _is_finished(r)), key=lambda r: str(r.get("finished")), reverse=True)
-    others = sorted((r for r in known if not _is_finished(r)), key=lambda r: str(r.get("started")), reverse=True)
-    return finished + others
-
-
 def open_results(output: str, run: str | None = None) -> "Results":
     """A run of an output: the one that finished last, or the one named (its id, or an unmistakable beginning of it).
 
     Raises JobError where there is none, or where none has finished and none is named.
     """
-    place = storage.locate(output)
-    with storage.explained(place):
-        record = choose_run(output, run)
-        files = mask_files(place, record["run_id"])
+    place = Output.at(output)
+    with storage.explained(place.place):
+        record = place.choose(run)
+        files = place.files(record["run_id"])
     if not files:
         raise JobError(f"Run {record['run_id']} of {output} has no rows yet; its status is {record.get('status')}.")
     return Results(place, record["run_id"], record, tuple(files))
-
-
-def choose_run(output: str, run: str | None = None) -> dict[str, Any]:
-    """The record of the run of an output that is meant: the one that finished last, or the one named.
-
-    Raises JobError where there is none, or where none has finished and none is named.
-    """
-    records = run_records(storage.locate(output))
-    if not records:
-        raise JobError(f"{output} holds no run: is it the OUTPUT of `segment-archive run`?")
-    told = ", ".join(f"{r['run_id']} ({r.get('status')})" for r in records[:8]) + (" ..." if len(records) > 8 else "")
-    if run is None:
-        if not _is_finished(records[0]):
-            raise JobError(f"No run of {output} has finished; name one with --run to read what it has: {told}.")
-        return records[0]
-    meant = [r for r in records if run and r["run_id"].startswith(run)]
-    if len(meant) != 1:
-        raise JobError(f"{output} has {'no' if not meant else 'more than one'} run {run!r}; there are {told}.")
-    return meant[0]
-
-
-def _is_finished(record: dict[str, Any]) -> bool:
-    return record.get("status") == runs.FINISHED
 
 
 @dataclass(frozen=True)
@@ -158,7 +96,7 @@ class _Footer:
 class Results:
     """One run, opened. The list of its files is that of the moment of opening."""
 
-    output: Location
+    output: Output
     run_id: str
     record: dict[str, Any]
     """Its run record, `tasks/archive/runs.py`."""
@@ -169,13 +107,13 @@ class Results:
     @property
     def is_finished(self) -> bool:
         """Whether every image of the archive was proved to have its one row."""
-        return _is_finished(self.record)
+        return is_finished(self.record)
 
     @cached_property
     def dataset(self) -> ds.Dataset:
         """The run as an Arrow dataset: filters and columns are pushed down to row groups and column chunks."""
         paths = [file.place.path for file in self.files]
-        return ds.dataset(paths, schema=MASKS, format="parquet", filesystem=arrow_filesystem(self.output))
+        return ds.dataset(paths, schema=MASKS, format="parquet", filesystem=arrow_filesystem(self.output.place))
 
     @cached_property
     def num_rows(self) -> int:
@@ -250,7 +188,7 @@ class Results:
         Raises JobError where the run has no such image.
         """
         wanted = _known(columns)
-        with storage.explained(self.output):
+        with storage.explained(self.output.place):
             for number in self._files_with(image_id):
                 for group in self._footer(number).groups_with(image_id):
                     row = _look(self.files[number].place, group, image_id, wanted)
@@ -318,7 +256,7 @@ class Results:
         import ray.data
 
         paths = [file.place.path for file in self.files]
-        rows = ray.data.read_parquet(paths, filesystem=arrow_filesystem(self.output), partitioning=None)
+        rows = ray.data.read_parquet(paths, filesystem=arrow_filesystem(self.output.place), partitioning=None)
         return rows.select_columns(_known(columns))
 
     def to_torch(self) -> "MaskDataset":

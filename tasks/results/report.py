@@ -9,9 +9,8 @@ from pydantic import BaseModel
 from tasks import storage
 from tasks.errors import JobError
 from tasks.results import query
-from tasks.results.compare import diff_folder, diff_runs
+from tasks.results.compare import diff_runs
 from tasks.results.gallery import GalleryReport, write_gallery
-from tasks.results.gallery_files import gallery_folder
 from tasks.results.gallery_summary import about_run, title_of
 from tasks.results.reading import open_results
 
@@ -74,7 +73,7 @@ def build_report(job: ReportJob, advance: Callable[[int, int], None] | None = No
         "matching": matching,
         **about_run(results),
     }
-    place = storage.locate(job.to) if job.to else gallery_folder(output, results.run_id)
+    place = storage.locate(job.to) if job.to else results.output.gallery_folder(results.run_id)
     rows = results.rows_of(ids, _COLUMNS)
     report = write_gallery(results, rows, len(ids), place, summary, advance)
     report.matching, report.query = matching, sql
@@ -120,7 +119,7 @@ def build_diff_report(
         "matching": report.images - report.equal,
         **about,
     }
-    folder = diff_folder(storage.locate(output), report.run_a, report.run_b) / "gallery"
+    folder = second.output.diff_folder(report.run_a, report.run_b) / "gallery"
     with storage.explained(folder):
         return report, write_gallery(second, rows(), len(rank), folder, summary, None)
 

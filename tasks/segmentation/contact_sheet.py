@@ -9,7 +9,8 @@ from segcore.images import ImageError, decode
 from segcore.masks import decode_mask
 from segcore.pictures import side_by_side
 from tasks import storage
-from tasks.results.reading import Results, mask_files
+from tasks.archive.output import Output
+from tasks.results.reading import Results
 from tasks.storage import Location, locate
 
 _SHOWN_SIDE_PX = 640
@@ -22,7 +23,7 @@ def contact_sheet(output: str, run_id: str, place: Location, num_images: int = 6
     """
     shown: list[tuple[np.ndarray, np.ndarray, str]] = []
     columns = ["image_id", "uri", "mask", "classes", "model", "mask_width", "mask_height"]
-    for file in mask_files(locate(output), run_id):
+    for file in Output.at(output).files(run_id):
         for row in itertools.chain.from_iterable(table.to_pylist() for table in Results.read_file(file, columns)):
             if row["mask"] is None or "!/" in row["uri"]:
                 continue

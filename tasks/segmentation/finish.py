@@ -12,9 +12,9 @@ from tasks import progress, storage
 from tasks.archive import pointer as pointers
 from tasks.archive import runs
 from tasks.archive.manifest import Manifest
+from tasks.archive.output import Output
 from tasks.errors import JobError
-from tasks.results.gallery_files import gallery_folder
-from tasks.results.reading import Results, mask_files
+from tasks.results.reading import Results
 from tasks.results.report import ReportJob, build_report
 from tasks.segmentation.job import RETRIES, ArchiveJob, ArchivePlan, Identity, identify, manifest_folder, png_folder
 from tasks.segmentation.proof import check_run, most_images_first
@@ -54,8 +54,7 @@ def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -
         "classes": {name: dataclasses.asdict(count) for name, count in report.classes.items()},
     }
     runs.end(output, plan.run_id, runs.FINISHED, dataclasses.asdict(session) if session.images else None, **facts)
-    for own in ("manifest", "masks", "runs", "png"):
-        storage.sweep_temporary(output / own)
+    Output(output).sweep()
     show(report)
     return report
 
@@ -70,7 +69,7 @@ def publish_gallery(job: ArchiveJob, report: ArchiveReport) -> ArchiveReport:
         return report
     output = storage.locate(job.output)
     try:
-        folder = gallery_folder(output, report.run_id)
+        folder = Output(output).gallery_folder(report.run_id)
         index, sheet = folder / "index.html", folder / "contact-sheet.png"
         if report.done_now or not storage.exists(index):
             build_report(ReportJob(output=job.output, run=report.run_id, images=job.gallery_images))
@@ -92,7 +91,7 @@ def complete_pngs(output: Location, run_id: str) -> None:
     """Write the masks that have no file of their own yet: of units that were done before anybody asked for files."""
     png = png_folder(output, run_id)
     there = {file.path for file in storage.list_files(png)}
-    for file in mask_files(output, run_id):
+    for file in Output(output).files(run_id):
         ids = [
             image_id for table in Results.read_file(file, ["image_id"]) for image_id in table["image_id"].to_pylist()
         ]

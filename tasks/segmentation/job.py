@@ -26,6 +26,7 @@ from segcore.refinement import CrfParams
 from tasks import progress, storage
 from tasks.archive import pointer as pointers
 from tasks.archive.manifest import PART_IMAGES, Manifest, Part, extend
+from tasks.archive.output import Output, source_id
 from tasks.archive.schema import SCHEMA_VERSION
 from tasks.archive.sources import Source, list_source
 from tasks.errors import JobError, worth_another_try
@@ -226,7 +227,7 @@ def _identify(job: ArchiveJob) -> Identity:
     }
     return Identity(
         run_id=_digest(deciding),
-        source_id=_digest([deciding["source"], deciding["columns"]]),
+        source_id=source_id(storage.locate(job.source).uri, [job.id_column, job.image_column]),
         model_name=card.shown_name,
         model_digest=digest,
         classes=card.classes,
@@ -260,12 +261,12 @@ def _plain(value: Any) -> Any:
 
 def manifest_folder(output: Location, identity: Identity) -> Location:
     """Folder of the segments that list the job's source."""
-    return output / "manifest" / f"source={identity.source_id}"
+    return Output(output).manifest_folder(identity.source_id)
 
 
 def png_folder(output: Location, run_id: str) -> Location:
     """Folder of a run's masks as files of their own."""
-    return output / "png" / f"run={run_id}"
+    return Output(output).png_folder(run_id)
 
 
 def mask_params(job: ArchiveJob, identity: Identity) -> MaskParams:

@@ -14,8 +14,8 @@ from segcore.masks import encode_mask
 from tasks.archive.schema import empty_row
 from tasks.errors import JobError
 from tasks.evaluation.submission import check_mask, write_submission
-from tasks.storage import locate
-from tasks.stream.pipeline import write_rows
+from tasks.results.compaction import CompactJob, compact
+from tests.outputs import write_run
 
 
 def run(*arguments: object):  # type: ignore[no-untyped-def]
@@ -47,7 +47,7 @@ def archive(tmp_path: Path) -> Path:
             | {"image_id": f"2008_00000{number}.jpg", "run_id": "r", "uri": "u", "model": "m"}
             | {"width": width, "height": height, "mask": encode_mask(labels)}
         )
-    write_rows(locate(str(tmp_path / "archive" / "masks" / "run=r" / "part-0.parquet")), rows)
+    write_run(str(tmp_path / "archive"), "r", [row | {"classes": []} for row in rows], per_file=1)
     return tmp_path / "archive"
 
 
@@ -67,6 +67,17 @@ def test_a_submission_has_the_servers_names_sizes_and_palette(archive: Path, tmp
     assert (tmp_path / "out" / "comp5_test_cls.tar.gz").read_bytes() == first
 
 
+def test_a_compacted_and_expired_run_is_submitted_too(archive: Path, tmp_path: Path) -> None:
+    ids = tmp_path / "test.txt"
+    ids.write_text("2008_000000\n2008_000001\n")
+    write_submission(str(archive), str(ids), str(tmp_path / "before"))
+    compact(CompactJob(output=str(archive), expire=True, grace_minutes=0))
+    assert not list((archive / "masks").rglob("*.parquet"))
+    assert "2 masks, checked" in write_submission(str(archive), str(ids), str(tmp_path / "after"))
+    packed = "comp6_test_cls.tar.gz"
+    assert (tmp_path / "after" / packed).read_bytes() == (tmp_path / "before" / packed).read_bytes()
+
+
 def test_what_the_server_would_refuse_is_named(archive: Path, tmp_path: Path) -> None:
     ids = tmp_path / "test.txt"
     ids.write_text("2008_000000\n2009_000000\n")
@@ -74,7 +85,7 @@ def test_what_the_server_would_refuse_is_named(archive: Path, tmp_path: Path) ->
         write_submission(str(archive), str(ids), str(tmp_path / "out"))
     with pytest.raises(JobError, match="no competition 7"):
         write_submission(str(archive), str(ids), str(tmp_path / "out"), comp=7)
-    with pytest.raises(JobError, match="holds no run x"):
+    with pytest.raises(JobError, match="has no run 'x'"):
         write_submission(str(archive), str(ids), str(tmp_path / "out"), run_id="x")
     with pytest.raises(JobError, match="label 21"):
         check_mask("a", encode_mask(np.full((4, 4), 21, np.uint8)), 4, 4)

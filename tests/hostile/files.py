@@ -13,11 +13,12 @@ from segcore.images import ImageError
 from segcore.sbd import decode_annotation
 from segcore.weights.importer import import_weights
 from tasks.archive.entry_bytes import read_entries
+from tasks.archive.output import MaskFile, Output
 from tasks.archive.sources import Source, list_source
 from tasks.datasets import shards
 from tasks.datasets.unpack import unpack
 from tasks.errors import JobError
-from tasks.results.reading import MaskFile, Results
+from tasks.results.reading import Results
 from tasks.storage import locate
 from tests.hostile.file_bombs import MARK, bombs
 from tests.hostile.mutants import mutant
@@ -151,7 +152,7 @@ def _read_manifest(place: Path) -> str:
 def _read_masks(place: Path) -> str:
     location = locate(str(place.parent))
     size = place.stat().st_size
-    results = Results(location, "r", {}, (MaskFile(location / place.name, size, "1"),))
+    results = Results(Output(location), "r", {}, (MaskFile(location / place.name, size, "1"),))
     assert len(results) >= 0 and results.to_arrow().num_rows >= 0
     for image_id, labels in results.masks():
         assert labels.ndim == 2 and isinstance(image_id, str | None)

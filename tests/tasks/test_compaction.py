@@ -18,12 +18,13 @@ from tasks import storage
 from tasks.archive import pointer, runs
 from tasks.archive.entries import Entry
 from tasks.archive.manifest import Manifest, extend
+from tasks.archive.output import Output
 from tasks.archive.schema import MASKS
 from tasks.errors import JobError
 from tasks.results import compaction
 from tasks.results.compaction import CompactJob, compact
 from tasks.results.query import FindJob, ask, find
-from tasks.results.reading import Results, mask_files, open_results
+from tasks.results.reading import Results, open_results
 from tasks.segmentation.job import ArchiveJob, identify, manifest_folder, remaining_units
 from tasks.segmentation.proof import check_run
 from tasks.segmentation.report import ArchiveReport
@@ -85,7 +86,7 @@ class Archive:
     def read(self) -> dict[str, str]:
         """Version of each row by identity; fails where an image has two rows."""
         found: dict[str, str] = {}
-        for file in mask_files(self.output, self.run_id):
+        for file in Output(self.output).files(self.run_id):
             for table in Results.read_file(file, ["image_id", "uri"]):
                 for row in table.to_pylist():
                     assert row["image_id"] not in found, f"{row['image_id']} has two rows"
@@ -189,7 +190,7 @@ def test_row_groups_stay_small_and_a_mask_is_found_in_one(tmp_path, monkeypatch)
     rows = [error_row(f"{n:03d}", "x") for n in range(100)]
     rows[77] = mask_row("077", "x", np.full((3, 4), 5, np.uint8))
     write_run(output, RUN, rows, per_file=4)
-    monkeypatch.setattr(compaction, "_FILE_BYTES", sum(file.size for file in mask_files(locate(output), RUN)[:13]))
+    monkeypatch.setattr(compaction, "_FILE_BYTES", sum(file.size for file in Output(locate(output)).files(RUN)[:13]))
     compact(CompactJob(output=output))
     opened = open_results(output)
     assert [piece.rows for piece in opened.pieces[:4]] == [16, 16, 16, 4]  # A file of 13 small ones
@@ -306,16 +307,16 @@ def test_a_segment_that_was_given_up_is_compacted_again(archive):
     compact(asked(archive))
     [segment] = pointer.read(archive.output, archive.run_id).segments
     compaction.uncover(archive.output, archive.run_id, segment)
-    assert archive.read() == archive.versions and len(mask_files(archive.output, archive.run_id)) == 3
+    assert archive.read() == archive.versions and len(Output(archive.output).files(archive.run_id)) == 3
     for _ in range(2):  # From the same small files the same prefix, which is not to be cleaned as an old one
         compact(asked(archive, grace_minutes=0))
-        assert archive.read() == archive.versions and len(mask_files(archive.output, archive.run_id)) == 1
+        assert archive.read() == archive.versions and len(Output(archive.output).files(archive.run_id)) == 1
 
 
 def test_a_large_file_that_went_missing_is_done_again(archive):
     archive.whole(10)
     compact(asked(archive, expire=True, grace_minutes=0))
-    [file] = mask_files(archive.output, archive.run_id)
+    [file] = Output(archive.output).files(archive.run_id)
     with pytest.raises(JobError, match=r"is not as it was written: no small file"):
         storage.remove(file.place)
         archive.add(1)
@@ -364,7 +365,7 @@ def test_two_compactions_at_once_name_each_row_once(archive):
     with every_write(other):
         reports.append(compact(asked(archive)))
     assert [report.rows for report in reports] == [20, 20]
-    assert len(mask_files(archive.output, archive.run_id)) == 1
+    assert len(Output(archive.output).files(archive.run_id)) == 1
     assert archive.read() == archive.versions
     # One expires what the other is about to compact
     archive.whole(8)

@@ -1,0 +1,189 @@
+"""One owner of what lies where in an output, and of what it holds: runs, their files and records, manifests, reports.
+
+    manifest/source=<source id>/    what a source holds, `manifest.py`
+    masks/run=<run id>/             the small mask files of a run, one for each unit
+    compacted/run=<run id>/         large files that stand for small ones
+    runs/<run id>.json              run records, `runs.py`
+    png/run=<run id>/               masks as files of their own
+    report/run=<run id>/            galleries
+    diff/<run id>-<run id>/         comparisons
+
+Whoever needs a place, a record or a row of an output asks `Output`; nobody else spells these names.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks import storage
+from tasks.archive import pointer as pointers
+from tasks.archive import runs
+from tasks.archive.entries import Entry
+from tasks.archive.manifest import REMEDY, SCHEMA, Manifest
+from tasks.errors import JobError
+from tasks.parquet_files import read_parquet
+from tasks.storage import Location
+
+OWN = ("manifest/source=", "masks/run=", "compacted/run=", "runs/", "png/run=", "report/run=", "diff/")
+"""What the paths of an output's files begin with: in a source that is its own output, they are no photographs."""
+
+_READERS = 8
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """One Parquet file of a run."""
+
+    place: Location
+    size: int
+    """Bytes."""
+
+    version: str
+    """Changes when the file is replaced."""
+
+
+def source_id(source: str, columns: Sequence[str | None]) -> str:
+    """Name of a source's manifest: of its URI, and of the columns of a Parquet source (identity and image)."""
+    text = json.dumps([source, list(columns)], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What `segment-archive run` writes, and where."""
+
+    place: Location
+
+    @classmethod
+    def at(cls, uri: str) -> "Output":
+        """The output of a URI."""
+        return cls(storage.locate(uri))
+
+    @property
+    def uri(self) -> str:
+        """URI of the output."""
+        return self.place.uri
+
+    # Places
+
+    def manifest_folder(self, source: str) -> Location:
+        """Folder of the segments that list a source. source: its `source_id`."""
+        return self.place / "manifest" / f"source={source}"
+
+    def masks_folder(self, run_id: str) -> Location:
+        """Folder of a run's small files."""
+        return self.place / "masks" / f"run={run_id}"
+
+    def png_folder(self, run_id: str) -> Location:
+        """Folder of a run's masks as files of their own."""
+        return self.place / "png" / f"run={run_id}"
+
+    def gallery_folder(self, run_id: str) -> Location:
+        """Folder of a run's gallery."""
+        return self.place / "report" / f"run={run_id}"
+
+    def diff_folder(self, run_a: str, run_b: str) -> Location:
+        """Folder of a comparison."""
+        return self.place / "diff" / f"{run_a}-{run_b}"
+
+    def sweep(self) -> None:
+        """Remove what killed sessions left half written."""
+        for own in ("manifest", "masks", "runs", "png"):
+            storage.sweep_temporary(self.place / own)
+
+    # Runs
+
+    def record(self, run_id: str) -> dict[str, Any]:
+        """The record of a run, `runs.py`; empty where there is none."""
+        return runs.read(self.place, run_id)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records of all runs, the one that finished last first, unfinished ones after those."""
+        names = [f.path for f in storage.list_files(self.place / "runs") if f.path.endswith(".json")]
+        with ThreadPoolExecutor(_READERS) as pool:
+            records = pool.map(lambda name: self.record(name.removesuffix(".json")), names)
+            known = [record for record in records if isinstance(record.get("run_id"), str)]
+        finished = sorted((r for r in known if is_finished(r)), key=lambda r: str(r.get("finished")), reverse=True)
+        others = sorted((r for r in known if not is_finished(r)), key=lambda r: str(r.get("started")), reverse=True)
+        return finished + others
+
+    def choose(self, run: str | None = None) -> dict[str, Any]:
+        """The record of the run that is meant: the one that finished last, or the one named.
+
+        run: its id, or an unmistakable beginning of it.
+        Raises JobError where there is none, or where none has finished and none is named.
+        """
+        records = self.records()
+        if not records:
+            raise JobError(f"{self.uri} holds no run: is it the OUTPUT of `segment-archive run`?")
+        told = ", ".join(f"{r['run_id']} ({r.get('status')})" for r in records[:8])
+        told += " ..." if len(records) > 8 else ""
+        if run is None:
+            if not is_finished(records[0]):
+                raise JobError(f"No run of {self.uri} has finished; name one with --run to read what it has: {told}.")
+            return records[0]
+        meant = [r for r in records if run and r["run_id"].startswith(run)]
+        if len(meant) != 1:
+            raise JobError(f"{self.uri} has {'no' if not meant else 'more than one'} run {run!r}; there are {told}.")
+        return meant[0]
+
+    # Rows
+
+    def files(self, run_id: str) -> list[MaskFile]:
+        """The files that make up a run, in the order of names: together they hold one row for each image."""
+        folder = self.masks_folder(run_id)
+        small, pointer = pointers.list_run(self.place, run_id)
+        found = [(f.path, MaskFile(folder / f.path, f.size, f.version)) for f in small]
+        for segment, held in pointer.segments.items():
+            for file in held.files:
+                place = pointers.place_of(self.place, run_id, held, file)
+                found.append((f"part-{segment}-{file.name}", MaskFile(place, file.size, held.prefix)))
+        return [file for _, file in sorted(found, key=lambda pair: pair[0])]
+
+    # Sources
+
+    def manifest(self, source: str) -> Manifest:
+        """What a source holds. source: its `source_id`."""
+        return Manifest(self.manifest_folder(source))
+
+    def entries(self, record: dict[str, Any], image_ids: Sequence[str]) -> dict[str, Entry]:
+        """Where the manifest of a run's own source has images: of each the listing that its row is of.
+
+        record: of the run. Images of other sources in this output may have the same identities.
+        """
+        folder = self._manifest_of(record)
+        if folder is None:
+            return {}
+        found: dict[str, Entry] = {}
+        wanted = pa.array(image_ids, pa.string())
+        for file in sorted(storage.list_files(folder), key=lambda f: f.path):
+            if not file.path.endswith(".parquet"):
+                continue
+            table = read_parquet(folder / file.path, REMEDY)
+            table = table.filter(pc.is_in(table["image_id"], wanted))
+            columns = [table[name].to_pylist() for name in SCHEMA.names[1:]]
+            refresh = (table.schema.metadata or {}).get(b"refresh") == b"1"
+            for values in zip(*columns, strict=True):
+                if refresh or values[0] not in found:
+                    found[values[0]] = Entry(*values)
+        return found
+
+    def _manifest_of(self, record: dict[str, Any]) -> Location | None:
+        """Folder of the manifest of a run's source; None where it cannot be told."""
+        deciding = record.get("deciding")
+        if isinstance(deciding, dict) and isinstance(deciding.get("source"), str):
+            return self.manifest_folder(source_id(deciding["source"], deciding.get("columns") or (None, None)))
+        # Nothing says which it was: it is clear where there is one alone
+        names = {f.path.partition("/")[0] for f in storage.list_files(self.place / "manifest")}
+        return self.place / "manifest" / names.pop() if len(names) == 1 else None
+
+
+def is_finished(record: dict[str, Any]) -> bool:
+    """Whether every image of a run was proved to have its one row."""
+    return record.get("status") == runs.FINISHED
