@@ -15,13 +15,12 @@ from segcore import images, sbd
 from segcore.images import ImageError
 from segcore.label_set import LabelSet, labels_of_colours
 from segcore.masks import encode_mask
-from segcore.near_duplicates import fingerprint
+from segcore.near_duplicates import LOOK_SIDE_PX, fingerprint
 from segcore.voc import IGNORE_LABEL
 
 MAX_MASK_PIXELS = 178_956_970
 """As for photographs."""
 
-_LOOK_SIDE_PX = 72
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -166,7 +165,7 @@ def check_pair(image: bytes | None, mask: bytes | None, label_set: LabelSet, *, 
     turned = 1
     if image is not None:
         try:
-            seen = images.decode(image, _LOOK_SIDE_PX)
+            seen = images.decode(image, LOOK_SIDE_PX)
             turned = images.orientation(image)
         except ImageError as error:
             check.say(Kind.IMAGE_UNREADABLE, f"{error.kind}: {error}")

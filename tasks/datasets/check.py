@@ -214,24 +214,24 @@ def _of_duplicates(examined: Examined) -> Iterator[Reported]:
         elif of_val and (other := first.get((digest, False))) is not None:
             yield _pair_finding(layout, Kind.SAME_IMAGE, other, image_id)
         first.setdefault((digest, of_val), image_id)
-    for trained, judged in _close(examined, sorted(training), sorted(validation)):
+    for trained, judged, mirrored in _close(examined, sorted(training), sorted(validation)):
         if checks[trained].image_digest != checks[judged].image_digest:
-            yield _pair_finding(layout, Kind.LOOKS_SAME, trained, judged)
+            yield _pair_finding(layout, Kind.LOOKS_SAME, trained, judged, ", mirrored" if mirrored else "")
 
 
-def _close(examined: Examined, training: list[str], validation: list[str]) -> Iterator[tuple[str, str]]:
+def _close(examined: Examined, training: list[str], validation: list[str]) -> Iterator[tuple[str, str, bool]]:
     marks = examined.checks
     trained = [i for i in training if marks[i].fingerprint is not None]
     judged = [i for i in validation if marks[i].fingerprint is not None]
     first = np.array([marks[i].fingerprint for i in trained], np.uint64)
     second = np.array([marks[i].fingerprint for i in judged], np.uint64)
-    for i, j in close_pairs(first, second) if trained and judged else ():
-        yield trained[i], judged[j]
+    for i, j, mirrored in close_pairs(first, second):
+        yield trained[i], judged[j], mirrored
 
 
-def _pair_finding(layout: Layout, kind: Kind, image_id: str, other: str) -> Reported:
+def _pair_finding(layout: Layout, kind: Kind, image_id: str, other: str, how: str = "") -> Reported:
     file = _file(layout, layout.pairs[image_id], kind)
-    return Reported(kind=kind, file=file, detail=f"as {other}", image_id=image_id)
+    return Reported(kind=kind, file=file, detail=f"as {other}{how}", image_id=image_id)
 
 
 def _of_classes(examined: Examined) -> Iterator[Reported]:

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from segcore.masks import decode_mask, encode_mask
 from segcore.pair_check import ADVICE, Kind, Level
@@ -64,11 +64,15 @@ def test_leaks_and_copies_between_train_and_val(mine):
     (mine / "JPEGImages/img-1.jpg").write_bytes(copy)  # 7 is in val
     with Image.open(io.BytesIO((mine / "JPEGImages/img-9.jpg").read_bytes())) as picture:
         picture.save(mine / "JPEGImages/img-3.jpg", quality=70)  # Saved again: the same to the eye
+        ImageOps.mirror(picture).save(mine / "JPEGImages/img-5.jpg", quality=80)
     (mine / "JPEGImages/img-4.jpg").write_bytes((mine / "JPEGImages/img-2.jpg").read_bytes())
     kinds = found(mine)
     assert kinds.pop(Kind.LEAK) == ["ImageSets/Segmentation/train.txt: img-8 is in val too"]
     assert kinds.pop(Kind.SAME_IMAGE) == ["JPEGImages/img-1.jpg: as img-7"]
-    assert kinds.pop(Kind.LOOKS_SAME) == ["JPEGImages/img-3.jpg: as img-9"]
+    assert kinds.pop(Kind.LOOKS_SAME) == [
+        "JPEGImages/img-3.jpg: as img-9",
+        "JPEGImages/img-5.jpg: as img-9, mirrored",
+    ]
     assert kinds.pop(Kind.SAME_WITHIN) == ["JPEGImages/img-4.jpg: as img-2"]
     assert not kinds
 
