@@ -1,10 +1,9 @@
-"""The console command `segment-archive`: thin wiring from options to flows, and words for a person."""
+"""The console command `segment-archive`: thin wiring from options to jobs, and words for a person."""
 
 import contextlib
 import os
-import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 # A person at a terminal sees our words; Prefect and Ray report through their own interfaces. Set before their import.
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
@@ -23,7 +22,7 @@ if "PREFECT_HOME" in os.environ:
 
 import typer
 
-from flows import evaluate_cli, operate_cli, prepare_cli, results_cli, train_cli, tune_cli, weights_cli
+from flows import evaluate_cli, execution, operate_cli, prepare_cli, results_cli, train_cli, tune_cli, weights_cli
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,9 +76,7 @@ def run(
 
     The same command continues where the last one ended, whatever ended it; new photographs are simply done.
     """
-    from pydantic import ValidationError
-
-    from tasks import progress
+    from flows import jobs
     from tasks.segmentation.job import ArchiveJob, crf_parameters
 
     given: dict[str, Any] = {
@@ -112,30 +109,9 @@ def run(
     if not crf:
         given["crf"] = None
     elif crf_preset is not None:
-        try:
-            given["crf"] = crf_parameters(crf_preset)
-        except ValueError as error:
-            _fail(str(error))
-    try:
-        job = ArchiveJob(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        _fail(f"{where}: {first['msg']} (given: {first['input']!r}).")
-
-    terminal = progress.Terminal()
-    if terminal.console.is_terminal:
-        terminal.say("Starting Prefect and Ray; the first images come after about 20 seconds.")
-    from flows.segment_archive import segment_archive
-
-    try:
-        with progress.told_to(terminal):
-            state = segment_archive(job, return_state=True)
-    except Exception as error:  # Before Prefect has a run that could have a state
-        _fail(f"Prefect could not start the run: {type(error).__name__}: {error}. {_prefect_hint()}")
-    if not state.is_completed():
-        _fail(state.message or "The job did not end well.")
-    show(state.result(), job.source)
+        given["crf"] = crf_parameters(crf_preset)
+    job = ArchiveJob(**given)
+    show(execution.run(jobs.segment_archive, job), job.source)
 
 
 def show(report: Any, source: str) -> None:
@@ -167,16 +143,6 @@ def show(report: Any, source: str) -> None:
     print(f"Ask them, for example{'' if report.compacted else ' with DuckDB'}:\n{query(report)}")
 
 
-def _prefect_hint() -> str:
-    address = os.environ.get("PREFECT_API_URL")
-    return f"Is the server of PREFECT_API_URL={address} up? Unset it to run without." if address else ""
-
-
-def _fail(sentence: str) -> NoReturn:
-    print(f"segment-archive: {sentence}", file=sys.stderr)
-    raise typer.Exit(1)
-
-
 results_cli.mount(app)
 weights_cli.mount(app)
 tune_cli.mount(app)
@@ -188,7 +154,7 @@ operate_cli.mount(app)
 
 def main() -> None:
     """Entry point of the console command."""
-    app()
+    execution.main(app)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
 """`make demo`: the main job on the photographs of `examples/`, a question to its result, and a picture."""
 
-import sys
 import time
 from pathlib import Path
 
-import flows.cli  # Sets what Prefect and Ray print, before they are imported
-from flows.segment_archive import segment_archive
-from tasks import progress
+import flows.cli
+from flows import execution, jobs
 from tasks.segmentation.contact_sheet import contact_sheet
 from tasks.segmentation.job import ArchiveJob
-from tasks.segmentation.report import ArchiveReport, query
+from tasks.segmentation.report import query
 from tasks.storage import locate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,14 +19,7 @@ def main() -> None:
     start = time.monotonic()
     print(f"Segmenting the photographs in {source.relative_to(ROOT)}/ ...")
     job = ArchiveJob(source=str(source), output=str(output))
-    try:
-        with progress.told_to(progress.Terminal()):
-            state = segment_archive(job, return_state=True)
-    except Exception as error:  # Before Prefect has a run that could have a state
-        sys.exit(f"segment-archive: Prefect could not start the run: {type(error).__name__}: {error}")
-    if not state.is_completed():
-        sys.exit(f"segment-archive: {state.message}")
-    report: ArchiveReport = state.result()  # type: ignore[assignment]
+    report = execution.run(jobs.segment_archive, job)
     flows.cli.show(report, "examples/photographs")
 
     import duckdb
@@ -42,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    execution.main(main)

@@ -26,10 +26,9 @@ def evaluate(
 
     Nothing is measured twice: the same command continues where it was stopped, or says that nothing is new.
     """
-    from pydantic import ValidationError
-
-    from tasks import progress
+    from flows import execution, jobs
     from tasks.evaluation.evaluate import ReevaluateJob
+    from tasks.nights.nightly import NightPlan
     from tasks.segmentation.job import crf_parameters
 
     given: dict[str, Any] = {
@@ -45,30 +44,17 @@ def evaluate(
     if not crf:
         given["crf"] = None
     elif crf_preset is not None:
-        try:
-            given["crf"] = crf_parameters(crf_preset)
-        except ValueError as error:
-            _fail(str(error))
-    try:
-        job = ReevaluateJob(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']} (given: {first['input']!r}).")
-    from flows.reevaluate import reevaluate
-
-    try:
-        with progress.told_to(progress.Terminal()):
-            state = reevaluate(job, return_state=True)
-    except Exception as error:  # Before Prefect has a run that could have a state
-        _fail(f"Prefect could not start the run: {type(error).__name__}: {error}.")
-    # Where the job could not begin, an earlier night is not what was asked for
-    if state.name == "Skipped" or _is_of_latest_night(output, state.message or ""):
-        _show(output)
-        if sheet:
-            _show_sheet(output)
-    if not state.is_completed():
-        _fail(state.message or "The evaluation did not end well.")
-    print(state.message)
+        given["crf"] = crf_parameters(crf_preset)
+    night = execution.run(jobs.reevaluate, ReevaluateJob(**given))
+    _show(output)
+    if sheet:
+        _show_sheet(output)
+    if isinstance(night, NightPlan):
+        print(night.nothing_new)
+    elif night.alarms:
+        execution.fail(night.sentence)
+    else:
+        print(night.sentence)
 
 
 @baseline_app.command("accept")
@@ -108,12 +94,6 @@ def mount(app: typer.Typer) -> None:
     app.command("evaluate")(evaluate)
     app.add_typer(baseline_app, name="baseline")
     app.command("submission")(submission)
-
-
-def _is_of_latest_night(output: str, sentence: str) -> bool:
-    from tasks.nights.record import latest_sentence
-
-    return latest_sentence(output) == sentence
 
 
 def _show(output: str) -> None:

@@ -1,5 +1,6 @@
 """The console commands of who operates: doctor, estimate."""
 
+import os
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -17,13 +18,21 @@ def doctor(
     from tasks.segmentation.doctor import examine
 
     console, ill = Console(highlight=False, soft_wrap=True), 0
-    for finding in examine(output):
+    for finding in examine(output, ("Prefect", _prefect)):
         sign = "[green]ok  [/green]" if finding.healthy else "[red]ILL [/red]"
         console.print(sign, end="")
         console.print(f"{finding.subject}: {finding.words}", markup=False)
         ill += not finding.healthy
     if ill:
         raise typer.Exit(1)
+
+
+def _prefect() -> str:
+    if not os.environ.get("PREFECT_API_URL"):
+        return "PREFECT_API_URL is not set: jobs run without a server"
+    from flows.prefect_runs import server_answers
+
+    return server_answers()
 
 
 def estimate(

@@ -69,25 +69,10 @@ def prepare(
 
 
 def _prepare(given: dict[str, Any]) -> None:
-    from pydantic import ValidationError
+    from flows import execution, jobs
+    from tasks.datasets.prepare import DatasetJob, say_splits
 
-    from flows.prepare_dataset import prepare_dataset
-    from tasks import progress
-    from tasks.datasets.prepare import DatasetJob, DatasetReport, say_splits
-
-    try:
-        job = DatasetJob(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']} (given: {first['input']!r}).")
-    try:
-        with progress.told_to(progress.Terminal()):
-            state = prepare_dataset(job, return_state=True)
-    except Exception as error:  # Before Prefect has a run that could have a state
-        _fail(f"Prefect could not start the run: {type(error).__name__}: {error}")
-    if not state.is_completed():
-        _fail(state.message or "The job did not end well.")
-    report: DatasetReport = state.result()  # type: ignore[assignment]
+    report = execution.run(jobs.prepare_dataset, DatasetJob(**given))
     splits = f"{report.name}: {say_splits(report.splits)} images"
     if report.unchanged:
         print(f"Nothing to do: {splits} are in {report.output}.")

@@ -185,17 +185,12 @@ def compact(
     ] = 60,
 ) -> None:
     """Put few large files in the place of many small ones; every reader honours them, and no mask is touched."""
-    from pydantic import ValidationError
-
+    from flows import execution, jobs
     from tasks.results.compaction import CompactJob
-    from tasks.results.compaction import compact as compact_run
 
-    try:
-        job = CompactJob(output=output, run=run, expire=expire, grace_minutes=grace_minutes)
-    except ValidationError as error:
-        _refuse(error)
-    with _Counter("files") as counter:
-        done = _or_fail(lambda: compact_run(job, counter))
+    done = execution.run(
+        jobs.compact_run, CompactJob(output=output, run=run, expire=expire, grace_minutes=grace_minutes)
+    )
     print(done.told())
     print(f"In {done.folder}")
 

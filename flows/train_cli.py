@@ -1,7 +1,6 @@
 """The console command `segment-archive train`."""
 
-import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -43,9 +42,7 @@ def train(
 
     The same command goes on from the newest checkpoint, whatever ended the last one; to the last bit on CPUs.
     """
-    from pydantic import ValidationError
-
-    from tasks import progress
+    from flows import execution, jobs
     from tasks.training.job import TrainJob
 
     given: dict[str, Any] = {
@@ -72,21 +69,11 @@ def train(
         "max_failures": max_failures,
         "compiled": compiled,
     }
-    try:
-        job = TrainJob(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}")
-    terminal = progress.Terminal()
-    from flows.train_model import plan_training, train_model
-
-    with progress.told_to(terminal):
-        if terminal.console.is_terminal:
-            terminal.say("Starting Prefect and Ray; the first step comes after about 20 seconds.")
-        state: Any = (plan_training if dry_run else train_model)(job, return_state=True)
-    if not state.is_completed():
-        _fail(state.message or "The training did not end well.")
-    (_show_plan if dry_run else _show)(state.result())
+    job = TrainJob(**given)
+    if dry_run:
+        _show_plan(execution.run(jobs.plan_training, job))
+    else:
+        _show(execution.run(jobs.train_model, job))
 
 
 def list_recipes() -> None:
@@ -139,8 +126,3 @@ def _show_plan(plan: Any) -> None:
     )
     hours, minutes = divmod(round(plan.seconds_left / 60), 60)
     print(f"{plan.steps} steps to do: {hours} h {minutes} min, validations not counted.")
-
-
-def _fail(sentence: str) -> NoReturn:
-    print(f"segment-archive: {sentence}", file=sys.stderr)
-    raise typer.Exit(1)

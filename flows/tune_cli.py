@@ -1,6 +1,5 @@
 """The console command `segment-archive tune-crf`."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -17,31 +16,21 @@ def tune_crf(
     seed: Annotated[int, typer.Option(help="Draws images and bootstrap samples.")] = 0,
 ) -> None:
     """Search the CRF parameters with the best mean IoU, coarse to fine, as the papers do."""
-    from pydantic import ValidationError
+    from flows import execution, jobs
+    from tasks.evaluation.tuning import TuneJob
 
-    from flows.tune_crf import tune_crf as flow
-    from tasks.evaluation.tuning import TuneJob, TuneReport
-
-    try:
-        job = TuneJob(
-            scores=scores,
-            images=images,
-            truth=truth,
-            output=output,
-            num_images=num_images,
-            num_held_out=num_held_out,
-            rounds=rounds,
-            seed=seed,
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        print(f"segment-archive: {'.'.join(map(str, first['loc']))}: {first['msg']}.", file=sys.stderr)
-        raise typer.Exit(1) from None
-    state = flow(job, return_state=True)
-    print(("" if state.is_completed() else "segment-archive: ") + (state.message or ""))
-    if not state.is_completed():
-        raise typer.Exit(1)
-    report: TuneReport = state.result()  # type: ignore[assignment]
+    job = TuneJob(
+        scores=scores,
+        images=images,
+        truth=truth,
+        output=output,
+        num_images=num_images,
+        num_held_out=num_held_out,
+        rounds=rounds,
+        seed=seed,
+    )
+    report = execution.run(jobs.tune_crf, job)
+    print(report.told())
     print(f"Best: {report.best}")
     print(f"Table, report and picture: {output}")
 

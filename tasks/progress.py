@@ -1,50 +1,70 @@
-"""How far a job is, told to whoever listens: the terminal, a Prefect artifact. Telling never stops the job."""
+"""Progress of a job: one state, and listeners that show it. A listener that fails never stops the job.
+
+Listeners here: the terminal, and its lines where standard error is no terminal. Prefect's lives in `flows/`.
+"""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
-from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.context import FlowRunContext, TaskRunContext
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-_ARTIFACT_EVERY_S = 5.0
 _LINE_EVERY_S = 10.0
+_REDRAW_EVERY_S = 0.1
+
+_MEANING_S = 4.0
+_MEANING_STEPS = 2
+"""No rate before so much time and so many reports after the first: units are committed in bursts."""
 
 
 @dataclass
 class State:
     """How far a job is."""
 
-    total: int
-    """Images in the archive."""
+    total: int | None
+    """Of `unit`; None where nobody knows."""
 
     done: int = 0
-    """Images that have a row, by this session or an earlier one."""
+    """Done by this session or an earlier one."""
 
     errors: int = 0
     """Error rows made in this session."""
 
     rate: float = 0.0
-    """Images per second in this session."""
+    """`unit` per second in this session; 0 until it means something."""
+
+    title: str = "segmenting"
+    unit: str = "images"
+    """What is counted; "bytes" are shown as MB."""
+
+    note: str = ""
+    """What else a person wants to know at the moment: loss, device."""
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds to the end; None before a rate means something."""
+        if not self.rate or self.total is None:
+            return None
+        return max(0.0, (self.total - self.done) / self.rate)
+
+    def words(self) -> str:
+        """Amount, rate, errors and time left in one line."""
+        scale, name = (1e6, "MB") if self.unit == "bytes" else (1, self.unit)
+        of = f" of {self.total / scale:,.0f}" if self.total else ""
+        parts = [f"{self.done / scale:,.0f}{of} {name}"]
+        parts += [f"{self.rate / scale:,.1f} {name}/s"] if self.rate else []
+        parts += [self.note] if self.note else []
+        parts += [f"{self.errors} errors"] if self.errors else []
+        left = self.left_s
+        parts += [f"{duration(left)} left"] if left is not None else []
+        return ", ".join(parts)
 
 
 class Listener(Protocol):
-    """Somebody who wants to know."""
+    """Shows or records progress."""
 
     def begin(self, state: State) -> None: ...
     def advance(self, state: State) -> None: ...
@@ -53,7 +73,7 @@ class Listener(Protocol):
 
 
 class Terminal:
-    """A progress bar on standard error; a line every now and then where that is no terminal."""
+    """A progress bar on standard error; a line every ten seconds where that is no terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -61,30 +81,26 @@ class Terminal:
         self._last_line = 0.0
 
     def begin(self, state: State) -> None:
+        self._last_line = time.monotonic()
         if not self.console.is_terminal:
             return
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("[bold]segmenting"),
+            TextColumn("[bold]{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[errors]}"),
+            TextColumn("{task.fields[words]}", markup=False),
             console=self.console,
+            transient=True,
         )
         self._bar.start()
-        self._task = self._bar.add_task("", total=state.total, completed=state.done, rate="starting", errors="")
+        self._task = self._bar.add_task(state.title, total=state.total, completed=state.done, words="starting")
 
     def advance(self, state: State) -> None:
-        errors = f"[red]{state.errors} errors" if state.errors else ""
         if self._bar is not None:
-            rate = f"{state.rate:.1f} images/s" if state.rate else ""
-            self._bar.update(self._task, completed=state.done, rate=rate, errors=errors)
-        elif time.monotonic() - self._last_line > 10:
+            self._bar.update(self._task, completed=state.done, words=state.words())
+        elif time.monotonic() - self._last_line > _LINE_EVERY_S:
             self._last_line = time.monotonic()
-            self.say(f"{state.done} of {state.total} images, {state.rate:.1f} images/s, {state.errors} errors")
+            self.say(f"{state.title}: {state.words()}")
 
     def end(self, state: State) -> None:
         if self._bar is not None:
@@ -95,48 +111,13 @@ class Terminal:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-class PrefectArtifact:
-    """A progress artifact of the running flow; silent outside of one."""
-
-    def __init__(self) -> None:
-        self._artifact: UUID | None = None
-        self._last = 0.0
-
-    def begin(self, state: State) -> None:
-        if FlowRunContext.get() is None and TaskRunContext.get() is None:
-            return
-        share = 100.0 * state.done / max(1, state.total)
-        created = create_progress_artifact(progress=share, description=self._text(state))
-        self._artifact = created if isinstance(created, UUID) else None
-
-    def advance(self, state: State) -> None:
-        if self._artifact is not None and time.monotonic() - self._last > _ARTIFACT_EVERY_S:
-            self._last = time.monotonic()
-            self._update(state)
-
-    def end(self, state: State) -> None:
-        if self._artifact is not None:
-            self._update(state)
-
-    def say(self, text: str) -> None:
-        pass
-
-    def _update(self, state: State) -> None:
-        assert self._artifact is not None
-        share = 100.0 * state.done / max(1, state.total)
-        update_progress_artifact(self._artifact, progress=share, description=self._text(state))
-
-    @staticmethod
-    def _text(state: State) -> str:
-        return f"{state.done} of {state.total} images, {state.rate:.1f} images/s, {state.errors} errors"
-
-
 _listeners: list[Listener] = []
+_last: State | None = None
 
 
 @contextlib.contextmanager
 def told_to(*listeners: Listener) -> Iterator[None]:
-    """Within, jobs of this process also tell these listeners."""
+    """Within, jobs of this process also report to these listeners."""
     _listeners.extend(listeners)
     try:
         yield
@@ -146,76 +127,81 @@ def told_to(*listeners: Listener) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Tell a sentence to a person who watches."""
+    """Print a sentence to a person who watches."""
     for listener in _listeners:
         with contextlib.suppress(Exception):
             listener.say(text)
 
 
-@contextlib.contextmanager
-def measured(title: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
-    """Within, the yielded function tells how much is done in all; a person sees speed and time left.
+def last() -> State | None:
+    """The state that was reported last in this process; None where no job has reported any."""
+    return _last
 
-    unit: what is counted; "bytes" are shown as MB.
-    """
-    terminal = next((listener for listener in _listeners if isinstance(listener, Terminal)), None)
-    if terminal is not None and terminal.console.is_terminal:
-        amount: list[ProgressColumn] = [MofNCompleteColumn()]
-        if unit == "bytes":
-            amount = [DownloadColumn(), TransferSpeedColumn()]
-        columns = [SpinnerColumn(), TextColumn(f"[bold]{title}"), BarColumn(), *amount, TimeRemainingColumn()]
-        with Progress(*columns, console=terminal.console) as bar:
-            shown = bar.add_task("", total=total)
-            yield lambda done: bar.update(shown, completed=done)
-        return
-    begin = last = time.monotonic()
-    first: int | None = None
 
-    def tell(done: int) -> None:
-        nonlocal last, first
-        now = time.monotonic()
-        first = done if first is None else first
-        if now - last < _LINE_EVERY_S or done == first:
-            return
-        last = now
-        rate = (done - first) / (now - begin)
-        left = f", {(total - done) / rate:.0f} s left" if total and rate > 0 else ""
-        scale, name = (1e6, "MB") if unit == "bytes" else (1, unit)
-        of = f" of {total / scale:,.0f}" if total else ""
-        say(f"{title}: {done / scale:,.0f}{of} {name}, {rate / scale:,.1f} {name}/s{left}")
-
-    yield tell
+def duration(seconds: float) -> str:
+    """A length of time for a person."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class Tracker:
-    """Counts, and tells the listeners; a listener that fails is not asked again."""
+    """Counts, and reports to the listeners; a listener that fails is not asked again."""
 
-    def __init__(self, total: int, done: int) -> None:
-        self.state = State(total, done)
+    def __init__(self, total: int | None, done: int = 0, *, title: str = "segmenting", unit: str = "images") -> None:
+        global _last
+        self.state = _last = State(total, done, title=title, unit=unit)
         self._start: float | None = None
-        self._done_before = done
-        self._listeners: list[Listener] = [*_listeners, PrefectArtifact()]
-        self._tell("begin")
+        self._done_before, self._reports = done, 0
+        self._listeners = list(_listeners)
+        self._report("begin")
 
-    def advance(self, images: int, errors: int) -> None:
-        """These many images have got their row, these many of them error rows."""
+    def advance(self, amount: int, errors: int = 0, note: str = "") -> None:
+        """So many more are done, these many of them with an error row."""
         state = self.state
-        state.done += images
+        state.done += amount
         state.errors += errors
+        state.note = note
         now = time.monotonic()
-        if self._start is None:  # Reckoned from the first commit: the start of the workers says nothing of the rest
+        if self._start is None:  # From the first commit: the start of the workers says nothing of the rest
             self._start, self._done_before = now, state.done
-        elif now > self._start:
-            state.rate = (state.done - self._done_before) / (now - self._start)
-        self._tell("advance")
+        else:
+            self._reports += 1
+            if now - self._start >= _MEANING_S and self._reports >= _MEANING_STEPS:
+                state.rate = (state.done - self._done_before) / (now - self._start)
+        self._report("advance")
+
+    def restart(self, done: int) -> None:
+        """Go on counting from here: what was done since is lost, and its rate with it."""
+        self.state.done, self.state.rate, self._start, self._reports = done, 0.0, None, 0
 
     def end(self) -> None:
         """The session is over."""
-        self._tell("end")
+        self._report("end")
 
-    def _tell(self, what: str) -> None:
+    def _report(self, what: str) -> None:
         for listener in list(self._listeners):
             try:
                 getattr(listener, what)(self.state)
             except Exception:  # A dead Prefect server or a closed terminal is no reason to stop an archive
                 self._listeners.remove(listener)
+
+
+@contextlib.contextmanager
+def measured(title: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
+    """Within, the yielded function reports how much is done in all."""
+    tracker = Tracker(total, title=title, unit=unit)
+    last_report = 0.0
+
+    def report(done: int) -> None:
+        nonlocal last_report
+        now = time.monotonic()
+        if now - last_report < _REDRAW_EVERY_S and done != total:  # Downloads report every block
+            return
+        last_report = now
+        tracker.advance(done - tracker.state.done)
+
+    try:
+        yield report
+    finally:
+        tracker.end()

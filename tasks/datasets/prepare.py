@@ -12,10 +12,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import annotated_types
-from prefect import task
-from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
-from prefect.context import FlowRunContext
 from pydantic import BaseModel
 
 from segcore.pair_check import ADVICE, Kind, Level
@@ -145,7 +141,6 @@ class DatasetReport(BaseModel, frozen=True, use_attribute_docstrings=True):
     """Of checking and writing."""
 
 
-@task(name="fetch-archives", cache_policy=NO_CACHE)
 def fetch_archives(job: DatasetJob) -> dict[str, Fetched]:
     """Bring what the dataset is made of: archives whose checksum is right, or folders."""
     _require_sense(job)
@@ -167,7 +162,6 @@ def fetch_archives(job: DatasetJob) -> dict[str, Fetched]:
     }
 
 
-@task(name="unpack-archives", cache_policy=NO_CACHE)
 def unpack_archives(job: DatasetJob, fetched: dict[str, Fetched]) -> Sources:
     """Take images, masks and lists out of the archives; folders stay where they are."""
     folders = {}
@@ -186,7 +180,6 @@ def unpack_archives(job: DatasetJob, fetched: dict[str, Fetched]) -> Sources:
     return Sources(voc=voc, sbd=folders.get("sbd"), origins=origins)
 
 
-@task(name="check-pairs", cache_policy=NO_CACHE)
 def check_pairs(job: DatasetJob, sources: Sources) -> CheckSummary:
     """Read every image and mask once; write what is wrong, and stop where it makes pairs or splits unusable."""
     output = storage.locate(job.output)
@@ -201,7 +194,6 @@ def check_pairs(job: DatasetJob, sources: Sources) -> CheckSummary:
     return CheckSummary(pairs=len(examined.checks), findings=count)
 
 
-@task(name="write-shards", cache_policy=NO_CACHE)
 def write_shards(job: DatasetJob, sources: Sources) -> DatasetReport:
     """Write the shards that are not there yet, a picture of a few samples, and the manifest last."""
     start = time.monotonic()
@@ -245,22 +237,6 @@ def write_shards(job: DatasetJob, sources: Sources) -> DatasetReport:
         digest=manifest.digest,
         seconds=time.monotonic() - start,
     )
-
-
-@task(name="publish-dataset", cache_policy=NO_CACHE)
-def publish_dataset(report: DatasetReport) -> None:
-    """Show a dataset in Prefect: splits, classes, findings."""
-    if FlowRunContext.get() is None:
-        return
-    lines = [
-        f"# {report.name}: {say_splits(report.splits)}",
-        f"In `{report.output}`, digest `{report.digest[:12]}`.",
-        "",
-    ]
-    lines += ["| class | images | pixels |", "|---|---:|---:|"]
-    lines += [f"| {name} | {images:,} | {pixels:,} |" for name, (images, pixels) in report.classes.items()]
-    lines += ["", "| finding | times |", "|---|---:|", *(f"| {kind} | {n:,} |" for kind, n in report.findings.items())]
-    create_markdown_artifact(key="prepare-dataset", markdown="\n".join(lines), description=report.name)
 
 
 def say_splits(splits: dict[str, int]) -> str:

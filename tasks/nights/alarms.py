@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from prefect.events import emit_event
-
 from segcore.comparison import Difference, compare
 from tasks import storage
 from tasks.evaluation.counts import Counts, read_counts
@@ -17,9 +15,6 @@ from tasks.evaluation.record import evaluation_of, read_record
 from tasks.nights.baselines import read_baseline
 from tasks.nights.record import Alarm, Night
 from tasks.storage import Location
-
-EVENT = "segment-archive.regression"
-"""Name of the Prefect event that automations listen to."""
 
 
 def find_alarms(job: ReevaluateJob, night: Night, records: dict[str, dict[str, Any]]) -> list[Alarm]:
@@ -53,28 +48,6 @@ def find_alarms(job: ReevaluateJob, night: Night, records: dict[str, dict[str, A
             before, after = found
             pairs += [(now, stage, before, after) for stage in now.stages if stage in before.confusion]
     return alarms + _worse(job, pairs)
-
-
-def tell_automations(night: Night) -> None:
-    """Emit a Prefect event for every alarm of a night."""
-    for alarm in night.alarms:
-        emit_event(
-            event=EVENT,
-            resource={
-                "prefect.resource.id": f"segment-archive.model.{alarm.model}",
-                "prefect.resource.name": alarm.model,
-                "segment-archive.kind": alarm.kind,
-            },
-            payload={
-                "sentence": alarm.sentence,
-                "model": alarm.model,
-                "kind": alarm.kind,
-                "run": night.run,
-                "dataset": night.dataset,
-                "differences": alarm.differences,
-                "report": night.report,
-            },
-        )
 
 
 def _counts_of_both(output: Location, before_id: str, now: Evaluation) -> tuple[Counts, Counts] | str:

@@ -16,11 +16,6 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from prefect import runtime, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
-from prefect.context import FlowRunContext, TaskRunContext
-
 from tasks import cluster, progress, storage
 from tasks.errors import JobError
 from tasks.evaluation.evaluate import (
@@ -34,13 +29,11 @@ from tasks.evaluation.evaluate import (
 from tasks.evaluation.judging import evaluate
 from tasks.evaluation.record import read_record
 from tasks.models.registry import list_models
-from tasks.nights.alarms import find_alarms, tell_automations
+from tasks.nights.alarms import find_alarms
 from tasks.nights.baselines import read_baseline
 from tasks.nights.metrics import append_metrics
 from tasks.nights.page import write_page
 from tasks.nights.record import ModelNight, Night, last_night, listed, write_night
-from tasks.nights.sheet import sheet_cells, sheet_of
-from tasks.nights.words import markdown
 from tasks.storage import Location
 
 
@@ -58,7 +51,6 @@ class NightPlan:
     """Sentence that says so, where the last night was the same."""
 
 
-@task(name="plan-night", cache_policy=NO_CACHE)
 def plan_night(job: ReevaluateJob) -> NightPlan:
     """Name the night, and see whether anything changed since the last one; reads cards and digests only."""
     output = storage.locate(job.output)
@@ -96,7 +88,6 @@ def _baselines(output: Location, models: dict[str, Any]) -> dict[str, Any]:
     return {model: read_baseline(output, model).get("evaluations") for model in models}
 
 
-@task(name="evaluate-models", cache_policy=NO_CACHE)
 def evaluate_models(job: ReevaluateJob, plan: NightPlan) -> Night:
     """Evaluate every model of the registry as far as that is not done; a broken one keeps no other from its turn."""
     manifest, split = open_dataset(job)
@@ -129,46 +120,25 @@ def evaluate_models(job: ReevaluateJob, plan: NightPlan) -> Night:
     return night
 
 
-@task(name="judge-night", cache_policy=NO_CACHE)
 def judge_night(job: ReevaluateJob, night: Night) -> Night:
-    """Compare with the baselines, append to the metrics, and tell automations of every reason for an alarm."""
+    """Compare with the baselines, and append to the metrics."""
     output = storage.locate(job.output)
     records = {evaluation_id: read_record(output, evaluation_id) for evaluation_id in night.evaluations}
     night.alarms = find_alarms(job, night, records)
     append_metrics(output, night, records)
     if job.report and records:
         night.report = (output / "reports" / night.run / "report.html").uri
-    tell_automations(night)  # Before the pictures, so that nothing that goes wrong with them keeps it from anybody
     return night
 
 
-@task(name="publish-night", cache_policy=NO_CACHE)
 def publish_night(job: ReevaluateJob, night: Night) -> Night:
-    """Write the report, and tell what was found as artifacts of the flow run."""
+    """Write the report."""
     output = storage.locate(job.output)
     if night.report is not None:
         write_page(output, night, job.dataset)
-    if FlowRunContext.get() is not None or TaskRunContext.get() is not None:
-        create_markdown_artifact(
-            markdown=markdown(output, night, job.dataset), key="segment-archive-night", description="What a night found"
-        )
-        rows = [sheet_cells(row) for row in sheet_of(output, night.evaluations)]
-        create_table_artifact(table=rows, key="segment-archive-sheet", description="Our numbers beside the papers'")
     return night
 
 
-@task(name="close-night", cache_policy=NO_CACHE)
 def close_night(job: ReevaluateJob, night: Night) -> None:
     """Write the record of the night: the last thing of it, so that what was cut short is done again."""
     write_night(storage.locate(job.output), night)
-
-
-def stale(job: ReevaluateJob) -> str | None:
-    """Sentence that says so, where this run of a deployment starts too long after its time; None otherwise."""
-    due = runtime.flow_run.scheduled_start_time
-    if runtime.deployment.id is None or due is None:
-        return None
-    hours = (datetime.datetime.now(datetime.UTC) - due).total_seconds() / 3600
-    if hours <= job.stale_after_hours:
-        return None
-    return f"Due {hours:.0f} hours ago, at {due:%Y-%m-%d %H:%M} UTC: too late to be of use; the next night is as good."

@@ -22,8 +22,6 @@ import annotated_types
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
 from tasks import storage
@@ -144,12 +142,6 @@ class _State:
 
     others: int = 0
     pointer: Pointer = field(default_factory=Pointer)
-
-
-@task(name="compact-archive", cache_policy=NO_CACHE)
-def compact_archive(job: CompactJob) -> CompactReport:
-    """Compact one run of an output."""
-    return compact(job)
 
 
 def compact(job: CompactJob, advance: Callable[[int, int], None] | None = None) -> CompactReport:

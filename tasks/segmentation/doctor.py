@@ -27,10 +27,11 @@ class Finding:
     """What was found, or what is wrong and what helps."""
 
 
-def examine(output: str | None = None) -> Iterator[Finding]:
+def examine(output: str | None = None, *more: tuple[str, Callable[[], str]]) -> Iterator[Finding]:
     """Look at everything, one after another; what raises is a finding too.
 
     output: a folder or bucket prefix that a job is to write to; one small file is written there, read and removed.
+    more: subjects that only the caller knows about, with their checks.
     """
     checks: list[tuple[str, Callable[[], str]]] = [
         ("versions", _versions),
@@ -38,7 +39,7 @@ def examine(output: str | None = None) -> Iterator[Finding]:
         ("CRF engine", _engine),
         ("storage", lambda: _storage(output)),
         ("Ray", _ray),
-        ("Prefect", _prefect),
+        *more,
     ]
     for subject, check in checks:
         try:
@@ -57,10 +58,9 @@ def _versions() -> str:
             named.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             raise JobError(f"{package} is not installed: run `make setup`, or pip install the project.") from None
-    import fastapi
-
-    if tuple(int(part) for part in fastapi.__version__.split(".")[:2]) >= (0, 140):
-        raise JobError(f"fastapi {fastapi.__version__} breaks Prefect: pip install 'fastapi<0.140'.")
+    fastapi = importlib.metadata.version("fastapi")
+    if tuple(int(part) for part in fastapi.split(".")[:2]) >= (0, 140):
+        raise JobError(f"fastapi {fastapi} breaks Prefect: pip install 'fastapi<0.140'.")
     return ", ".join(named)
 
 
@@ -125,23 +125,3 @@ def _ray() -> str:
     if cpus < 1:
         raise JobError(f"The cluster at {address} has no CPUs: add a node, or let the job ask for `cpus`.")
     return f"the cluster at {address} has {cpus:g} CPUs and {gpus:g} GPUs"
-
-
-def _prefect() -> str:
-    address = os.environ.get("PREFECT_API_URL", "")
-    if not address:
-        return "PREFECT_API_URL is not set: runs start a server of their own"
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    with temporary_settings({PREFECT_API_URL: address}), get_client(sync_client=True) as client:
-        problem = client.api_healthcheck()
-        if problem is None:
-            pools = [pool.name for pool in client.read_work_pools()]
-    if problem is not None:
-        raise JobError(
-            f"Nobody answers at PREFECT_API_URL={storage_faults.scrub(address)}: start the server, or unset it."
-        )
-    if not pools:
-        raise JobError(f"The server at {storage_faults.scrub(address)} has no work pool: see infra/README.md.")
-    return f"the server at {storage_faults.scrub(address)} answers; work pools: {', '.join(pools)}"

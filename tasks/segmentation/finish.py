@@ -3,11 +3,6 @@
 import dataclasses
 import hashlib
 
-from prefect import task
-from prefect.artifacts import create_link_artifact
-from prefect.cache_policies import NO_CACHE
-from prefect.context import FlowRunContext, TaskRunContext
-
 from tasks import progress, storage
 from tasks.archive import pointer as pointers
 from tasks.archive import runs
@@ -16,15 +11,14 @@ from tasks.archive.output import Output
 from tasks.errors import JobError
 from tasks.results.reading import Results
 from tasks.results.report import ReportJob, build_report
-from tasks.segmentation.job import RETRIES, ArchiveJob, ArchivePlan, Identity, identify, manifest_folder, png_folder
+from tasks.segmentation.job import ArchiveJob, ArchivePlan, Identity, identify, manifest_folder, png_folder
 from tasks.segmentation.proof import check_run, most_images_first
-from tasks.segmentation.report import ArchiveReport, ClassCount, show
+from tasks.segmentation.report import ArchiveReport, ClassCount
 from tasks.segmentation.session import SessionReport
 from tasks.storage import Location
 from tasks.stream.png_files import png_name, write_png
 
 
-@task(name="publish-report", cache_policy=NO_CACHE, **RETRIES)
 def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -> ArchiveReport:
     """Check that every image has exactly one row, write the run record, and show what is in the archive."""
     output = storage.locate(job.output)
@@ -55,13 +49,11 @@ def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -
     }
     runs.end(output, plan.run_id, runs.FINISHED, dataclasses.asdict(session) if session.images else None, **facts)
     Output(output).sweep()
-    show(report)
     return report
 
 
-@task(name="publish-gallery", cache_policy=NO_CACHE)
 def publish_gallery(job: ArchiveJob, report: ArchiveReport) -> ArchiveReport:
-    """Make the gallery of a sample, and show its link; returns the report with it.
+    """Make the gallery of a sample; returns the report with its address.
 
     The rows are proved and recorded by now: whatever goes wrong here is said, and fails nothing.
     """
@@ -74,13 +66,6 @@ def publish_gallery(job: ArchiveJob, report: ArchiveReport) -> ArchiveReport:
         if report.done_now or not storage.exists(index):
             build_report(ReportJob(output=job.output, run=report.run_id, images=job.gallery_images))
         pictured = sheet.uri if storage.exists(sheet) else None
-        if FlowRunContext.get() is not None or TaskRunContext.get() is not None:
-            create_link_artifact(
-                link=storage.web_address(index),
-                link_text=f"Gallery of {report.masks} masks: {index.uri}",
-                key="segment-archive-gallery",
-                description="What the masks look like",
-            )
     except Exception as error:
         progress.say(f"No gallery was made ({str(error) or type(error).__name__}). The masks are complete.")
         return report

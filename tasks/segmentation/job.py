@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import annotated_types
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
 from segcore import checkpoint, models, refinement
@@ -29,7 +27,7 @@ from tasks.archive.manifest import PART_IMAGES, Manifest, Part, extend
 from tasks.archive.output import Output, source_id
 from tasks.archive.schema import SCHEMA_VERSION
 from tasks.archive.sources import Source, list_source
-from tasks.errors import JobError, worth_another_try
+from tasks.errors import JobError
 from tasks.models.remote import local_model
 from tasks.storage import Location
 from tasks.stream.apart import limits_of
@@ -37,16 +35,6 @@ from tasks.stream.units import MaskParams, Unit, mask_file
 
 DEFAULT_MODEL = "pspnet14"
 """The model whose weights ship with the project; see docs/default-model.md."""
-
-RETRIES: dict[str, Any] = {
-    "retries": 2,
-    "retry_delay_seconds": [10, 60],
-    "retry_jitter_factor": 0.5,
-    "retry_condition_fn": worth_another_try,
-}
-"""Of tasks that go on where they ended: a lost node or an outage is worth another try, a job that cannot run is not.
-There is no limit of time for a whole archive; `tasks.stream.growth` ends a session in which nothing is finished any
-more."""
 
 
 class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -144,7 +132,6 @@ class ArchivePlan:
     remaining_images: int
 
 
-@task(name="list-archive", cache_policy=NO_CACHE, **RETRIES)
 def list_archive(job: ArchiveJob) -> ArchivePlan:
     """Add what the source holds to the manifest, and say what remains to be done."""
     output = storage.locate(job.output)

@@ -1,10 +1,7 @@
-"""What came out of a run, and how it is told: to Prefect, as Markdown, as a first question to the files."""
+"""What came out of a run: the report, as Markdown, and a first question to the files."""
 
 import shlex
 from dataclasses import dataclass, field
-
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.context import FlowRunContext, TaskRunContext
 
 from tasks.segmentation.session import SessionReport
 
@@ -54,19 +51,6 @@ class ArchiveReport:
     @property
     def num_errors(self) -> int:
         return sum(self.errors.values())
-
-
-def show(report: ArchiveReport) -> None:
-    """Prefect artifacts of the running flow: a summary, and a table of what is in the archive."""
-    if FlowRunContext.get() is None and TaskRunContext.get() is None:
-        return
-    create_markdown_artifact(markdown=summary(report), key="segment-archive-summary", description="What came out")
-    rows = [
-        {"class": name, "images": count.images, "share of images": f"{count.images / max(1, report.masks):.1%}"}
-        for name, count in report.classes.items()
-    ]
-    if rows:
-        create_table_artifact(table=rows, key="segment-archive-classes", description="What is in the archive")
 
 
 def summary(report: ArchiveReport) -> str:

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from segcore import checkpoint
 from tasks import cluster, logs, progress, storage, storage_faults
@@ -21,7 +19,6 @@ from tasks.archive.manifest import Manifest
 from tasks.archive.pointer import masks_folder
 from tasks.errors import InterruptedJobError, JobError
 from tasks.segmentation.job import (
-    RETRIES,
     ArchiveJob,
     ArchivePlan,
     Identity,
@@ -70,7 +67,6 @@ class SessionReport:
     """Which stage starved another, and what to add; empty where they were in balance."""
 
 
-@task(name="segment-remaining", cache_policy=NO_CACHE, **RETRIES)
 def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
     """Stream every image that has no committed row through reading, scoring and refinement."""
     session = SessionReport()

@@ -12,9 +12,6 @@ What a worker does is in `loop.py`, what a step does in `segcore/training.py`.
 
 import time
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from tasks import cluster, storage
 from tasks.training import checkpoints
 from tasks.training.driver import Driver
@@ -27,7 +24,6 @@ from tasks.training.resolved import resolve
 _MEASURED_STEPS = 6
 
 
-@task(name="train", cache_policy=NO_CACHE)
 def train(job: TrainJob) -> TrainReport:
     """Train from where OUTPUT stands to the last step, and write the model."""
     resolved = resolve(job)
@@ -46,7 +42,6 @@ def train(job: TrainJob) -> TrainReport:
         return make_report(resolved, record, start=start, seconds=time.monotonic() - began, restarts=restarts)
 
 
-@task(name="plan-training", cache_policy=NO_CACHE)
 def plan(job: TrainJob) -> TrainPlan:
     """What `train` would do: counted, and measured over a few steps whose work is thrown away."""
     resolved = resolve(job)

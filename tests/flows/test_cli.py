@@ -38,7 +38,7 @@ def test_bad_options_are_refused_before_anything_starts(command, tmp_path):
         (("--limit", "0"), "limit"),
     ]:
         told = command("run", tmp_path, tmp_path / "out", *options)
-        assert told.returncode == 1 and words in told.stderr
+        assert told.returncode == 2 and words in told.stderr
         assert "Traceback" not in told.stderr + told.stdout
         assert len(told.stderr.strip().splitlines()) == 1
 
@@ -65,6 +65,14 @@ def test_a_prefect_server_that_is_not_there_is_named(command, photographs, tmp_p
     told = command("run", photographs, tmp_path / "out", "--untrained")
     assert told.returncode == 1 and "PREFECT_API_URL=http://127.0.0.1:9/api" in told.stderr
     assert "Traceback" not in told.stderr
+
+
+def test_the_doctor_names_a_prefect_server_that_is_not_there(command, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+    told = command("doctor")
+    assert told.returncode == 1 and "Traceback" not in told.stderr
+    assert "ILL Prefect: Nobody answers at PREFECT_API_URL=http://127.0.0.1:9/api" in told.stdout
 
 
 def test_the_query_that_is_shown_can_be_asked(tmp_path):

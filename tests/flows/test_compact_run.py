@@ -1,4 +1,4 @@
-from flows.compact_run import compact_run
+from flows.prefect_runs import compact_run
 from tasks.results.compaction import CompactJob
 from tasks.results.reading import open_results
 from tests.outputs import error_row, write_run

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from flows.prepare_dataset import prepare_dataset
+from flows.prefect_runs import prepare_dataset
 from tasks.datasets.prepare import DatasetJob
 from tests.datasets import make_dataset
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from prefect.client.schemas.objects import State
 
-from flows.reevaluate import reevaluate
+from flows.prefect_runs import reevaluate
 from tasks.errors import JobError
 from tasks.evaluation.evaluate import ReevaluateJob, evaluations_of, open_dataset
 from tasks.models.registry import list_models

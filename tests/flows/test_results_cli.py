@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
 import flows.cli
+from tests.console import invoke
 
 
 @pytest.fixture
 def command():
     def call(*arguments):
-        return CliRunner().invoke(flows.cli.app, [str(a) for a in arguments])
+        return invoke(flows.cli.app, *arguments)
 
     return call
 
@@ -109,4 +109,4 @@ def test_compact_says_what_it_did(command, tmp_path):
     assert "Nothing to compact in run run0.\n5 small files were removed." in told.stdout
     assert "9" in command("query", tmp_path, "SELECT count(*) FROM errors").stdout
     refused = command("compact", tmp_path, "--grace-minutes", "-1")
-    assert refused.exit_code == 1 and "grace_minutes: Input should be greater" in refused.stderr
+    assert refused.exit_code == 2 and "grace_minutes: Input should be greater" in refused.stderr

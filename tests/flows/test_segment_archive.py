@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.segment_archive import segment_archive
+from flows.prefect_runs import segment_archive
 from tasks.segmentation.job import ArchiveJob
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "ray_cluster")

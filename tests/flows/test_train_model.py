@@ -6,12 +6,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.train_model import train_model
+from flows.prefect_runs import train_model
 from segcore import checkpoint
 from tasks.training.job import TrainJob
+from tests.console import invoke
 from tests.tasks.small_dataset import CLASSES, write_dataset
 
 
@@ -62,12 +62,12 @@ def test_a_training_from_data_to_model(ray_cluster, prefect_server, tmp_path: Pa
 
 
 def test_recipes_are_listed():
-    result = CliRunner().invoke(app, ["recipes"])
+    result = invoke(app, "recipes")
     assert result.exit_code == 0
     assert "deeplab_v2_resnet101" in result.output
 
 
 def test_mistakes_at_the_door_name_the_culprit(tmp_path: Path):
-    result = CliRunner().invoke(app, ["train", str(tmp_path), str(tmp_path / "out"), "--recipe", "pspnet"])
-    assert result.exit_code == 1
+    result = invoke(app, "train", tmp_path, tmp_path / "out", "--recipe", "pspnet")
+    assert result.exit_code == 2
     assert "There is no recipe 'pspnet'" in result.output

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.tune_crf import tune_crf
+from flows.prefect_runs import tune_crf
 from tasks.evaluation import tuning
 from tasks.evaluation.tuning import TuneJob
 

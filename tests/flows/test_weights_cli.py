@@ -1,13 +1,13 @@
 import typer
-from typer.testing import CliRunner
 
 from flows import weights_cli
+from tests.console import invoke
 
 
 def run(*arguments: str):
     app = typer.Typer()
     weights_cli.mount(app)
-    return CliRunner().invoke(app, list(arguments))
+    return invoke(app, *arguments)
 
 
 def test_models_are_listed(tmp_path, monkeypatch):

@@ -1,0 +1,98 @@
+"""The order of each job's steps, written once: `step` says what becomes of a step, Prefect's task or nothing at all.
+
+Everything is imported where it is needed, so that a command loads no more than its own job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from tasks.datasets.prepare import DatasetJob, DatasetReport
+    from tasks.evaluation.evaluate import ReevaluateJob
+    from tasks.evaluation.tuning import TuneJob, TuneReport
+    from tasks.nights.nightly import NightPlan
+    from tasks.nights.record import Night
+    from tasks.results.compaction import CompactJob, CompactReport
+    from tasks.segmentation.job import ArchiveJob
+    from tasks.segmentation.report import ArchiveReport
+    from tasks.training.finish import TrainReport
+    from tasks.training.job import TrainJob
+    from tasks.training.plan import TrainPlan
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Step(Protocol):
+    """Wraps a step's function into one that is called in its place.
+
+    again: it goes on where it ended, so a lost node or an outage is worth another try.
+    """
+
+    def __call__(self, function: Callable[P, R], /, *, again: bool = False) -> Callable[P, R]: ...
+
+
+def segment_archive(job: ArchiveJob, step: Step) -> ArchiveReport:
+    """Give every image of an archive a mask, and say what is in it."""
+    from tasks.segmentation.finish import publish_gallery, publish_report
+    from tasks.segmentation.job import list_archive
+    from tasks.segmentation.session import segment_remaining
+
+    plan = step(list_archive, again=True)(job)
+    session = step(segment_remaining, again=True)(job, plan)
+    report = step(publish_report, again=True)(job, plan, session)
+    return step(publish_gallery)(job, report)
+
+
+def compact_run(job: CompactJob, step: Step) -> CompactReport:
+    """Compact a finished run, and say what was done."""
+    from tasks.results.compaction import compact
+
+    return step(compact)(job)
+
+
+def prepare_dataset(job: DatasetJob, step: Step) -> DatasetReport:
+    """Fetch what can be fetched, check it, and store it as shards."""
+    from tasks.datasets.prepare import check_pairs, fetch_archives, unpack_archives, write_shards
+
+    archives = step(fetch_archives)(job)
+    sources = step(unpack_archives)(job, archives)
+    step(check_pairs)(job, sources)
+    return step(write_shards)(job, sources)
+
+
+def reevaluate(job: ReevaluateJob, step: Step) -> Night | NightPlan:
+    """Say how good every model is, how certain that is, and whether one became worse; the plan where nothing is new."""
+    from tasks.nights.nightly import close_night, evaluate_models, judge_night, plan_night, publish_night
+
+    plan = step(plan_night)(job)
+    if plan.nothing_new:
+        return plan
+    night = step(evaluate_models)(job, plan)
+    night = step(judge_night)(job, night)
+    night = step(publish_night)(job, night)
+    step(close_night)(job, night)
+    return night
+
+
+def train_model(job: TrainJob, step: Step) -> TrainReport:
+    """Train from where the output stands to the last step, and write the model."""
+    from tasks.training.train import train
+
+    return step(train)(job)
+
+
+def plan_training(job: TrainJob, step: Step) -> TrainPlan:
+    """Say what a training will do, measured over a few steps."""
+    from tasks.training.train import plan
+
+    return step(plan)(job)
+
+
+def tune_crf(job: TuneJob, step: Step) -> TuneReport:
+    """Find the CRF parameters with the best mean IoU, and say how sure that is."""
+    from tasks.evaluation.tuning import search_crf
+
+    return step(search_crf)(job)
