@@ -57,7 +57,7 @@ def run(
         bool, typer.Option("--keep-mask-before-crf", help="Store the mask before the CRF too.")
     ] = False,
     png: Annotated[bool, typer.Option("--png", help="Write each mask as a PNG file of its own too.")] = False,
-    gallery_images: Annotated[int, typer.Option(help="Images of the gallery made at the end; 0: none.")] = 100,
+    gallery_images: Annotated[int, typer.Option(help="Images of the gallery made at the end; 0: none.")] = 1000,
     max_pixels: Annotated[int, typer.Option(help="Larger photographs become error rows.")] = 100_000_000,
     image_seconds: Annotated[
         float | None, typer.Option(help="Images that take longer in one stage become error rows; 300 and more.")

@@ -12,7 +12,6 @@ from uuid import UUID
 
 from prefect import flow, runtime, task
 from prefect.artifacts import (
-    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -30,6 +29,7 @@ from tasks.errors import InterruptedJobError, JobError
 from tasks.evaluation.evaluate import ReevaluateJob
 from tasks.evaluation.tuning import TuneJob, TuneReport
 from tasks.nights.record import Night
+from tasks.results import gallery
 from tasks.results.compaction import CompactJob, CompactReport
 from tasks.segmentation.job import ArchiveJob
 from tasks.segmentation.report import ArchiveReport, summary
@@ -224,9 +224,8 @@ def _show_archive(report: ArchiveReport, *_: Any) -> None:
 
 def _show_gallery(report: ArchiveReport, *_: Any) -> None:
     if report.gallery is not None:
-        create_link_artifact(
-            link=storage.web_address(storage.locate(report.gallery)),
-            link_text=f"Gallery of {report.masks} masks: {report.gallery}",
+        create_markdown_artifact(
+            markdown=gallery.markdown(report.gallery, report.masks),
             key="segment-archive-gallery",
             description="What the masks look like",
         )

@@ -1,5 +1,7 @@
 """Making a gallery: its images, then the data about them, then the page that shows both."""
 
+import base64
+import contextlib
 import datetime
 import io
 import json
@@ -10,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from segcore.pictures import contact_sheet
 from tasks import storage
 from tasks.results.gallery_files import ASSETS, remove_older, require_ours, write_file, write_script
 from tasks.results.gallery_images import Gallery, write_images
-from tasks.results.gallery_summary import classes_of
+from tasks.results.gallery_summary import CLASS_FLOOR, classes_of
 from tasks.results.photographs import Photographs
 from tasks.results.reading import Results
 from tasks.storage import Location
@@ -25,6 +28,11 @@ CHUNK_IMAGES = 1000
 
 SHEET_IMAGES = 12
 """Images of the contact sheet at most."""
+
+SHEET = "contact-sheet.png"
+"""A dozen overlays in one picture, beside the page."""
+
+_SHOWN_SHEET_PX = 900
 
 
 @dataclass
@@ -50,6 +58,23 @@ class GalleryReport:
 
     photographs_missing: int = 0
     seconds: float = 0.0
+
+
+def markdown(index: str, masks: int) -> str:
+    """A gallery for a place that shows Markdown and runs no page: its contact sheet inside, and where the gallery is.
+
+    index: its page. A web page may not link to files, so a gallery on a disk is named by its path, to be copied.
+    """
+    address = storage.web_address(storage.locate(index))
+    at_hand = f"[{index}]({address})" if address.startswith("http") else f"`{index}`"
+    lines = [f"# Gallery of {masks:,} masks", "", f"Open in a browser: {at_hand}", ""]
+    with contextlib.suppress(FileNotFoundError):
+        buffer = io.BytesIO()
+        with Image.open(io.BytesIO(storage.read_bytes(storage.locate(index.rpartition("/")[0]) / SHEET))) as sheet:
+            sheet.thumbnail((_SHOWN_SHEET_PX, 2 * _SHOWN_SHEET_PX))
+            sheet.convert("RGB").save(buffer, format="JPEG", quality=80)
+        lines.append(f"![Contact sheet](data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()})")
+    return "\n".join(lines) + "\n"
 
 
 def write_gallery(
@@ -86,6 +111,7 @@ def write_gallery(
             "shown": len(entries),
             "chunks": len(chunks),
             "chunk_images": CHUNK_IMAGES,
+            "floor": CLASS_FLOOR,
             "before_available": any(image.has_before for image in done),
             "classes": classes_of(classes, summary.pop("class_counts"), entries),
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
@@ -98,7 +124,7 @@ def write_gallery(
         if pictures:
             buffer = io.BytesIO()
             contact_sheet(pictures).save(buffer, format="PNG")
-            write_file(place / "contact-sheet.png", buffer.getvalue(), "image/png")
+            write_file(place / SHEET, buffer.getvalue(), "image/png")
         facts = {"run_id": results.run_id, "shown": len(entries), "query": summary["query"], "folder": version}
         write_file(place / "report.json", f"{json.dumps(facts, indent=1)}\n".encode(), "application/json")
         page = (ASSETS / "index.html").read_text("utf-8").replace("DATA_FOLDER", version)
@@ -109,7 +135,7 @@ def write_gallery(
         run_id=results.run_id,
         index=index.uri,
         address=storage.web_address(index),
-        sheet=(place / "contact-sheet.png").uri if pictures else None,
+        sheet=(place / SHEET).uri if pictures else None,
         shown=len(entries),
         matching=len(entries),
         query=summary["query"],

@@ -7,6 +7,9 @@ from segcore.voc import palette
 from tasks.results import query
 from tasks.results.reading import Results
 
+CLASS_FLOOR = 0.01
+"""Least share of a mask at which an image counts as one of a class when a person filters by it."""
+
 
 def about_run(results: Results) -> dict[str, Any]:
     """What the summary says of a run."""

@@ -14,6 +14,9 @@ from tasks.results.gallery import GalleryReport, write_gallery
 from tasks.results.gallery_summary import about_run, title_of
 from tasks.results.reading import open_results
 
+GALLERY_IMAGES = 1000
+"""Images that a gallery shows unless it is asked for another number: all up to these, else a sample."""
+
 MOST_IMAGES = 10_000
 """Images of one gallery at most: what stays fluid in a browser, in a folder that can still be copied."""
 
@@ -33,7 +36,7 @@ class ReportJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings
     to: str | None = None
     """Folder of the gallery; by default report/run=<run id> of the output."""
 
-    images: Annotated[int, annotated_types.Ge(1)] = 1000
+    images: Annotated[int, annotated_types.Ge(1)] = GALLERY_IMAGES
     """Images to show; 10,000 at most."""
 
     where: str | None = None

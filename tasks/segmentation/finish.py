@@ -9,6 +9,7 @@ from tasks.archive import runs
 from tasks.archive.manifest import Manifest
 from tasks.archive.output import Output
 from tasks.errors import JobError
+from tasks.results import gallery
 from tasks.results.reading import Results
 from tasks.results.report import ReportJob, build_report
 from tasks.segmentation.job import ArchiveJob, ArchivePlan, Identity, identify, manifest_folder, png_folder
@@ -53,7 +54,7 @@ def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -
 
 
 def publish_gallery(job: ArchiveJob, report: ArchiveReport) -> ArchiveReport:
-    """Make the gallery of a sample; returns the report with its address.
+    """Make the gallery; returns the report with its address.
 
     The rows are proved and recorded by now: whatever goes wrong here is said, and fails nothing.
     """
@@ -62,7 +63,7 @@ def publish_gallery(job: ArchiveJob, report: ArchiveReport) -> ArchiveReport:
     output = storage.locate(job.output)
     try:
         folder = Output(output).gallery_folder(report.run_id)
-        index, sheet = folder / "index.html", folder / "contact-sheet.png"
+        index, sheet = folder / "index.html", folder / gallery.SHEET
         if report.done_now or not storage.exists(index):
             build_report(ReportJob(output=job.output, run=report.run_id, images=job.gallery_images))
         pictured = sheet.uri if storage.exists(sheet) else None

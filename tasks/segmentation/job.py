@@ -29,6 +29,7 @@ from tasks.archive.schema import SCHEMA_VERSION
 from tasks.archive.sources import Source, list_source
 from tasks.errors import JobError
 from tasks.models.remote import local_model
+from tasks.results.report import GALLERY_IMAGES
 from tasks.storage import Location
 from tasks.stream.apart import limits_of
 from tasks.stream.units import MaskParams, Unit, mask_file
@@ -73,8 +74,8 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     png: bool = False
     """Write each mask as a PNG file of its own too, under png/."""
 
-    gallery_images: Annotated[int, annotated_types.Interval(ge=0, le=10_000)] = 100
-    """Images of the gallery that is made at the end, a sample; 0 makes none."""
+    gallery_images: Annotated[int, annotated_types.Interval(ge=0, le=10_000)] = GALLERY_IMAGES
+    """Images of the gallery that is made at the end: all up to this many, else a sample; 0 makes none."""
 
     max_pixels: Annotated[int, annotated_types.Interval(ge=1, le=MAX_PIXELS)] = PredictParams.max_pixels
     """Photographs with more pixels become error rows."""

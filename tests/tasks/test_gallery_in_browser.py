@@ -102,8 +102,11 @@ def test_load_slider_switch_and_outlines(browser, gallery):
         assert page.eval_on_selector(".tile canvas.fill", "e => getComputedStyle(e).visibility") == "hidden"
         page.click("button:has-text('Changes')")
         assert 0 < painted(page, ".tile canvas.fill") < with_crf
-        page.select_option("#colours", "safe")
+        # Clear colours and their patterns from the start, VOC's on request
         assert page.locator(".classes .swatch.striped").count() > 3
+        assert page.locator(".classes input[value='background']").count() == 0
+        page.select_option("#colours", "voc")
+        assert page.locator(".classes .swatch.striped").count() == 0
 
 
 def test_filters_orders_and_search(browser, gallery, small_output):
@@ -111,7 +114,7 @@ def test_filters_orders_and_search(browser, gallery, small_output):
 
     with opened(browser, gallery.as_uri(), gallery.parent.as_uri()) as page:
         page.check(".classes input[value='dog']")
-        wanted = [row[0] for row in find(small_output, FindJob(classes=("dog",))).rows()]
+        wanted = [row[0] for row in find(small_output, FindJob(classes=("dog",), min_share=0.01)).rows()]
         assert names(page) == wanted and "class=dog" in page.url
         page.fill("input[data-key='share']", "10")
         wanted = [row[0] for row in find(small_output, FindJob(classes=("dog",), min_share=0.1)).rows()]
@@ -140,6 +143,17 @@ def test_filters_orders_and_search(browser, gallery, small_output):
         assert count(page) == "32" and page.input_value("#search") == ""
         page.evaluate(TYPED, {"share": "10", "low": "0.5"})
         until(page, "location.hash.includes('share=') && location.hash.includes('low=')")
+        page.click("text=Clear filters")
+        # A few pixels of a class are no picture of it; whoever wants those too moves the slider
+        counted = ".classes label:has(input[value='tvmonitor']) .count"
+        more = [row[0] for row in find(small_output, FindJob(classes=("tvmonitor",), min_share=0.01)).rows()]
+        page.check(".classes input[value='tvmonitor']")
+        assert names(page) == more and page.inner_text(counted).startswith(f"{len(more)}\n")
+        page.fill("input[data-key='share']", "0")
+        wanted = [row[0] for row in find(small_output, FindJob(classes=("tvmonitor",))).rows()]
+        assert len(wanted) > len(more) > 0
+        until(page, f"document.querySelector('#count b').textContent === '{len(wanted)}'")
+        assert names(page) == wanted and page.inner_text(counted).startswith(f"{len(wanted)}\n")
         page.click("text=Clear filters")
     # A link carries its question
     with opened(browser, f"{gallery.as_uri()}#/?class=dog&sort=confidence", gallery.parent.as_uri()) as page:

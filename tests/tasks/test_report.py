@@ -1,4 +1,7 @@
+import base64
+import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +10,7 @@ from PIL import Image
 
 from tasks import storage, storage_client
 from tasks.errors import JobError
+from tasks.results import gallery
 from tasks.results.gallery_files import ASSETS
 from tasks.results.report import ReportJob, build_report
 from tasks.segmentation.finish import publish_gallery
@@ -164,3 +168,17 @@ def test_error_rows_alone_make_a_gallery(tmp_path):
     write_run(str(tmp_path / "out"), "r", [error_row(f"{n}.jpg", "/nowhere") for n in range(3)])
     made = build_report(ReportJob(output=str(tmp_path / "out")))
     assert made.shown == 3 and made.sheet is None
+
+
+def test_a_place_that_shows_markdown_shows_the_contact_sheet(small_output, tmp_path, monkeypatch):
+    made = build_report(ReportJob(output=small_output, to=str(tmp_path / "gallery")))
+    text = gallery.markdown(made.index, 1234)
+    assert "1,234 masks" in text and f"`{made.index}`" in text and "](file:" not in text
+    [encoded] = re.findall(r"\(data:image/jpeg;base64,([^)]*)\)", text)
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as sheet:
+        assert sheet.format == "JPEG" and sheet.width == 900
+    # Where a server shows the output, there is a link
+    monkeypatch.setattr(storage, "web_address", lambda place: f"https://example.org{place.path}")
+    assert f"[{made.index}](https://example.org{made.index})" in gallery.markdown(made.index, 1)
+    # A gallery of error rows alone has no sheet
+    assert "data:" not in gallery.markdown(str(tmp_path / "nothing" / "index.html"), 0)

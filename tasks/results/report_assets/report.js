@@ -184,7 +184,8 @@ function paint(masks, fill, lines, lit = null) {
 /* ---------- what the person has chosen ---------- */
 
 const MODES = [["photo", "Photo"], ["mask", "Mask"], ["overlay", "Overlay"], ["before", "Before CRF"], ["changes", "Changes"]];
-const look = { mode: "overlay", opacity: 55, lines: true, colours: "voc" };
+const look = { mode: "overlay", opacity: 55, lines: true, colours: "safe" };
+// share: of each chosen class. A few pixels do not make a picture of it: `start` sets the floor that the summary names
 const blank = { classes: [], share: 0, low: 0, high: 1, kind: "all", search: "", sort: "archive", page: 0 };
 let asked = { ...blank };
 let order = []; // Numbers of the images that fit, in the order asked for
@@ -215,10 +216,10 @@ function fits(entry) {
   const { kind, search, low, high, share, labels } = asked;
   if (kind === "masks" ? entry[ERROR] !== null : kind === "errors" ? entry[ERROR] === null : kind !== "all" && entry[ERROR] !== kind) return false;
   if (search && !entry[ID].toLowerCase().includes(search)) return false;
-  if (entry[ERROR] !== null) return !labels.size && !asked.unknownClass && low === 0 && high === 1 && share === 0;
+  if (entry[ERROR] !== null) return !labels.size && !asked.unknownClass && low === 0 && high === 1 && share <= blank.share;
   if (entry[CONFIDENCE] !== null && (entry[CONFIDENCE] < low || entry[CONFIDENCE] > high)) return false;
   if (asked.unknownClass) return false;
-  if (!labels.size) return share === 0 || shareOf(entry) >= share;
+  if (!labels.size) return share <= blank.share || shareOf(entry) >= share;
   for (const wanted of labels) if (!entry[CLASSES].some(([label, part]) => label === wanted && part >= share)) return false;
   return true;
 }
@@ -312,7 +313,7 @@ function controls() {
   const colours = make("select", {
     id: "colours", "aria-label": "Colours of the classes",
     onchange: () => { look.colours = colours.value; remember("colours", look.colours); route(); },
-  }, make("option", { value: "voc" }, "VOC colours"), make("option", { value: "safe" }, "Colour-blind safe"));
+  }, make("option", { value: "safe" }, "Clear colours"), make("option", { value: "voc" }, "VOC colours"));
   colours.value = look.colours;
   apply();
   return [
@@ -430,15 +431,15 @@ function filterSections() {
     oninput: () => askSoon({ search: search.value }, 120),
   });
   search.value = asked.search;
-  const most = Math.max(1, ...summary.classes.map((found) => found.images));
-  const classes = summary.classes.filter((found) => found.shown > 0).map((found) => {
+  const most = Math.max(1, ...summary.classes.map((found) => (found.background ? 0 : found.images)));
+  const classes = summary.classes.filter((found) => found.shown > 0 && !found.background).map((found) => {
     const box = make("input", {
       type: "checkbox", value: found.name,
       onchange: () => ask({ classes: box.checked ? [...asked.classes, found.name] : asked.classes.filter((name) => name !== found.name) }),
     });
     box.checked = asked.classes.includes(found.name);
     return make("li", {}, make("label", {}, box, swatch(found), make("span", { class: "name", title: found.name }, found.name),
-      make("span", { class: "count" }, number.format(found.shown), make("span", { class: "visually-hidden" }, " images")),
+      make("span", { class: "count", "data-count-of": found.label }, number.format(found.shown)),
       make("span", { class: "level", "aria-hidden": "true", vars: { "--part": `${(100 * found.images) / most}%` } })));
   });
   const slider = (name, key, text, toValue, fromValue, max, step) => {
@@ -480,6 +481,17 @@ function clearAll() {
   galleryPage();
 }
 
+/* Images of this gallery in which each class has the share that is asked for. */
+function countClasses() {
+  if (!allLoaded()) return;
+  const counts = new Map();
+  for (const entry of entries) for (const [label, part] of entry[CLASSES]) if (part >= asked.share) counts.set(label, (counts.get(label) || 0) + 1);
+  for (const place of document.querySelectorAll("[data-count-of]")) {
+    const count = counts.get(Number(place.dataset.countOf)) || 0;
+    place.replaceChildren(number.format(count), make("span", { class: "visually-hidden" }, ` images with ${percent(asked.share)} and more of it`));
+  }
+}
+
 function showResults({ move = false, keepTiles = false } = {}) {
   const grid = document.getElementById("grid");
   if (!grid) return;
@@ -493,6 +505,7 @@ function showResults({ move = false, keepTiles = false } = {}) {
     make("span", {}, make("b", {}, number.format(order.length)), isFiltered || !allLoaded() ? ` of ${counted(total, "image")}` : ` ${total === 1 ? "image" : "images"}`),
     allLoaded() ? "" : make("span", {}, `searched ${number.format(entries.length)} so far …`),
     isFiltered ? make("button", { class: "link", type: "button", onclick: clearAll }, "Clear filters") : "");
+  countClasses();
   if (!keepTiles) grid.replaceChildren(...here.map(tile));
   const none = !here.length && allLoaded();
   const pager = document.getElementById("pager");
@@ -614,7 +627,7 @@ function runPage() {
       make("span", { class: "level", "aria-hidden": "true", vars: { "--part": `${Math.max(0.7, (100 * value) / most)}%` } }),
       make("span", { class: "value" }, told))));
   };
-  const classes = summary.classes.map((found) => [found.name, found.images, `${number.format(found.images)} · ${percent(found.pixel_share)}`, found.label === null ? null : found]);
+  const classes = [...summary.classes].sort((a, b) => (a.background || false) - (b.background || false)).map((found) => [found.name, found.images, `${number.format(found.images)} · ${percent(found.pixel_share)}`, found.label === null ? null : found]);
   const errors = Object.entries(summary.errors).sort((a, b) => b[1] - a[1]).map(([kind, count]) => [kind, count, counted(count, "image")]);
   const agreement = summary.agreement ? summary.agreement.map(([name, value]) => [name, value ?? 0, value === null ? "–" : value.toFixed(3), summary.classes.find((found) => found.name === name)]) : null;
   const main = document.getElementById("main");
@@ -716,10 +729,12 @@ document.getElementById("theme").addEventListener("click", () => {
 
 async function start() {
   chooseTheme(recall("theme"));
-  if (recall("colours") === "safe") look.colours = "safe";
+  if (recall("colours") === "voc") look.colours = "voc";
   if (recall("lines") === "off") look.lines = false;
   const opacity = Number(recall("opacity") ?? look.opacity);
   if (opacity >= 0 && opacity <= 100) look.opacity = opacity;
+  blank.share = summary.floor;
+  asked = { ...blank };
   prepareClasses();
   await loadChunk(0);
   route();
