@@ -76,6 +76,9 @@ class StoredFile:
     version: str
     """Changes when the file is replaced: the etag, or the modification time in ns where there is none."""
 
+    problem: str = ""
+    """Why nothing can be read under this name."""
+
 
 def locate(uri: str) -> Location:
     """Location of what a person typed: a path, `file://...`, `s3://bucket/prefix` or another fsspec URI.
@@ -137,6 +140,8 @@ def read_versioned(location: Location) -> tuple[bytes, str]:
             if digest == version or stat(location).version == version:
                 return data, version
         elif location.protocol == "file":
+            if not statistics.S_ISREG(Path(location.path).stat().st_mode):  # Opening a pipe would wait for ever
+                raise OSError(f"{location.path} is no file")
             with Path(location.path).open("rb") as file:  # One that is put in its place is another file
                 before = os.fstat(file.fileno())
                 data = file.read()
@@ -279,13 +284,15 @@ def stat(location: Location) -> StoredFile:
     return StoredFile(location.name, int(info.get("size") or 0), _version(info))
 
 
-def list_files(folder: Location) -> Iterator[StoredFile]:
+def list_files(folder: Location, *, problems: bool = False) -> Iterator[StoredFile]:
     """Every file below a folder or prefix, streamed in the order of names; hidden ones (leading dot) left out.
 
     Links are followed; a folder that contains itself is entered once. A folder that does not exist is empty.
+    problems: list pipes, sockets and devices under their names too, and folders that cannot be opened, as what has a
+    problem; otherwise the former are left out and the latter raise.
     """
     if folder.protocol == "file":
-        yield from _walk_local(Path(folder.path), "", frozenset())
+        yield from _walk_local(Path(folder.path), "", frozenset(), problems)
     elif folder.protocol == "s3":
         yield from _list_s3(folder)
     else:
@@ -381,7 +388,9 @@ def _version(info: dict[str, Any]) -> str:
     return ""
 
 
-def _walk_local(folder: Path, prefix: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[StoredFile]:
+def _walk_local(
+    folder: Path, prefix: str, ancestors: frozenset[tuple[int, int]], problems: bool
+) -> Iterator[StoredFile]:
     try:
         status = folder.stat()
     except FileNotFoundError:
@@ -389,19 +398,34 @@ def _walk_local(folder: Path, prefix: str, ancestors: frozenset[tuple[int, int]]
     if (status.st_dev, status.st_ino) in ancestors:
         return
     ancestors |= {(status.st_dev, status.st_ino)}
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+    try:
+        entries = sorted(os.scandir(folder), key=lambda e: e.name)
+    except OSError as error:
+        if not problems or not prefix:
+            raise
+        yield StoredFile(prefix.rstrip("/"), 0, "", f"the folder cannot be opened: {error.strerror}")
+        return
+    for entry in entries:
         if entry.name.startswith("."):
             continue
         try:
             is_folder, status = entry.is_dir(), entry.stat()
-        except OSError:  # A link to nowhere: still a name in the archive, and reading it says why there is no mask
-            yield StoredFile(prefix + entry.name, 0, "")
+        except OSError as error:  # A link to nowhere: still a name in the archive
+            reason = f"the name cannot be followed: {error.strerror}"
+            if entry.is_symlink():
+                reason = (
+                    f"the link leads to {os.fsencode(Path(entry.path).readlink()).decode(errors='backslashreplace')!r}"
+                )
+                reason += ", which cannot be opened: " + (error.strerror or type(error).__name__)
+            yield StoredFile(prefix + entry.name, 0, "", reason)
             continue
         if is_folder:
-            yield from _walk_local(Path(entry.path), f"{prefix}{entry.name}/", ancestors)
+            yield from _walk_local(Path(entry.path), f"{prefix}{entry.name}/", ancestors, problems)
             continue
         if not statistics.S_ISREG(status.st_mode):
-            continue  # Pipes, sockets and devices are no files of an archive; reading one may never end
+            if problems:  # No files of an archive; reading one may never end
+                yield StoredFile(prefix + entry.name, 0, "", "it is a pipe, a socket or a device, and no file")
+            continue
         yield StoredFile(prefix + entry.name, status.st_size, str(status.st_mtime_ns))
 
 

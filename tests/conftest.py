@@ -35,6 +35,12 @@ def voc() -> Path:
 
 
 @pytest.fixture(scope="session")
+def field(voc: Path) -> Path:
+    """Folder of small inputs that other people's users reported; skips where the real data is absent."""
+    return voc.parent / "field"
+
+
+@pytest.fixture(scope="session")
 def ray_cluster(s3_server: Path) -> Iterator[None]:
     """One local Ray cluster for all tests; after the S3 server, whose settings its workers inherit."""
     import ray

@@ -1,6 +1,12 @@
-"""One image of a source: its identity and the way to its bytes; and how paths of any bytes are told."""
+"""One image of a source: its identity and the way to its bytes; encoding of paths that are not UTF-8."""
 
+import struct
+import tarfile
 from dataclasses import dataclass
+
+import pyarrow as pa
+
+from tasks.storage import Location, StoredFile
 
 BUFFER_BYTES = 2**20
 """To read Parquet page by page with: a column chunk of photographs may be larger than the memory."""
@@ -11,19 +17,20 @@ class Entry:
     """One image of a source: its identity and the way to its bytes."""
 
     image_id: str
-    """Path relative to the source, shard!/member, or the value of the id column; unique in its source."""
+    """Path relative to the source, shard!/member, file!/row of a Parquet file, or the value of its id column; unique
+    in its source."""
 
     uri: str
     """What a person would open."""
 
     kind: str
-    """"file", "tar", "parquet", or "broken": a container that could not be listed, `note` says why."""
+    """"file", "tar", "parquet", or "broken": something that has no bytes to read, `note` says why."""
 
     path: bytes
     """Of the file or container, as Location.path; bytes, since a local name need not be UTF-8."""
 
     position: int
-    """Byte offset of the member in its shard, or row in its Parquet file; 0 for a file of its own."""
+    """Byte offset of the member in its unpacked shard, or row in its Parquet file; 0 for a file of its own."""
 
     size: int | None
     """Bytes of the image, where the listing tells."""
@@ -32,7 +39,51 @@ class Entry:
     """Changes when the bytes are replaced: etag or modification time of the file or container."""
 
     note: str = ""
-    """Parquet: the image column. Broken: the reason."""
+    """Parquet: the image column. Tar: how it is compressed, and "sparse". Broken: the reason."""
+
+
+BROKEN = (tarfile.TarError, pa.ArrowException, ValueError, ArithmeticError, LookupError, struct.error, RecursionError)
+"""What readers of containers raise of contents, and no network does."""
+
+
+def file_entry(place: Location, file: StoredFile) -> Entry:
+    """The entry of a file of its own."""
+    path = escape(readable(file.path))
+    return Entry(path, readable(place.uri), "file", encode_path(place.path), 0, file.size, file.version)
+
+
+def broken(place: Location, file: StoredFile, reason: str) -> Entry:
+    """The entry of a file that cannot be read."""
+    path = escape(readable(file.path))
+    return Entry(path, readable(place.uri), "broken", encode_path(place.path), 0, file.size, file.version, reason)
+
+
+def escape(path: str) -> str:
+    """Keep "!/" free as the mark between a container and its member."""
+    return path.replace("!/", "!!/")
+
+
+def suffix(name: str) -> str:
+    """Ending of a file name in lower case with its dot; empty where there is none."""
+    last = name.rpartition("/")[2]
+    return f".{last.rpartition('.')[2].lower()}" if "." in last else ""
+
+
+_SIDECARS = "json jsonl txt csv tsv md rst html xml yaml yml toml cls npy npz pt pth pkl index idx lock log sh py"
+SIDECARS = frozenset(f".{ending}" for ending in _SIDECARS.split())
+"""Endings of files that describe images in containers, in them or beside them."""
+
+_READ_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# JPEG 2000, JPEG XL, Photoshop, RAW: formats that are not read become error rows, which beats silence
+_OTHER_STARTS = (b"\0\0\0\x0cjP", b"\xff\x0a", b"\0\0\0\x0cJXL", b"8BPS", b"FUJIFILM", b"IIRO", b"IIU\0")
+_IMAGE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heif", b"mif1", b"msf1", b"crx ")
+
+
+def looks_like_image(first: bytes) -> bool:
+    """Whether a file that begins so is an image, whatever its name; a BMP's two letters would say too little."""
+    if first.startswith(_READ_STARTS + _OTHER_STARTS):
+        return True
+    return (first[:4] == b"RIFF" and first[8:12] == b"WEBP") or (first[4:8] == b"ftyp" and first[8:12] in _IMAGE_BRANDS)
 
 
 def encode_path(path: str) -> bytes:

@@ -7,17 +7,13 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from segcore.images import ErrorKind, ImageError
 from tasks import storage, storage_faults
-from tasks.archive.entries import BUFFER_BYTES, Entry, decode_path, first_line
+from tasks.archive.entries import Entry, decode_path, first_line
+from tasks.archive.parquet_rows import read_rows
+from tasks.archive.tar_shards import MAX_FILE_BYTES, read_tar
 from tasks.errors import InterruptedJobError, JobError
 from tasks.storage import Location
-
-MAX_FILE_BYTES = 2**30
-"""A larger file is not read at all; no photograph within the pixel bound comes near."""
 
 
 def read_entries(root: Location, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | ImageError]]:
@@ -74,8 +70,8 @@ def _read_file(protocol: str, entry: Entry) -> tuple[Entry, bytes | ImageError]:
 def _read_container(protocol: str, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | ImageError]]:
     place = Location(protocol, decode_path(entries[0].path))
     what = "tar shard" if entries[0].kind == "tar" else "Parquet file"
-    read = _read_tar if entries[0].kind == "tar" else _read_parquet
-    found: dict[int, bytes | ImageError] = {}
+    read = read_tar if entries[0].kind == "tar" else read_rows
+    found: dict[str, bytes | ImageError] = {}
     try:
         # Positions hold for the container that was listed and for no other, before and after
         _require_version(place, entries[0])
@@ -95,7 +91,7 @@ def _read_container(protocol: str, entries: Sequence[Entry]) -> Iterator[tuple[E
             except ImageError as changed:
                 rest = changed
     for entry in entries:
-        yield entry, found.get(entry.position, rest)
+        yield entry, found.get(entry.image_id, rest)
 
 
 def _require_no_outage(place: Location, error: Exception) -> None:
@@ -112,50 +108,3 @@ def _require_version(place: Location, entry: Entry) -> None:
         raise ImageError(
             ErrorKind.CHANGED, f"{place.name} was replaced after it was listed; --refresh-changed does its images again"
         )
-
-
-def _read_tar(place: Location, entries: Sequence[Entry]) -> dict[int, bytes | ImageError]:
-    found: dict[int, bytes | ImageError] = {}
-    for entry in entries:
-        size = entry.size or 0
-        if size > MAX_FILE_BYTES:
-            found[entry.position] = ImageError(ErrorKind.TOO_LARGE, f"the member has {size} bytes")
-            continue
-        data = storage.read_range(place, entry.position, size) if size else b""
-        cut = ImageError(ErrorKind.TRUNCATED, "the tar shard ends within this member")
-        found[entry.position] = data if len(data) == size else cut
-    return found
-
-
-def _read_parquet(place: Location, entries: Sequence[Entry]) -> dict[int, bytes | ImageError]:
-    wanted = {entry.position for entry in entries}
-    last = max(wanted)
-    found: dict[int, bytes | ImageError] = {}
-    with storage.open_for_reading(place) as opened, pq.ParquetFile(opened, buffer_size=BUFFER_BYTES) as table:
-        row = 0
-        for group in range(table.num_row_groups):
-            end = row + table.metadata.row_group(group).num_rows
-            if not any(row <= position < end for position in wanted):
-                row = end
-                continue
-            for batch in table.iter_batches(batch_size=16, row_groups=[group], columns=[entries[0].note]):
-                for offset in range(len(batch)):
-                    if row + offset in wanted:
-                        found[row + offset] = _image_value(batch.column(0)[offset])
-                row += len(batch)
-                if row > last:
-                    return found
-    return found
-
-
-def _image_value(value: pa.Scalar) -> bytes | ImageError:
-    content = value.as_py()
-    if isinstance(content, dict):  # Hugging Face's Image feature: a struct of bytes and path
-        content = content.get("bytes")
-    if content is None:
-        return ImageError(ErrorKind.EMPTY, "the image column is null in this row")
-    if isinstance(content, str):
-        return ImageError(ErrorKind.NOT_AN_IMAGE, "the image column holds text, not bytes")
-    if not isinstance(content, bytes):
-        return ImageError(ErrorKind.NOT_AN_IMAGE, f"the image column holds {value.type}, not bytes")
-    return content

@@ -4,32 +4,34 @@ Lists a source as entries with an identity and a way to the bytes, which `entry_
 means for the job is `manifest.py`'s business.
 """
 
+import collections
 import os
-import struct
-import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from dataclasses import dataclass, field, replace
 
 from segcore.images import EXTENSIONS
 from tasks import storage, storage_faults
-from tasks.archive.entries import BUFFER_BYTES, Entry, encode_path, first_line, readable
+from tasks.archive.entries import SIDECARS, Entry, broken, file_entry, readable, suffix
 from tasks.archive.output import OWN
+from tasks.archive.parquet_rows import Table, list_rows, survey, with_identities
+from tasks.archive.tar_shards import is_tar, list_tar
 from tasks.errors import JobError
 from tasks.storage import Location, StoredFile
-from tasks.strict_tar import StrictTarInfo
 
 LITTER = frozenset({"Thumbs.db", "desktop.ini", "Icon\r", "_SUCCESS", "_metadata", "_common_metadata"})
 """Files that systems leave among photographs and tables; like hidden files, no part of an archive."""
 
-MAX_ID_BYTES = 4096
-"""Of an identity in a Parquet file: more is no name, and a column of such would not fit into the memory."""
-
-_ID_COLUMNS = ("image_id", "id", "key", "__key__", "name", "path")
-_IMAGE_COLUMNS = ("image", "image_bytes", "bytes", "jpg", "content", "data")
+CONTAINERS = {
+    ".arrow": "an Arrow file is not read; write it as Parquet: datasets.load_from_disk(FOLDER).to_parquet(FILE)",
+    ".tfrecord": "a TFRecord file is not read; write its images into tar shards or Parquet",
+    ".zip": "a zip archive is not read; unpack it",
+    ".7z": "a 7z archive is not read; unpack it",
+    ".rar": "a RAR archive is not read; unpack it",
+    ".h5": "an HDF5 file is not read; write its images into tar shards or Parquet",
+    ".hdf5": "an HDF5 file is not read; write its images into tar shards or Parquet",
+    ".mdb": "an LMDB file is not read; write its images into tar shards or Parquet",
+}
+"""Files that may hold images and are not read, with the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,43 +42,69 @@ class Source:
     """The folder, prefix or file."""
 
     id_column: str | None = None
-    """Parquet: column with the identity; None: the first of the usual names."""
+    """Parquet: column with the identity; None: the first of the usual names that tells all rows apart, or their
+    number."""
 
     image_column: str | None = None
-    """Parquet: column with the image bytes; None: the first of the usual names."""
+    """Parquet: column with the image bytes, nested fields with dots; None: the first of the usual names."""
 
 
-def list_source(source: Source, leave_out: Location | None = None) -> Iterator[Entry]:
+@dataclass
+class LeftAside:
+    """Files beside the images of a source that hold none themselves."""
+
+    counts: collections.Counter[str] = field(default_factory=collections.Counter)
+    """By what they are."""
+
+    examples: dict[str, str] = field(default_factory=dict)
+    """The first of each kind."""
+
+    remarks: list[str] = field(default_factory=list)
+    """What else a person should know about the listing."""
+
+    def note(self, what: str, name: str) -> None:
+        self.counts[what] += 1
+        self.examples.setdefault(what, name)
+
+    def sentences(self) -> str:
+        """For a person; empty where there is nothing to say."""
+        kinds = [
+            f"{number} {what} ({self.examples[what]}{', ...' if number > 1 else ''})"
+            for what, number in sorted(self.counts.items())
+        ]
+        return " ".join([*([f"Left aside: {', '.join(kinds)}."] if kinds else []), *self.remarks])
+
+
+def list_source(source: Source, leave_out: Location | None = None, aside: LeftAside | None = None) -> Iterator[Entry]:
     """Every image of a source, streamed.
 
-    Each regular file is an entry, whatever its name: a file that is no image becomes an error row, never a gap.
-    Hidden files and system litter are left out; tar shards are opened and their image members listed. Where a
-    source holds Parquet files and no image files, its rows are the entries.
+    Each regular file is an entry, whatever its name: a file that is no image becomes an error row, never a gap. So do
+    links to nowhere, folders that cannot be opened, and pipes under an image's name. Hidden files and system litter are
+    left out. Of tar shards the image members are listed, of Parquet files with a column of images the rows, also beside
+    loose images; files that describe them (`SIDECARS`, Parquet without images) are left aside where there are such
+    containers.
     leave_out: a folder inside the source that is not part of it (the output).
-    Raises JobError where the source does not exist or cannot be listed.
+    aside: is told what was left aside.
+    Raises JobError where the source does not exist, cannot be listed, or holds nothing but Parquet without images.
     """
     location = source.location
+    aside = LeftAside() if aside is None else aside
     try:
         if storage.is_file(location):
-            yield from _unique(_list_files(source, iter([storage.stat(location)]), single=True))
+            yield from _unique(_list_files(source, iter([storage.stat(location)]), aside, single=True))
             return
         if location.protocol == "file" and not storage.exists(location):
             raise FileNotFoundError(location.path)
-        files = storage.list_files(location)
+        files = storage.list_files(location, problems=True)
         if leave_out is not None:
             files = _without(files, location, leave_out)
-        yield from _unique(_list_files(source, files, single=False))
+        yield from _unique(_list_files(source, files, aside, single=False))
     except (OSError, ValueError) as error:
         if isinstance(error, JobError):
             raise
         raise JobError(f"Cannot read the source. {storage_faults.explain(error, location)}") from None
     except Exception as error:  # botocore's own kinds derive from Exception alone
         raise JobError(f"Cannot read the source. {storage_faults.explain(error, location)}") from None
-
-
-def _escape(path: str) -> str:
-    """Keep "!/" free as the mark between a shard and its member."""
-    return path.replace("!/", "!!/")
 
 
 def _unique(entries: Iterator[Entry]) -> Iterator[Entry]:
@@ -88,7 +116,7 @@ def _unique(entries: Iterator[Entry]) -> Iterator[Entry]:
     """
     seen: dict[int, int] = {}  # Hash of the identity: hash of the container
     for entry in entries:
-        if entry.kind == "file" and "\\x" not in entry.image_id and _suffix(entry.image_id) in EXTENSIONS:
+        if entry.kind == "file" and "\\x" not in entry.image_id and suffix(entry.image_id) in EXTENSIONS:
             yield entry
             continue
         container = hash(entry.path)
@@ -120,151 +148,71 @@ def _without(files: Iterator[StoredFile], location: Location, leave_out: Locatio
     yield from (file for file in files if not file.path.startswith(relative))
 
 
-def _list_files(source: Source, files: Iterator[StoredFile], *, single: bool) -> Iterator[Entry]:
+def _list_files(source: Source, files: Iterator[StoredFile], aside: LeftAside, *, single: bool) -> Iterator[Entry]:
     location = source.location
-    held: list[StoredFile] = []  # Parquet files, until it is known that there are no images beside them
-    has_images = False
+    tables: list[StoredFile] = []  # Parquet files; whether their identities are unique is known at the end alone
+    sidecars: list[StoredFile] = []
+    has_tars = has_images = False
     for file in files:
         name = file.path.rpartition("/")[2]
-        suffix = _suffix(name)
+        ending = suffix(name)
         place = location if single else location / file.path
         if name in LITTER:
             continue
-        if suffix == ".tar":
-            yield from _list_tar(place, file)
-        elif suffix == ".parquet" and not has_images:
-            held.append(file)
-        else:
-            if suffix in EXTENSIONS:
+        if file.problem:
+            yield broken(place, file, file.problem)
+        elif is_tar(name):
+            has_tars = True
+            for entry in list_tar(place, file):
                 has_images = True
-                yield from (_file_entry(location if single else location / h.path, h) for h in held)
-                held = []
-            yield _file_entry(place, file)
-    for file in held:
-        yield from _list_parquet(source, location if single else location / file.path, file)
-
-
-def _file_entry(place: Location, file: StoredFile) -> Entry:
-    return Entry(
-        _escape(readable(file.path)),
-        readable(place.uri),
-        "file",
-        encode_path(place.path),
-        0,
-        file.size,
-        file.version,
-    )
-
-
-def _broken(place: Location, file: StoredFile, reason: str) -> Entry:
-    return replace(_file_entry(place, file), kind="broken", note=reason)
-
-
-def _list_tar(place: Location, file: StoredFile) -> Iterator[Entry]:
-    shard = _escape(readable(file.path))
-    try:
-        with (
-            storage.open_for_reading(place) as opened,
-            tarfile.open(fileobj=opened, mode="r:", tarinfo=StrictTarInfo) as tar,
-        ):
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # It would remember every member
-                name = member.name.rpartition("/")[2]
-                suffix = _suffix(name)
-                # A shard carries labels and metadata beside its images; its names say which is which
-                if not member.isreg() or name.startswith(".") or suffix not in EXTENSIONS:
-                    continue
-                member_name = readable(member.name)
-                entry = Entry(
-                    f"{shard}!/{member_name}",
-                    f"{readable(place.uri)}!/{member_name}",
-                    "tar",
-                    encode_path(place.path),
-                    member.offset_data,
-                    member.size,
-                    f"{file.version}/{member.size}",
-                )
-                if member.issparse():  # Its bytes do not lie in one piece
-                    entry = replace(entry, kind="broken", size=0, note="the member is stored as a sparse file")
-                elif member.offset_data + member.size > file.size:
-                    raise tarfile.ReadError(f"{member_name} says {member.size} bytes, more than the shard has")
                 yield entry
-    except Exception as error:  # Whatever a header that was tampered with makes the reader trip over
-        if place.protocol != "file" and not isinstance(error, _BROKEN):
-            raise  # The network's fault, not the shard's
-        reason = first_line(error)
-        yield _broken(place, file, f"the tar shard cannot be listed to its end: {reason}")
+        elif ending in (".parquet", ".pq"):
+            tables.append(file)
+        elif ending in SIDECARS and not single:
+            sidecars.append(file)
+        elif ending in CONTAINERS:
+            yield broken(place, file, CONTAINERS[ending])
+        else:
+            has_images = has_images or ending in EXTENSIONS
+            yield file_entry(place, file)
+    rows = 0
+    for entry in _list_tables(source, tables, aside, single=single, alone=not has_images):
+        rows += entry.kind == "parquet"
+        yield entry
+    for file in sidecars:
+        if has_tars or rows:
+            aside.note(f"{suffix(file.path)} file{'s' if len(sidecars) > 1 else ''}", readable(file.path))
+        else:
+            yield file_entry(location if single else location / file.path, file)
 
 
-_BROKEN = (tarfile.TarError, pa.ArrowException, ValueError, ArithmeticError, LookupError, struct.error, RecursionError)
-"""What readers raise of contents, and no network does."""
-
-
-def _list_parquet(source: Source, place: Location, file: StoredFile) -> Iterator[Entry]:
-    try:
-        with storage.open_for_reading(place) as opened, pq.ParquetFile(opened, buffer_size=BUFFER_BYTES) as table:
-            names = table.schema_arrow.names
-            id_column = _column(source.id_column, _ID_COLUMNS, names, place, "--id-column")
-            image_column = _column(source.image_column, _IMAGE_COLUMNS, names, place, "--image-column")
-            kind = table.schema_arrow.field(id_column).type
-        if pa.types.is_nested(kind):
-            raise JobError(f"{place.uri}: a column of {kind} cannot identify images: name another with --id-column.")
-        with (
-            storage.open_for_reading(place) as opened,
-            # As a dictionary: a long text that a file repeats in few bytes is held once
-            pq.ParquetFile(opened, buffer_size=BUFFER_BYTES, read_dictionary=[id_column]) as table,
-        ):
-            row = 0
-            for batch in table.iter_batches(batch_size=65_536, columns=[id_column]):
-                for value in _identities(batch.column(0), place):
-                    image_id = str(value) if value is not None else f"{readable(file.path)}!/row {row}"
-                    yield Entry(
-                        image_id,
-                        f"{readable(place.uri)}!/{image_id}",
-                        "parquet",
-                        encode_path(place.path),
-                        row,
-                        None,
-                        file.version,
-                        image_column,
-                    )
-                    row += 1
-    except JobError:
-        raise
-    except Exception as error:  # Arrow raises nearly everything of a file that was tampered with
-        if place.protocol != "file" and not isinstance(error, _BROKEN):
-            raise
-        yield _broken(place, file, f"the Parquet file cannot be listed: {first_line(error)}")
-
-
-def _identities(column: pa.Array, place: Location) -> list[object]:
-    """Values of the id column. Raises JobError where one is too long to be an identity."""
-    values = column.dictionary if isinstance(column, pa.DictionaryArray) else column
-    if pa.types.is_string(values.type) or pa.types.is_binary(values.type):
-        longest = pc.max(pc.binary_length(values)).as_py() or 0
-        if longest > MAX_ID_BYTES:
-            raise JobError(
-                f"{place.uri} holds an identity of {longest} bytes, more than {MAX_ID_BYTES}: name another column with "
-                "--id-column."
-            )
-    if isinstance(column, pa.DictionaryArray):
-        texts = values.to_pylist()
-        return [None if k is None else texts[k] for k in column.indices.to_pylist()]
-    return list(column.to_pylist())
-
-
-def _column(asked: str | None, usual: tuple[str, ...], names: list[str], place: Location, option: str) -> str:
-    if asked is not None and asked in names:
-        return asked
-    found = next((name for name in usual if name in names), None) if asked is None else None
-    if found is None:
-        missing = f"has no column {asked!r}" if asked else f"has none of the columns {', '.join(usual)}"
-        told = ", ".join(name if name.isprintable() and len(name) < 100 else repr(name[:100]) for name in names[:50])
-        raise JobError(f"{place.uri} {missing}; it has {told}. Name the right one with {option}.")
-    return found
-
-
-def _suffix(name: str) -> str:
-    """Ending of a file name in lower case with its dot; empty where there is none."""
-    last = name.rpartition("/")[2]
-    return f".{last.rpartition('.')[2].lower()}" if "." in last else ""
+def _list_tables(
+    source: Source, files: list[StoredFile], aside: LeftAside, *, single: bool, alone: bool
+) -> Iterator[Entry]:
+    """Rows of those Parquet files that have images. alone: there are no other images."""
+    tables: list[Table] = []
+    without: list[tuple[StoredFile, str]] = []
+    found = False
+    for file in files:
+        place = source.location if single else source.location / file.path
+        held = survey(place, file, source.id_column, source.image_column)
+        if isinstance(held, Table):
+            tables.append(held)
+        elif isinstance(held, Entry):
+            found = True
+            yield held
+        else:
+            without.append((file, held))
+    if not alone or any(table.holds_bytes for table in tables):
+        # Of paths and addresses there are no bytes: what they name is elsewhere, or lies beside them
+        without += [(table.file, "") for table in tables if not table.holds_bytes]
+        tables = [table for table in tables if table.holds_bytes]
+    if without and alone and not found and not tables:
+        raise JobError(without[0][1])
+    for file, _ in without:
+        aside.note("Parquet without a column of images", readable(file.path))
+    if source.id_column is None:
+        tables, remark = with_identities(tables)
+        aside.remarks += [remark] if remark else []
+    for table in tables:
+        yield from list_rows(table)

@@ -26,7 +26,7 @@ from tasks.archive import pointer as pointers
 from tasks.archive.manifest import PART_IMAGES, Manifest, Part, extend
 from tasks.archive.output import Output, source_id
 from tasks.archive.schema import SCHEMA_VERSION
-from tasks.archive.sources import Source, list_source
+from tasks.archive.sources import LeftAside, Source, list_source
 from tasks.errors import JobError
 from tasks.models.remote import local_model
 from tasks.results.report import GALLERY_IMAGES
@@ -88,10 +88,11 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     """Memory in MiB that one image may take before it becomes an error row; by default half of a machine's."""
 
     id_column: str | None = None
-    """Column of a Parquet source with the identity; by default the first of the usual names."""
+    """Column of a Parquet source with the identity, nested fields with dots; by default the first of the usual names
+    whose values are unique, else the number of the row in its file."""
 
     image_column: str | None = None
-    """Column of a Parquet source with the image bytes; by default the first of the usual names."""
+    """Column of a Parquet source with the image bytes, such as image.bytes; by default the first of the usual names."""
 
     refresh_changed: bool = False
     """Do photographs again that were replaced under the same path."""
@@ -141,10 +142,13 @@ def list_archive(job: ArchiveJob) -> ArchivePlan:
     source = Source(storage.locate(job.source), job.id_column, job.image_column)
     with storage.explained(output):
         manifest = Manifest(manifest_folder(output, identity))
-        entries = list_source(source, leave_out=output)
+        aside = LeftAside()
+        entries = list_source(source, leave_out=output, aside=aside)
         listing = extend(manifest, entries, refresh_changed=job.refresh_changed, limit=job.limit)
         if listing.added or listing.refreshed:
             manifest = Manifest(manifest_folder(output, identity))
+    if told := aside.sentences():
+        progress.say(told)
     if not manifest.num_images:
         raise JobError(f"{job.source} holds no images: is it the right folder or prefix? Hidden files do not count.")
     if listing.changed and not job.refresh_changed:

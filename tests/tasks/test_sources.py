@@ -1,6 +1,9 @@
 import io
 import os
+import socket
 import tarfile
+import tempfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +12,7 @@ import pytest
 from segcore.images import ErrorKind, ImageError
 from tasks import storage_client
 from tasks.archive.entry_bytes import read_entries
-from tasks.archive.sources import Source, list_source
+from tasks.archive.sources import LeftAside, Source, list_source
 from tasks.errors import JobError
 from tasks.storage import locate
 
@@ -45,6 +48,51 @@ def test_names_that_are_not_utf8_stay_apart(tmp_path):
     entries = listed(tmp_path)
     assert len({e.image_id for e in entries}) == 3
     assert sorted(contents(entries).values()) == [b"1", b"2", b"3"]
+
+
+def test_links_pipes_and_circles_in_a_folder(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.jpg").write_bytes(b"a")
+    (tmp_path / "real" / "again").symlink_to(tmp_path)  # A folder that contains itself
+    (tmp_path / "folder").symlink_to(tmp_path / "real")
+    (tmp_path / "link.jpg").symlink_to("real/a.jpg")
+    (tmp_path / "gone.jpg").symlink_to("no/where.jpg")
+    (tmp_path / "self.jpg").symlink_to("self.jpg")
+    (tmp_path / "gone-folder").symlink_to("no/folder")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket.png"))
+        found = contents(listed(tmp_path), tmp_path)
+    errors = {name: str(found.pop(name)) for name in list(found) if isinstance(found[name], ImageError)}
+    assert found == {"folder/a.jpg": b"a", "link.jpg": b"a", "real/a.jpg": b"a"}
+    assert errors == {
+        "gone.jpg": "the link leads to 'no/where.jpg', which cannot be opened: No such file or directory",
+        "gone-folder": "the link leads to 'no/folder', which cannot be opened: No such file or directory",
+        "self.jpg": "the link leads to 'self.jpg', which cannot be opened: Too many levels of symbolic links",
+        "pipe.jpg": "it is a pipe, a socket or a device, and no file",
+        "socket.png": "it is a pipe, a socket or a device, and no file",
+    }
+
+
+def test_what_may_not_be_read_stops_nothing():
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody who may not read")
+    with tempfile.TemporaryDirectory() as made:
+        place = Path(made)
+        place.chmod(0o755)
+        (place / "locked").mkdir()
+        for name in ("a.jpg", "private.jpg", "locked/b.jpg"):
+            (place / name).write_bytes(b"x")
+        (place / "private.jpg").chmod(0)
+        (place / "locked").chmod(0)
+        os.seteuid(65534)
+        try:
+            found = contents(listed(place), place)
+        finally:
+            os.seteuid(0)
+    assert found.pop("a.jpg") == b"x"
+    assert str(found["locked"]) == "the folder cannot be opened: Permission denied"
+    assert "Permission denied" in str(found["private.jpg"]) and len(found) == 2
 
 
 def test_a_single_file_is_a_source(tmp_path):
@@ -100,7 +148,8 @@ def test_parquet_columns_that_hold_something_else(tmp_path):
     for ids, reason in (([["a"]], "cannot identify images"), (["x" * 5000], "an identity of 5000 bytes")):
         pq.write_table(pa.table({"id": ids, "image": [b""]}), place)
         with pytest.raises(JobError, match=rf"p.parquet.*{reason}.*--id-column"):
-            listed(place)
+            listed(place, id_column="id")
+        assert contents(listed(place)) == {"p.parquet!/row 0": b""}
 
 
 def test_a_broken_shard_keeps_what_it_gave_and_says_what_is_wrong(tmp_path):
@@ -137,19 +186,18 @@ def test_parquet_columns_are_found_or_named(tmp_path):
         }
     )
     pq.write_table(table, tmp_path / "t.parquet")
-    with pytest.raises(JobError, match="--image-column"):
-        listed(tmp_path)
-    with pytest.raises(JobError, match="no column 'nope'; it has key, photo"):
+    with pytest.raises(JobError, match=r"no column 'nope'; it has key, photo.bytes, photo.path.*--image-column"):
         listed(tmp_path, image_column="nope")
-    found = contents(listed(tmp_path, image_column="photo"))
+    found = contents(listed(tmp_path))
+    assert found["a"] == contents(listed(tmp_path, image_column="photo.bytes"))["a"]
     assert found["a"] == b"1" and found["a!#1"] == b"2"
     assert found["t.parquet!/row 2"].kind is ErrorKind.EMPTY
 
 
-def test_parquet_beside_images_is_just_another_file(tmp_path):
+def test_parquet_beside_images_gives_its_rows_too(tmp_path):
     pq.write_table(pa.table({"id": ["x"], "image": [b"x"]}), tmp_path / "a.parquet")
     (tmp_path / "b.jpg").write_bytes(b"b")
-    assert set(contents(listed(tmp_path))) == {"a.parquet", "b.jpg"}
+    assert contents(listed(tmp_path)) == {"x": b"x", "b.jpg": b"b"}
 
 
 def test_the_output_inside_the_source_is_no_part_of_it(tmp_path):
@@ -163,11 +211,11 @@ def test_the_output_inside_the_source_is_no_part_of_it(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     source = Source(locate(str(tmp_path)))
-    ids = [e.image_id for e in list_source(source, leave_out=locate(str(tmp_path / "out")))]
+    ids = sorted(e.image_id for e in list_source(source, leave_out=locate(str(tmp_path / "out"))))
     assert ids == ["a.jpg", "manifest/source=x/1.parquet", "png/run=x/a.png", "runs/x.json"]
     (tmp_path.parent / "link").symlink_to(tmp_path)
     spelt_otherwise = locate(str(tmp_path.parent / "link" / "out"))
-    assert [e.image_id for e in list_source(source, leave_out=spelt_otherwise)] == ids
+    assert sorted(e.image_id for e in list_source(source, leave_out=spelt_otherwise)) == ids
     ids = [e.image_id for e in list_source(source, leave_out=locate(str(tmp_path)))]
     assert ids == ["a.jpg", "out/masks/run=x/part.parquet"]
 
@@ -226,11 +274,17 @@ def test_an_outage_is_no_images_fault(tmp_path, bucket, monkeypatch):
         storage_client.refresh()
 
 
-def test_one_identity_in_two_parquet_files_is_refused(tmp_path):
+def test_identities_that_repeat_over_parquet_files_give_way_to_row_numbers(tmp_path):
     for name in "ab":
-        pq.write_table(pa.table({"id": ["x"], "image": [b"x"]}), tmp_path / f"{name}.parquet")
+        pq.write_table(pa.table({"id": ["x", "y"], "image": [b"x", b"y"]}), tmp_path / f"{name}.parquet")
+    aside = LeftAside()
+    entries = list(list_source(Source(locate(str(tmp_path))), aside=aside))
+    assert [entry.image_id for entry in entries] == [f"{n}.parquet!/row {row}" for n in "ab" for row in (0, 1)]
+    assert aside.sentences() == (
+        "Values of the column id stand in more than one Parquet file: rows are known by their file and number."
+    )
     with pytest.raises(JobError, match=r"'x' in .*b\.parquet stands in another file"):
-        listed(tmp_path)
+        listed(tmp_path, id_column="id")
 
 
 def test_made_up_identities_meet_no_real_one(tmp_path):
