@@ -47,3 +47,6 @@ IMAGENET_RGB = Preprocessing("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 5
 
 # PSPNet as released for Caffe (hszhao/PSPNet, evaluation code): mean only.
 PSPNET_CAFFE = Preprocessing("BGR", (103.939, 116.779, 123.68))
+
+# EfficientNet-Lite as TensorFlow trained it: (pixel - 127) / 128.
+EFFICIENTNET_LITE = Preprocessing("RGB", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))

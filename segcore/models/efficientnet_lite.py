@@ -1,0 +1,127 @@
+"""EfficientNet-Lite as a dilated backbone (Tan and Le, arXiv 1905.11946; TensorFlow's "lite" variants).
+
+Inverted residual blocks without squeeze-and-excitation, ReLU6, and stem width that does not scale. TensorFlow pads
+"SAME"; on sides of 32k + 1 px, which all our crops and padded inputs have, that is symmetric padding by (k - 1) / 2,
+which is what we do on every side. Positions of the grid then lie on pixels 0, s, 2s, ... as in the other backbones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+from torch import Tensor, nn
+
+from segcore.models.resnet import ConvBn
+
+OutputStride = Literal[8, 16, 32]
+
+# Blocks, kernel, stride, expansion, width of the seven stages at a width and depth of 1 (Table 1)
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+
+
+@dataclass(frozen=True)
+class LiteSize:
+    """How one of the variants scales the stages."""
+
+    width: float
+    """Of channels, rounded to multiples of 8."""
+
+    depth: float
+    """Of blocks, rounded up; not of the first and the last stage."""
+
+
+LITE0 = LiteSize(1.0, 1.0)
+LITE2 = LiteSize(1.1, 1.2)
+
+
+_EPS = 1e-3
+"""Of every batch normalisation."""
+
+_RELU6 = 6.0
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion, depthwise convolution, 1x1 projection; a shortcut where the shape stays."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, expansion: int, stride: int, dilation: int
+    ) -> None:
+        super().__init__()
+        width = in_channels * expansion
+        self.expand = ConvBn(in_channels, width, 1, eps=_EPS) if expansion > 1 else None
+        self.depthwise = ConvBn(width, width, kernel_size, stride=stride, dilation=dilation, groups=width, eps=_EPS)
+        self.project = ConvBn(width, out_channels, 1, eps=_EPS)
+        self.has_shortcut = stride == 1 and in_channels == out_channels
+        if self.has_shortcut:
+            self.project.bn.ends_branch = True  # type: ignore[assignment]
+
+    def forward(self, features: Tensor) -> Tensor:
+        wide = features if self.expand is None else self.expand.relu(features, _RELU6)
+        residual: Tensor = self.project(self.depthwise.relu(wide, _RELU6))
+        return features + residual if self.has_shortcut else residual
+
+
+class EfficientNetLite(nn.Module):
+    """Stem and seven stages, without the classification head: (N, 3, H, W) -> (N, out_channels, h, w).
+
+    output_stride: strides beyond it are replaced by holes (hole algorithm, DeepLab v1 section 3.1).
+    """
+
+    def __init__(self, size: LiteSize, output_stride: OutputStride) -> None:
+        super().__init__()
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride!r}.")
+        self.output_stride = output_stride
+        self.stem = ConvBn(3, 32, 3, stride=2, eps=_EPS)
+        channels, reached, dilation = 32, 2, 1
+        widths = []
+        for number, (depth, kernel, stride, expansion, width) in enumerate(_STAGES, start=1):
+            inner = number in (1, len(_STAGES))
+            scaled = _rounded(width * size.width)
+            blocks = []
+            before = dilation
+            if reached * stride > output_stride:
+                stride, dilation = 1, dilation * stride
+            reached *= stride
+            for index in range(depth if inner else ceil(depth * size.depth)):
+                first = index == 0
+                # The first block of a stage looks at the grid that the stage before it left
+                blocks.append(
+                    InvertedResidual(
+                        channels, scaled, kernel, expansion, stride if first else 1, before if first else dilation
+                    )
+                )
+                channels = scaled
+            widths.append(scaled)
+            self.add_module(f"stage{number}", nn.Sequential(*blocks))
+        self.widths = tuple(widths)
+        """Channels behind each stage, 1 to 7."""
+        self.out_channels = channels
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_with_taps(images)[-1]
+
+    def forward_with_taps(self, images: Tensor) -> list[Tensor]:
+        """What leaves stages 1 to 7."""
+        features = self.stem.relu(images, _RELU6)
+        outputs = []
+        for number in range(1, len(_STAGES) + 1):
+            features = self.get_submodule(f"stage{number}")(features)
+            outputs.append(features)
+        return outputs
+
+
+def _rounded(width: float) -> int:
+    """To the nearest multiple of 8, but by no more than a tenth down."""
+    nearest = max(8, int(width + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * width else nearest
