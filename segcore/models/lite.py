@@ -57,8 +57,8 @@ class LiteSegmenter(nn.Module):
         rows, columns = (-(-(side - 1) // stride) for side in (height, width))
         images = F.pad(images, (0, columns * stride + 1 - width, 0, rows * stride + 1 - height))
         features = self.trunk.forward_with_taps(images)
-        fine = self.skip(features[_SKIP_STAGE - 1])
-        scores = fine + resize_scores(self.head(features[-1]), (fine.shape[2], fine.shape[3]))
+        fine: Tensor = self.skip(features[_SKIP_STAGE - 1])
+        scores: Tensor = fine + resize_scores(self.head(features[-1]), (fine.shape[2], fine.shape[3]))
         scores = scores[:, :, : (height - 1) // 8 + 1, : (width - 1) // 8 + 1]
         if self.training and self.auxiliary is not None:
             return TrainingLogits(scores, self.auxiliary(features[_AUXILIARY_STAGE - 1]))
