@@ -218,6 +218,11 @@ def refine_scores(
     return Refined(labels, labels_before, class_pixels, class_confidence, confidence, entropy, changed)
 
 
+def engine_digest() -> str:
+    """Digest of the sources and compiler flags that the native engine was built from; "" where there is none."""
+    return "" if native is None else str(getattr(native, "source_digest", ""))
+
+
 def engine_name() -> str:
     """What "auto" means here: native-avx512, native-avx2, native-plain or pydensecrf."""
     return "pydensecrf" if native is None else str(native.engine_name())

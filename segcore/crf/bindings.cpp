@@ -177,6 +177,7 @@ NB_MODULE(_crf, m) {
     using namespace segcrf;
     current = available("");
 
+    m.attr("source_digest") = SEGCRF_SOURCE_DIGEST;
     m.def("engine_name", [] { return std::string(current->name); });
     m.def("use_engine", [](const std::string& name) {
         const Engine* engine = available(name);

@@ -9,18 +9,16 @@ Whether a night was worse than another one is `tasks/nights/nightly.py`'s busine
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Literal
 
 import annotated_types
 from pydantic import BaseModel
 
-from segcore import checkpoint, evaluation, refinement
+from segcore import checkpoint, refinement
 from segcore.card import ModelCard
 from segcore.comparison import AlarmParams
 from segcore.evaluation import Around
@@ -30,6 +28,7 @@ from tasks import storage
 from tasks.commit import commit
 from tasks.datasets.shards import DatasetManifest, Split, read_manifest
 from tasks.errors import JobError
+from tasks.evaluation.code import code_version
 from tasks.models.registry import RegisteredModel
 from tasks.models.remote import local_model
 
@@ -37,15 +36,6 @@ EVALUATION_VERSION = 1
 """Raised when the same labels give other counts."""
 
 STAGES = ("without CRF", "with CRF")
-
-_DECIDING_FILES = (
-    "stream/pipeline.py",
-    "evaluation/judging.py",
-    "evaluation/counts.py",
-    "evaluation/figures.py",
-    "evaluation/record.py",
-)
-"""Of `tasks`: what decides a count or a figure beside `segcore`. This file's part is in the identity by its values."""
 
 
 class ReevaluateJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -228,18 +218,3 @@ def refuse_training_images(card: ModelCard, manifest: DatasetManifest, split: st
                 f"{card.shown_name} was trained on {card.training_split}, which shares images with "
                 f"{manifest.name}-{split} ({line}); a score there would say nothing."
             )
-
-
-@functools.cache
-def code_version() -> str:
-    """Digest of the code that decides a count: another one is evaluated anew, a change of words elsewhere is not."""
-    root = Path(evaluation.__file__).resolve().parent
-    files = [*root.rglob("*.py"), *root.rglob("*.cpp"), *root.rglob("*.h"), *root.rglob("*.hpp")]
-    files += [Path(__file__).resolve().parents[1] / name for name in _DECIDING_FILES]
-    whole = hashlib.sha256()
-    for file in sorted(files, key=lambda f: f.relative_to(root.parent).as_posix()):
-        whole.update(f"{file.relative_to(root.parent).as_posix()}\n".encode())
-        whole.update(hashlib.sha256(file.read_bytes()).digest())
-    for package in ("torch", "pillow"):  # They decode, scale and multiply
-        whole.update(version(package).encode())
-    return whole.hexdigest()[:12]

@@ -18,11 +18,11 @@ from typing import Any
 
 from tasks import cluster, progress, storage
 from tasks.errors import JobError
+from tasks.evaluation.code import code_version
 from tasks.evaluation.evaluate import (
     Evaluation,
     ReevaluateJob,
     RefusedError,
-    code_version,
     evaluations_of,
     open_dataset,
 )
