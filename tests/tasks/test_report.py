@@ -147,13 +147,13 @@ def test_a_gallery_that_fails_fails_no_run(small_output, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("tasks.segmentation.finish.build_report", broken)
-        assert publish_gallery.fn(job, report) == report
-    assert publish_gallery.fn(job.model_copy(update={"gallery_images": 0}), report).gallery is None
-    made = publish_gallery.fn(job, report)
+        assert publish_gallery(job, report) == report
+    assert publish_gallery(job.model_copy(update={"gallery_images": 0}), report).gallery is None
+    made = publish_gallery(job, report)
     assert made.gallery and Path(made.gallery).is_file() and Path(str(made.contact_sheet)).is_file()
     made_at = Path(made.gallery).stat().st_mtime_ns
     report.done_now = 0  # Nothing was done: the gallery stands
-    assert publish_gallery.fn(job, report).gallery == made.gallery
+    assert publish_gallery(job, report).gallery == made.gallery
     assert Path(made.gallery).stat().st_mtime_ns == made_at
 
 
