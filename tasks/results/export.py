@@ -13,26 +13,30 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import BaseModel
 
-from segcore.images import EXTENSIONS, ImageError, decode
+from segcore import voc
+from segcore.images import ImageError, decode
 from segcore.masks import decode_mask
 from segcore.rle import encode_coco
 from tasks import storage
 from tasks.errors import JobError
+from tasks.results.export_names import file_names, name_bytes
 from tasks.results.photographs import Photographs
 from tasks.results.reading import Piece, Results, open_results
 from tasks.storage import Location
-from tasks.stream.png_files import png_name, write_png
 
 _WORKERS = 4
 _COLUMNS = ["image_id", "uri", "mask", "mask_width", "mask_height", "classes"]
 _FRAGMENTS = "export-parts"
+_LAYOUT = 2  # Raised when the same run gives other files
+
+NAMES = "names.jsonl"
+"""Which file is of which image: a JSON object with name, image_id and uri a line."""
 
 SUMMARY = "export.json"
 """Written last: its existence means that the export is complete."""
@@ -147,16 +151,6 @@ def export_run(job: ExportJob, advance: Callable[[int, int], None] | None = None
     return report
 
 
-def voc_names(image_ids: list[str]) -> dict[str, str]:
-    """Name of each image in a VOC tree: its identity without the ending, with it where two would share a name."""
-    safe = {image_id: _safe(png_name(image_id).removesuffix(".png")) for image_id in image_ids}
-    stems = {image_id: _stem(name) for image_id, name in safe.items()}
-    shared = {stem for stem, count in collections.Counter(stems.values()).items() if count > 1}
-    names = {image_id: safe[image_id] if stems[image_id] in shared else stems[image_id] for image_id in image_ids}
-    taken = collections.Counter(names.values())  # `a.jpg.png` loses its ending where `a.jpg` keeps its own
-    return {image_id: name if taken[name] == 1 else safe[image_id] for image_id, name in names.items()}
-
-
 class _Writer:
     """What one format does with one piece of the run, and at the end."""
 
@@ -164,8 +158,9 @@ class _Writer:
         self.job, self.results, self.destination = job, results, destination
         self.photographs = Photographs(results) if job.photographs else None
         self.names: dict[str, str] = {}
-        if job.to == "voc":
-            self.names = voc_names(results.to_arrow(["image_id"])["image_id"].to_pylist())
+        if job.to != "coco" or job.photographs:
+            ids = results.to_arrow(["image_id"])["image_id"].to_pylist()
+            self.names = file_names(ids, None if job.to == "coco" else ".png", name_bytes(destination))
 
     def write(self, piece: Piece, first_row: int, place: Location) -> dict[str, Any]:
         """Export the rows of one piece, then leave its fragment; returns its counts."""
@@ -178,15 +173,14 @@ class _Writer:
         for number, row in with_mask:
             classes |= {c["name"]: c["index"] for c in row["classes"]}
             tally["masks"] += 1
-            if self.job.to == "png":
-                write_png(self.destination, row["image_id"], row["mask"])
-            elif self.job.to == "voc":
-                name = self.names[row["image_id"]]
-                storage.write_whole(self.destination / f"SegmentationClass/{name}.png", row["mask"], durable=False)
+            name = self.names.get(row["image_id"])
+            if name is not None and self.job.to != "coco":
+                folder = self.destination / "SegmentationClass" if self.job.to == "voc" else self.destination
+                storage.write_whole(folder / f"{name}.png", row["mask"], durable=False)
                 lines[0].append(name)
                 lines[1].append(json.dumps({"name": name, "image_id": row["image_id"], "uri": row["uri"]}))
             else:
-                image, annotations = _coco(number + 1, row, "images/" if self.photographs else "")
+                image, annotations = _coco(number + 1, row, None if name is None else f"images/{name}")
                 lines[0].append(json.dumps(image))
                 lines[1].extend(json.dumps(annotation) for annotation in annotations)
                 tally["annotations"] += len(annotations)
@@ -199,17 +193,16 @@ class _Writer:
     def finish(self, report: ExportReport, fragments: list[Location]) -> None:
         """Join what the fragments hold."""
         classes = dict(sorted(report.classes.items(), key=lambda item: item[1]))
-        text = "".join(f"{label} {name}\n" for name, label in classes.items())
         if self.job.to == "coco":
             storage.write_stream(
                 self.destination / "annotations.json", _coco_document(self.results, classes, fragments)
             )
             return
-        storage.write_whole(self.destination / "labels.txt", text.encode())
+        storage.write_whole(self.destination / "labelmap.txt", _labelmap(self.results.record, classes).encode())
         if self.job.to == "voc":
             sets = self.destination / "ImageSets/Segmentation"
             storage.write_stream(sets / "all.txt", (f"{line}\n".encode() for line in _lines(fragments, 0)))
-            storage.write_stream(sets / "all.jsonl", (f"{line}\n".encode() for line in _lines(fragments, 1)))
+        storage.write_stream(self.destination / NAMES, (f"{line}\n".encode() for line in _lines(fragments, 1)))
 
     def _copy_photographs(
         self, photographs: Photographs, rows: list[dict[str, Any]], tally: collections.Counter[str]
@@ -222,16 +215,39 @@ class _Writer:
                 place = self.destination / f"JPEGImages/{self.names[row['image_id']]}.jpg"
                 data = _upright_jpeg(data)
             else:
-                place = self.destination / f"images/{png_name(row['image_id']).removesuffix('.png')}"
+                place = self.destination / f"images/{self.names[row['image_id']]}"
             storage.write_whole(place, data, durable=False)
             tally["photographs"] += 1
 
 
-def _coco(number: int, row: dict[str, Any], folder: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """An image and its regions. Ids are functions of the row's number in the run, so that fragments need no counter."""
+def _labelmap(record: dict[str, Any], found: dict[str, int]) -> str:
+    """Every class in the order of labels with its colour in the palette: `name:red,green,blue::`, CVAT's form.
+
+    record: of the run; its classes are those of the model. found: labels by name of the classes that are in a mask.
+    """
+    names = dict(enumerate(record.get("class_names") or ()))
+    if any(names.get(label) != name for name, label in found.items()):  # A run of before records named them
+        by_label = {label: name for name, label in found.items()}
+        agrees = all(label < len(voc.CLASSES) and voc.CLASSES[label] == name for label, name in by_label.items())
+        others = dict(enumerate(voc.CLASSES)) if agrees else {n: f"class {n}" for n in range(max(by_label, default=0))}
+        names = others | by_label
+    colours = voc.palette()
+    lines = []
+    for label, name in sorted(names.items()):
+        red, green, blue = colours[label]
+        plain = "".join(c if c.isprintable() and c not in ":#" else " " for c in name).strip() or f"class {label}"
+        lines.append(f"{plain}:{red},{green},{blue}::")
+    return "# label:color_rgb:parts:actions\n" + "\n".join(lines) + "\n"
+
+
+def _coco(number: int, row: dict[str, Any], file: str | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """An image and its regions. Ids are functions of the row's number in the run, so that fragments need no counter.
+
+    file: path of its copy; None: it has none, and is named by its identity.
+    """
     height, width = row["mask_height"], row["mask_width"]
-    name = png_name(row["image_id"]).removesuffix(".png") if folder else row["image_id"]
-    image = {"id": number, "file_name": folder + name, "width": width, "height": height, "uri": row["uri"]}
+    facts = {"width": width, "height": height, "uri": row["uri"], "identity": row["image_id"]}
+    image = {"id": number, "file_name": row["image_id"] if file is None else file, **facts}
     encoded = encode_coco(decode_mask(row["mask"]))
     annotations = []
     for found in row["classes"]:
@@ -301,7 +317,7 @@ def _upright_jpeg(data: bytes) -> bytes:
 def _key(job: ExportJob, results: Results) -> str:
     """Names an export of this run as it stands now."""
     files = [(file.place.name, file.size, file.version) for file in results.files]
-    text = json.dumps([results.run_id, job.to, job.photographs, files])
+    text = json.dumps([_LAYOUT, results.run_id, job.to, job.photographs, files])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -341,12 +357,3 @@ def _require_ours(destination: Location) -> None:
         raise JobError(
             f"{destination.uri} is not empty ({first.path}): give an empty folder, so that nothing is mixed."
         )
-
-
-def _safe(name: str) -> str:
-    """Without line breaks and the like, which a list of names cannot hold."""
-    return "".join(c if c.isprintable() else "".join(f"%{b:02X}" for b in c.encode()) for c in name)
-
-
-def _stem(name: str) -> str:
-    return name[: -len(suffix)] if (suffix := PurePosixPath(name).suffix).lower() in EXTENSIONS else name

@@ -7,13 +7,19 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from segcore.label_set import read_labelmap
 from segcore.masks import decode_mask
 from segcore.rle import decode_coco
+from segcore.voc import CLASSES
+from segcore.voc import palette as voc_palette
 from tasks import storage
+from tasks.datasets.pairs import mended_mask
+from tasks.datasets.voc_layout import read_layout
 from tasks.errors import JobError
 from tasks.results import export
-from tasks.results.export import ExportJob, export_run, voc_names
+from tasks.results.export import ExportJob, export_run
 from tasks.results.reading import open_results
+from tests.conftest import photograph
 from tests.outputs import HOSTILE_NAMES, error_row, mask_row, real_rows, small_rows, write_run
 
 
@@ -59,7 +65,7 @@ def test_coco_reads_every_mask_back(small_output, tmp_path):
 def test_png_and_voc_are_read_by_pillow(small_output, tmp_path):
     masks = dict(open_results(small_output))
     export_to("png", small_output, tmp_path / "png")
-    assert equal({i: np.array(Image.open(tmp_path / "png" / f"{i}.png")) for i in masks}, masks)
+    assert equal({i: np.array(Image.open((tmp_path / "png" / i).with_suffix(".png"))) for i in masks}, masks)
     report = export_to("voc", small_output, tmp_path / "voc", photographs=True)
     names = (tmp_path / "voc" / "ImageSets" / "Segmentation" / "all.txt").read_text().splitlines()
     assert len(names) == report.photographs == 30 and report.photographs_missing == 0
@@ -68,7 +74,8 @@ def test_png_and_voc_are_read_by_pillow(small_output, tmp_path):
             assert mask.mode == "P" and np.array_equal(np.array(mask), masks[f"{name}.jpg"])
             with Image.open(tmp_path / "voc" / "JPEGImages" / f"{name}.jpg") as photograph:
                 assert photograph.size == mask.size
-    assert "12 dog" in (tmp_path / "voc" / "labels.txt").read_text().splitlines()
+    lines = (tmp_path / "voc" / "labelmap.txt").read_text().splitlines()[1:]
+    assert [line.partition(":")[0] for line in lines] == list(CLASSES) and lines[12] == "dog:64,0,128::"
 
 
 def test_an_export_that_was_ended_goes_on(small_output, tmp_path, monkeypatch):
@@ -123,9 +130,11 @@ def test_hostile_names_stay_in_the_folder_and_apart(tmp_path):
     assert values == set(range(1, len(names) + 1))
     lines = (tmp_path / "voc" / "ImageSets" / "Segmentation" / "all.txt").read_text().split("\n")
     assert len(lines) == len(names) + 1
-    back = [json.loads(line) for line in (tmp_path / "voc/ImageSets/Segmentation/all.jsonl").read_text().splitlines()]
-    assert [row["image_id"] for row in back] == names
-    assert len(set(voc_names(names).values())) == len(names)
+    for kind in ("png", "voc"):
+        back = [json.loads(line) for line in (tmp_path / kind / "names.jsonl").read_text().splitlines()]
+        assert [row["image_id"] for row in back] == names
+    document = json.loads((tmp_path / "coco" / "annotations.json").read_text())
+    assert [image["identity"] for image in document["images"]] == names
 
 
 def test_a_bucket_to_a_bucket(bucket, tmp_path):
@@ -141,6 +150,64 @@ def test_a_bucket_to_a_bucket(bucket, tmp_path):
     ]
 
 
+ODD_NAMES = ["with space.jpg", "deep/er/x.jpg", "ünïcode 🐕.png", "100%.jpg", "x.jpg", "x.png", "a#b.jpg", "1,name.jpg"]
+
+
+@pytest.mark.parametrize("record", [{"class_names": list(CLASSES)}, {}], ids=["recorded", "older"])
+def test_prepare_reads_our_export_pixel_by_pixel(record, tmp_path):
+    """Only sofa and tvmonitor are there, so a list of those that are would give them the labels 1 and 2."""
+    rows, wanted = [], {}
+    for number, name in enumerate(ODD_NAMES):
+        place = tmp_path / f"{number}.jpg"
+        photograph(number, (30, 20)).save(place)
+        labels = np.zeros((20, 30), np.uint8)
+        labels[3:9, number : number + 9], labels[12:, 5:] = 18, 20
+        rows.append(mask_row(name, str(place), labels))
+        wanted[name] = labels
+    write_run(str(tmp_path / "out"), "r", rows, **record)
+    report = export_to("voc", tmp_path / "out", tmp_path / "voc", photographs=True)
+    assert report.photographs == len(ODD_NAMES)
+    layout = read_layout(storage.locate(str(tmp_path / "voc")))
+    assert layout.label_set.classes == CLASSES and not layout.findings
+    names = map(json.loads, (tmp_path / "voc" / "names.jsonl").read_text().splitlines())
+    identity = {entry["name"]: entry["image_id"] for entry in names}
+    assert layout.pairs.keys() == identity.keys() and set(identity.values()) == set(ODD_NAMES)
+    for image_id, pair in layout.pairs.items():
+        assert np.array_equal(decode_mask(mended_mask(pair, layout.label_set)), wanted[identity[image_id]])
+
+
+def test_classes_of_another_dataset_keep_their_labels(tmp_path):
+    names = ("background", "crack", "a:b", "rust # 2")
+    labels = np.full((4, 5), 2, np.uint8)
+    for record, classes in (({"class_names": names}, names), ({}, ("class 0", "class 1", "a:b"))):
+        folder = tmp_path / str(len(record))
+        write_run(str(folder / "out"), "r", [mask_row("a.jpg", "/a", labels, names=names)], **record)
+        export_to("voc", folder / "out", folder / "voc")
+        found = read_labelmap((folder / "voc" / "labelmap.txt").read_text())
+        assert found.classes == tuple(" ".join(n.replace(":", " ").replace("#", " ").split()) for n in classes)
+        assert found.colours == tuple(tuple(c) for c in voc_palette()[: len(classes)].tolist())
+
+
+def test_a_long_name_ends_no_export(field, tmp_path):
+    [given] = (field / "export_long_names").iterdir()
+    ids = [given.name, "你" * 85 + ".jpg", "x" * 255, "/".join(["folder"] * 400) + "/x.jpg", "short.jpg"]
+    write_run(
+        str(tmp_path / "out"), "r", [mask_row(i, str(given), np.full((4, 5), n, np.uint8)) for n, i in enumerate(ids)]
+    )
+    for kind in ("png", "voc", "coco"):
+        report = export_to(kind, tmp_path / "out", tmp_path / kind, photographs=kind != "png")
+        assert report.masks == len(ids)
+    for kind, folder in (("png", "."), ("voc", "SegmentationClass")):
+        back = [json.loads(line) for line in (tmp_path / kind / "names.jsonl").read_text().splitlines()]
+        assert [entry["image_id"] for entry in back] == ids and back[-1]["name"] == "short"
+        for number, entry in enumerate(back):
+            with Image.open(tmp_path / kind / folder / f"{entry['name']}.png") as mask:
+                assert np.array(mask).max() == number
+    document = json.loads((tmp_path / "coco" / "annotations.json").read_text())
+    for image in document["images"]:
+        assert (tmp_path / "coco" / image["file_name"]).read_bytes() == given.read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_four_hundred_real_masks_come_back_from_every_format(voc, tmp_path):
@@ -150,7 +217,7 @@ def test_four_hundred_real_masks_come_back_from_every_format(voc, tmp_path):
     for kind in ("coco", "png", "voc"):
         assert export_to(kind, tmp_path / "out", tmp_path / kind).masks == 400
     assert equal(read_coco(tmp_path / "coco" / "annotations.json"), masks)
-    assert equal({i: np.array(Image.open(tmp_path / "png" / f"{i}.png")) for i in masks}, masks)
+    assert equal({i: np.array(Image.open((tmp_path / "png" / i).with_suffix(".png"))) for i in masks}, masks)
     for image_id, labels in masks.items():
         name = image_id.removesuffix(".jpg")
         assert np.array_equal(np.array(Image.open(tmp_path / "voc" / "SegmentationClass" / f"{name}.png")), labels)
