@@ -256,7 +256,7 @@ def _write_text(answer: "Answer", format_: str, file: Any) -> int:
 
     count = 0
     if format_ == "csv":
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")  # Scripts read lines
         writer.writerow(answer.columns)
         for row in answer.rows():
             writer.writerow([_cell(value) if isinstance(value, (list, dict, bytes)) else value for value in row])

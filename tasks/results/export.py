@@ -235,8 +235,8 @@ def _labelmap(record: dict[str, Any], found: dict[str, int]) -> str:
     lines = []
     for label, name in sorted(names.items()):
         red, green, blue = colours[label]
-        plain = "".join(c if c.isprintable() and c not in ":#" else " " for c in name).strip() or f"class {label}"
-        lines.append(f"{plain}:{red},{green},{blue}::")
+        plain = " ".join("".join(c if c.isprintable() and c not in ":#" else " " for c in name).split())
+        lines.append(f"{plain or f'class {label}'}:{red},{green},{blue}::")
     return "# label:color_rgb:parts:actions\n" + "\n".join(lines) + "\n"
 
 

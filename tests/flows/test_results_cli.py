@@ -33,6 +33,10 @@ def test_query_prints_tables_and_writes_files(command, small_output, tmp_path):
         assert command("query", small_output, sql, "--to", tmp_path / f"a.{ending}").exit_code == 0
     assert pq.read_table(tmp_path / "a.parquet").to_pylist() == as_json == json.loads((tmp_path / "a.json").read_text())
     assert len((tmp_path / "a.csv").read_text().splitlines()) == len(as_json) + 1
+    # Scripts cut lines at LF alone
+    assert b"\r" not in (tmp_path / "a.csv").read_bytes()
+    assert b"\r" not in command("query", small_output, sql, "--format", "csv").stdout_bytes
+    assert b"\r" not in command("find", small_output, "--class", "dog", "--format", "csv").stdout_bytes
 
 
 def test_a_long_answer_is_cut_for_the_eye_and_whole_in_a_file(command, small_output, tmp_path):
