@@ -89,7 +89,7 @@ def plain_check(args: argparse.Namespace, folder: Path) -> None:
 def check(args: argparse.Namespace, folder: Path) -> None:
     from tasks import cluster
     from tasks.datasets.check import examine, label_counts
-    from tasks.datasets.voc_layout import read_layout
+    from tasks.datasets.voc_layout import OwnData, read_layout
     from tasks.storage import locate
 
     ids = folder / "ids.txt"
@@ -97,7 +97,7 @@ def check(args: argparse.Namespace, folder: Path) -> None:
     begin = time.perf_counter()
     with cluster.connected():
         start = time.perf_counter()
-        found = examine(read_layout(locate(str(VOC)), lists={"all": str(ids)}))
+        found = examine(read_layout(locate(str(VOC)), OwnData(lists={"all": str(ids)}, classes="voc")))
         seconds = time.perf_counter() - start
     pixels, _ = label_counts(found, list(found.checks))
     told("doctor", len(found.checks), seconds, f"{pixels.sum():,} pixels; Ray started in {start - begin:.1f} s before")
@@ -178,15 +178,15 @@ def official(args: argparse.Namespace, folder: Path) -> None:
     job = DatasetJob(
         output=str(folder / "out"), voc=str(folder / "VOC2012"), sbd=str(folder / "dataset"), work=str(folder / "work")
     )
-    sources = unpack_archives.fn(job, fetch_archives.fn(job))
+    sources = unpack_archives(job, fetch_archives(job))
     start = time.perf_counter()
-    summary = check_pairs.fn(job, sources)
+    summary = check_pairs(job, sources)
     told("checking", summary.pairs, time.perf_counter() - start, "the start of Ray included")
     start = time.perf_counter()
-    report = write_shards.fn(job, sources)
+    report = write_shards(job, sources)
     told("writing", summary.pairs, time.perf_counter() - start, f"{report.bytes / 1e6:.0f} MB in {report.files} files")
     start = time.perf_counter()
-    again = write_shards.fn(job, sources)
+    again = write_shards(job, sources)
     told("again", summary.pairs, time.perf_counter() - start, f"nothing to do: {again.unchanged}")
     print(f"{say_splits(report.splits)}; left out {report.left_out}; findings {report.findings}")
 

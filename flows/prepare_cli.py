@@ -8,11 +8,19 @@ import typer
 
 def prepare(
     output: Annotated[str | None, typer.Argument(help="Folder or s3://bucket/prefix for the shards.")] = None,
-    data: Annotated[str | None, typer.Option(help="Your own data: a folder or archive in VOC layout.")] = None,
+    data: Annotated[str | None, typer.Option(help="Your own data: a folder or archive.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder of your images, where its name does not say it.")] = None,
     split: Annotated[
         list[str] | None, typer.Option(help="With --data: NAME=FILE, a list of ids; may be given several times.")
     ] = None,
-    masks: Annotated[str | None, typer.Option(help="With --data: folder of the masks.")] = None,
+    masks: Annotated[str | None, typer.Option(help="Folder of your masks, where its name does not say it.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Names of your classes: a file, background,cat,dog, or voc.")
+    ] = None,
+    void: Annotated[str | None, typer.Option(help="Numbers or names that mean void beside 255, such as 11.")] = None,
+    by_colour: Annotated[
+        bool, typer.Option("--by-colour", help="Read the palette's colours of masks instead of their numbers.")
+    ] = False,
     val_share: Annotated[float, typer.Option(help="With --data without lists: share that becomes val.")] = 0.1,
     voc: Annotated[str | None, typer.Option(help="VOC 2012 trainval: archive, folder, object or URL.")] = None,
     sbd: Annotated[str | None, typer.Option(help="SBD benchmark.tgz: archive, folder, object or URL.")] = None,
@@ -36,15 +44,24 @@ def prepare(
 
     segment-archive prepare ~/datasets/voc2012
     segment-archive prepare ~/datasets/mine --data ~/mine
+    segment-archive prepare ~/datasets/mine --images ~/photos --masks ~/masks --classes background,cat,dog
     segment-archive prepare --check ~/mine
     """
     if val_share < 0 or val_share >= 1:
         _fail("--val-share is a share of the images, from 0 to less than 1.")
-    lists = _lists(split)
+    own: dict[str, Any] = {
+        "images": images,
+        "masks": masks,
+        "lists": _lists(split),
+        "classes": classes,
+        "void": void,
+        "by_colour": by_colour,
+        "val_share": val_share,
+    }
     if check is not None:
         if output is not None or data is not None or voc is not None or sbd is not None:
             _fail("--check looks at one dataset and prepares nothing: give --check PATH alone.")
-        _check(check, lists, masks, val_share, fix, show, report, gallery)
+        _check(check, own, fix, show, report, gallery)
         return
     if fix or report or gallery:
         _fail("--fix, --report and --gallery belong to --check; prepare writes findings.csv and gallery.png itself.")
@@ -53,9 +70,7 @@ def prepare(
     given = {
         "output": output,
         "data": data,
-        "lists": lists,
-        "masks": masks,
-        "val_share": val_share,
+        **own,
         "voc": voc,
         "sbd": sbd,
         "with_sbd": with_sbd,
@@ -93,9 +108,7 @@ def _prepare(given: dict[str, Any]) -> None:
 
 def _check(
     check: str,
-    lists: dict[str, str] | None,
-    masks: str | None,
-    val_share: float,
+    own: dict[str, Any],
     fix: bool,
     show: int,
     report: str | None,
@@ -104,12 +117,13 @@ def _check(
     from tasks import progress
     from tasks.datasets import check_report as dataset_report
     from tasks.datasets.doctor import Consultation
+    from tasks.datasets.voc_layout import OwnData
     from tasks.errors import JobError
 
     console = dataset_report.console()
     try:
         with progress.told_to(progress.Terminal()):
-            found = Consultation(check, lists=lists, masks=masks, val_share=val_share)
+            found = Consultation(check, OwnData(**own))
             if found.examined.findings:
                 dataset_report.print_findings(found.examined.findings, console, show)
             dataset_report.print_classes(found.examined, console)

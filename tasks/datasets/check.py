@@ -15,14 +15,11 @@ from segcore.voc import IGNORE_LABEL
 from tasks import progress, storage
 from tasks.datasets import pairs
 from tasks.datasets.pairs import Checked
-from tasks.datasets.voc_layout import IMAGES, Layout, Pair, is_training, is_validation
+from tasks.datasets.voc_layout import BEFORE_FIX, IMAGES, Layout, Pair, is_training, is_validation, relative
 from tasks.errors import JobError
 from tasks.parquet_files import read_parquet
 from tasks.spread import spread
 from tasks.storage import Location
-
-BEFORE_FIX = "before-fix"
-"""Folder beside the dataset's own in which `--fix` keeps every file that it replaces."""
 
 _OF_IMAGE = (Kind.MISSING_IMAGE, Kind.IMAGE_UNREADABLE, Kind.SAME_IMAGE, Kind.LOOKS_SAME, Kind.SAME_WITHIN)
 
@@ -134,10 +131,10 @@ def fix(examined: Examined) -> list[str]:
     twice = {f.file.rpartition("/")[2] for f in examined.findings if f.kind is Kind.TWICE_LISTED}
     for name, place in layout.list_files.items():
         keep = [i for i in layout.lists[name] if not (is_training(name) and i in leaking)]
-        if (len(keep) < len(layout.lists[name]) or place.name in twice) and _below(layout.root, place) != place.path:
+        if (len(keep) < len(layout.lists[name]) or place.name in twice) and relative(layout.root, place) != place.path:
             _keep_first(layout.root, place)
             storage.write_whole(place, "".join(f"{image_id}\n" for image_id in keep).encode())
-            changed.append(_below(layout.root, place))
+            changed.append(relative(layout.root, place))
     return changed
 
 
@@ -151,17 +148,13 @@ def _replace_mask(layout: Layout, pair: Pair) -> str:
     storage.write_whole(target, mended)
     if target != place:
         storage.remove(place)
-    return _below(layout.root, target)
+    return relative(layout.root, target)
 
 
 def _keep_first(root: Location, place: Location) -> None:
-    kept = root / BEFORE_FIX / _below(root, place)
+    kept = root / BEFORE_FIX / relative(root, place)
     if not storage.exists(kept):
         storage.write_whole(kept, storage.read_bytes(place))
-
-
-def _below(root: Location, place: Location) -> str:
-    return place.path.removeprefix(f"{root.path.rstrip('/')}/") if place.protocol == root.protocol else place.uri
 
 
 def _of_pairs(examined: Examined) -> Iterator[Reported]:
@@ -175,7 +168,7 @@ def _of_pairs(examined: Examined) -> Iterator[Reported]:
 def _file(layout: Layout, pair: Pair, kind: Kind) -> str:
     file = pair.image if kind in _OF_IMAGE else pair.mask
     if file is not None:
-        return _below(layout.root, file.place)
+        return relative(layout.root, file.place)
     return f"{IMAGES}/{pair.id}" if kind in _OF_IMAGE else pair.id
 
 
@@ -193,7 +186,7 @@ def _of_lists(examined: Examined) -> Iterator[Reported]:
 
 def _list_name(layout: Layout, name: str) -> str:
     place = layout.list_files.get(name)
-    return f"list {name}" if place is None else _below(layout.root, place)
+    return f"list {name}" if place is None else relative(layout.root, place)
 
 
 def _of_duplicates(examined: Examined) -> Iterator[Reported]:
@@ -237,8 +230,8 @@ def _pair_finding(layout: Layout, kind: Kind, image_id: str, other: str, how: st
 def _of_classes(examined: Examined) -> Iterator[Reported]:
     label_set = examined.layout.label_set
     _, present = label_counts(examined, list(examined.checks))
-    for label, name in enumerate(label_set.classes):
-        if not present[label] and present[:IGNORE_LABEL].any():
+    for label, name in enumerate(() if label_set.assumed else label_set.classes):
+        if not present[label] and present[:IGNORE_LABEL].any() and label not in label_set.unused:
             yield Reported(kind=Kind.CLASS_ABSENT, file=label_set.origin, detail=f"{label} {name}")
 
 

@@ -5,16 +5,15 @@ from tasks.datasets import check as dataset_check
 from tasks.datasets import gallery as dataset_gallery
 from tasks.datasets import voc_layout
 from tasks.datasets.check import Examined
+from tasks.datasets.voc_layout import OwnData
 
 
 class Consultation:
     """One dataset that was examined; nothing is written into it but by `fix`."""
 
-    def __init__(
-        self, folder: str, *, lists: dict[str, str] | None = None, masks: str | None = None, val_share: float = 0.1
-    ) -> None:
-        """Read every pair of a folder in VOC layout. Raises JobError where there is none."""
-        self._arguments = (folder, lists, masks, val_share)
+    def __init__(self, folder: str, given: OwnData | None = None) -> None:
+        """Read every pair of a folder. Raises JobError where there is none."""
+        self._arguments = (folder, given or OwnData())
         self.examined = self._examine()
 
     def fix(self) -> list[str]:
@@ -39,6 +38,6 @@ class Consultation:
         return picture is not None
 
     def _examine(self) -> Examined:
-        folder, lists, masks, val_share = self._arguments
-        layout = voc_layout.read_layout(storage.locate(folder), lists=lists, masks=masks, val_share=val_share)
+        folder, given = self._arguments
+        layout = voc_layout.read_layout(storage.locate(folder), given)
         return dataset_check.examine(layout)

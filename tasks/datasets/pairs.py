@@ -25,7 +25,7 @@ from tasks.errors import JobError
 from tasks.parquet_files import read_parquet
 from tasks.storage import Location
 
-CHECK_VERSION = 2
+CHECK_VERSION = 3
 """Raised when a check changes, so that no stored one of before is taken for it."""
 
 CHUNK_PAIRS = 128

@@ -9,9 +9,8 @@ import hashlib
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import annotated_types
 from pydantic import BaseModel
 
 from segcore.pair_check import ADVICE, Kind, Level
@@ -22,30 +21,21 @@ from tasks.datasets import fetch, shards, unpack, voc_layout
 from tasks.datasets import gallery as dataset_gallery
 from tasks.datasets import store as dataset_store
 from tasks.datasets.fetch import Fetched
-from tasks.datasets.voc_layout import Layout
+from tasks.datasets.voc_layout import Layout, OwnData
 from tasks.errors import JobError
 
 OFFICIAL_COUNTS = {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582, "trainval_aug": 12031}
 """Images of VOC 2012 with SBD, as all papers have them."""
 
 
-class DatasetJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """Which dataset to prepare, and where to put it. Without `data`, VOC 2012 with SBD."""
+class DatasetJob(OwnData, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Which dataset to prepare, and where to put it. Without `data` and `images`, VOC 2012 with SBD."""
 
     output: str
     """URI that shards, manifest, gallery and findings are written under."""
 
     data: str | None = None
-    """URI of a folder or local archive in VOC layout: JPEGImages, SegmentationClass, ImageSets/Segmentation."""
-
-    lists: dict[str, str] | None = None
-    """With `data`: list files by the split that they make; a path, or a name in ImageSets/Segmentation."""
-
-    masks: str | None = None
-    """With `data`: folder of the masks, where it is neither SegmentationClassAug nor SegmentationClass."""
-
-    val_share: Annotated[float, annotated_types.Interval(ge=0.0, lt=1.0)] = 0.1
-    """With `data` without lists: share of the images that becomes val."""
+    """URI of the folder or local archive of a dataset of one's own; by default the folder `images`."""
 
     voc: str | None = None
     """VOC 2012 trainval: archive, folder, object or URL; by default it is fetched."""
@@ -146,8 +136,8 @@ def fetch_archives(job: DatasetJob) -> dict[str, Fetched]:
     _require_sense(job)
     storage.require_writable(storage.locate(job.output))
     archives = _work(job) / "archives"
-    if job.data is not None:
-        place = storage.locate(job.data)
+    if (data := job.data or job.images) is not None:
+        place = storage.locate(data)
         with storage.explained(place):
             is_archive = storage.is_file(place)
         if is_archive and place.protocol != "file":
@@ -245,10 +235,13 @@ def say_splits(splits: dict[str, int]) -> str:
 
 
 def _require_sense(job: DatasetJob) -> None:
-    if job.data is not None and (job.voc is not None or job.sbd is not None):
+    own = job.data is not None or job.images is not None
+    if own and (job.voc is not None or job.sbd is not None):
         raise JobError("Give either your own data, or --voc and --sbd for VOC 2012 with SBD.")
-    if job.data is None and (job.lists is not None or job.masks is not None):
-        raise JobError("--split and --masks are for your own --data; the lists of VOC 2012 with SBD are computed.")
+    if not own and any((job.lists, job.masks, job.classes, job.void, job.by_colour)):
+        raise JobError(
+            "--split, --masks, --classes, --void and --by-colour are for your own data; VOC 2012 with SBD has its own."
+        )
 
 
 def _work(job: DatasetJob) -> Path:
@@ -263,9 +256,9 @@ def _work(job: DatasetJob) -> Path:
 
 def _layout(job: DatasetJob, sources: Sources) -> Layout:
     voc = storage.locate(sources.voc)
-    if job.data is not None:
-        name = job.name or storage.locate(job.data).name.partition(".")[0]
-        return voc_layout.read_layout(voc, lists=job.lists, masks=job.masks, val_share=job.val_share, name=name)
+    if (data := job.data or job.images) is not None:
+        name = job.name or storage.locate(data).name.partition(".")[0]
+        return voc_layout.read_layout(voc, job, name=name)
     sbd = None if sources.sbd is None else storage.locate(sources.sbd)
     layout = voc_layout.read_voc_with_sbd(voc, sbd, prefer_sbd=job.prefer == "sbd")
     layout.name = job.name or layout.name

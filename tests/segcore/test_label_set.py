@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from segcore.label_set import VOC_LABELS, LabelSet, labels_of_colours, read_classes, read_labelmap
+from segcore.label_set import VOC_LABELS, LabelSet, labels_of_colours, read_classes
 from segcore.voc import CLASSES, palette
 
 
@@ -16,7 +16,7 @@ def test_a_labelmap_is_read_with_its_colours():
     text = (
         "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:255,0,0::\ndog: 0, 255, 0::\nignore:255,255,255::\n"
     )
-    label_set = read_labelmap(text)
+    label_set = read_classes(text)
     assert label_set.classes == ("background", "cat", "dog")
     assert label_set.colours == ((0, 0, 0), (255, 0, 0), (0, 255, 0))
     assert (255, 255, 255) in label_set.void_colours
@@ -24,13 +24,13 @@ def test_a_labelmap_is_read_with_its_colours():
 
 def test_what_makes_no_sense_names_the_line():
     with pytest.raises(ValueError, match=r"line 2: 'cat:red::' is not name:red,green,blue"):
-        read_labelmap("background:0,0,0::\ncat:red::\n")
+        read_classes("background:0,0,0::\ncat:red::\n")
     with pytest.raises(ValueError, match="is not name"):
-        read_labelmap("cat:0,0,256::")
+        read_classes("cat:0,0,256::")
     with pytest.raises(ValueError, match="the class cat to two labels"):
         read_classes("cat\ncat\n")
     with pytest.raises(ValueError, match=r"the colour \(1, 1, 1\) to two labels"):
-        read_labelmap("a:1,1,1::\nb:1,1,1::")
+        read_classes("a:1,1,1::\nb:1,1,1::")
     with pytest.raises(ValueError, match="names 0 classes"):
         read_classes("\n\n")
 
@@ -47,7 +47,7 @@ def test_colours_become_labels_and_back():
 
 
 def test_the_colour_of_void_may_be_that_of_a_class():
-    label_set = read_labelmap("background:0,0,0::\npale:224,224,192::\n")
+    label_set = read_classes("background:0,0,0::\npale:224,224,192::\n")
     assert label_set.void_colours == ()
     assert isinstance(label_set, LabelSet)
     labels, _ = labels_of_colours(np.full((1, 1, 3), (224, 224, 192), np.uint8), label_set)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from segcore.label_set import VOC_LABELS, read_classes, read_labelmap
+from segcore.label_set import VOC_LABELS, read_classes
 from segcore.masks import decode_mask, encode_mask
 from segcore.pair_check import ADVICE, Kind, Level, check_pair
 from segcore.voc import palette
@@ -99,7 +99,7 @@ def test_coloured_masks_become_labels_where_every_colour_is_a_class():
     assert kinds(check) == [Kind.RGB_MASK] and check.usable
     np.testing.assert_array_equal(decode_mask(check.mask), LABELS)
 
-    own = read_labelmap("background:0,0,0::\ncat:250,50,83::\n")
+    own = read_classes("background:0,0,0::\ncat:250,50,83::\n", "labelmap.txt")
     rgb = np.zeros((30, 40, 4), np.uint8)
     rgb[..., 3] = 255
     rgb[3:9, 3:9, :3] = (250, 50, 83)

@@ -39,9 +39,9 @@ def cache(tmp_path, monkeypatch):
 def prepare(**given) -> DatasetReport:
     """The flow without Prefect."""
     job = DatasetJob(**given)
-    sources = unpack_archives.fn(job, fetch_archives.fn(job))
-    check_pairs.fn(job, sources)
-    return write_shards.fn(job, sources)
+    sources = unpack_archives(job, fetch_archives(job))
+    check_pairs(job, sources)
+    return write_shards(job, sources)
 
 
 def files_of(folder: Path) -> dict[str, str]:
@@ -212,7 +212,7 @@ def test_lists_become_whole_folders():
 def test_a_pair_that_changes_meanwhile_stops_it(tmp_path, monkeypatch):
     mine = make_dataset(tmp_path / "mine")
     job = DatasetJob(output=str(tmp_path / "out"), data=str(mine))
-    sources = unpack_archives.fn(job, fetch_archives.fn(job))
+    sources = unpack_archives(job, fetch_archives(job))
     write = pairs.write_part
 
     def late(part, *rest):
@@ -221,7 +221,7 @@ def test_a_pair_that_changes_meanwhile_stops_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(dataset_store.pairs, "write_part", late)
     with pytest.raises(JobError, match="img-2 was changed while the dataset was prepared: run again"):
-        write_shards.fn(job, sources)
+        write_shards(job, sources)
     assert not (tmp_path / "out/manifest.json").exists()
 
 
@@ -229,7 +229,7 @@ def test_jobs_that_make_no_sense(tmp_path):
     out = str(tmp_path / "out")
     for given, message in (
         ({"data": "x", "voc": "y"}, "either your own data"),
-        ({"masks": "x"}, "are for your own --data"),
+        ({"masks": "x"}, "are for your own data"),
         ({"data": str(tmp_path / "none")}, "does not exist"),
         ({"voc": str(tmp_path / "none")}, "does not exist"),
         ({"work": "s3://bucket/work"}, "no local folder"),

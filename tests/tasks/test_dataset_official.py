@@ -25,13 +25,13 @@ JOB = """
 import sys
 from tasks.datasets.prepare import DatasetJob, check_pairs, fetch_archives, unpack_archives, write_shards
 job = DatasetJob.model_validate_json(sys.argv[1])
-fetched = fetch_archives.fn(job)
+fetched = fetch_archives(job)
 print("fetched", flush=True)
-sources = unpack_archives.fn(job, fetched)
+sources = unpack_archives(job, fetched)
 print("unpacked", flush=True)
-check_pairs.fn(job, sources)
+check_pairs(job, sources)
 print("checked", flush=True)
-print("written", write_shards.fn(job, sources).written_now, flush=True)
+print("written", write_shards(job, sources).written_now, flush=True)
 """
 
 

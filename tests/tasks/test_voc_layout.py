@@ -4,7 +4,7 @@ import pytest
 
 from segcore.masks import encode_mask
 from segcore.pair_check import Kind
-from tasks.datasets.voc_layout import divide, read_layout, read_voc_with_sbd
+from tasks.datasets.voc_layout import OwnData, divide, read_layout, read_voc_with_sbd
 from tasks.errors import JobError
 from tasks.storage import locate
 from tests.datasets import CLASSES, jpeg, labels_of, make_dataset, write_list
@@ -12,7 +12,7 @@ from tests.sbd_files import annotation
 
 
 def layout(folder: Path, **options):
-    return read_layout(locate(str(folder)), **options)
+    return read_layout(locate(str(folder)), OwnData(**options))
 
 
 def test_a_dataset_of_ones_own(tmp_path):
@@ -82,8 +82,8 @@ def test_lists_that_cannot_be_used_and_pairs_in_none(tmp_path):
     assert [(file.rpartition("/")[2], found.kind) for file, found in layout(folder).findings] == [
         ("other.txt", Kind.LIST_BROKEN),
         ("val.txt", Kind.LIST_BROKEN),
-        ("img-6", Kind.UNLISTED),
-        ("img-7", Kind.UNLISTED),
+        ("img-6.jpg", Kind.UNLISTED),
+        ("img-7.jpg", Kind.UNLISTED),
     ]
 
 
@@ -99,7 +99,7 @@ def test_what_is_no_dataset_is_one_sentence(tmp_path):
     (folder / "classes.txt").write_text("cat\ncat\n")
     with pytest.raises(JobError, match=r"classes\.txt gives the class cat to two labels"):
         layout(folder)
-    (folder / "classes.txt").write_bytes(b"\xff\xfe")
+    (folder / "classes.txt").write_bytes(b"\xff\xfb")
     with pytest.raises(JobError, match="no text in UTF-8"):
         layout(folder)
 
