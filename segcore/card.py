@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -75,14 +76,14 @@ class ModelCard:
     @property
     def saw_voc_val(self) -> bool:
         """Whether scoring this model on VOC 2012 val would score it on what it learnt by heart."""
-        # SBD's own lists contain images of VOC 2012 val.
-        return self.training_split.startswith("sbd") or (
-            self.training_split.startswith("voc2012-") and "val" in self.training_split
-        )
+        return any(_contains(seen, "voc2012val") for seen in trained_splits(self.training_split))
 
     def check_scoring_on(self, dataset: str) -> None:
-        """ValueError when the model was trained on `dataset` (such as "voc2012-val"): the score would be worthless."""
-        if self.training_split == dataset or (dataset == "voc2012-val" and self.saw_voc_val):
+        """ValueError when the model was trained on `dataset` (such as "voc2012-val"): the score would be worthless.
+
+        Names are compared without case and separators: "VOC2012 val" is "voc2012-val".
+        """
+        if any(_contains(seen, plain_name(dataset)) for seen in trained_splits(self.training_split)):
             raise ValueError(
                 f"{self.shown_name} was trained on {self.training_split}, which contains {dataset}; "
                 f"a score there would say nothing, so choose another model or another split."
@@ -112,6 +113,30 @@ class ModelCard:
             return cls(**_checked(value))
         except ValueError as error:
             raise ValueError(f"{where} is no model card: {error}") from None
+
+
+def plain_name(name: str) -> str:
+    """Name of a dataset or split to compare with others: without case and separators, VOC 2012 by one of its names.
+
+    "voc2012val" for "VOC2012-val", "voc2012 val", "pascal_voc/val" and "VOC12 val".
+    """
+    plain = "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if c.isalnum())
+    return re.sub(r"^(pascal)?voc(2012|12|(?!\d))", "voc2012", plain)
+
+
+def trained_splits(training_split: str) -> list[str]:
+    """Plain names of all that a card says a model saw: "mine-train after voc2012-trainval" is two, "a + b" is too."""
+    return [plain for part in re.split(r"(?i)\bafter\b|[+,;&]", training_split) if (plain := plain_name(part))]
+
+
+def _contains(seen: str, scored: str) -> bool:
+    """Whether the images of one split contain those of another, as far as their plain names tell."""
+    if seen == scored:
+        return True
+    if scored.startswith("voc2012val"):
+        return seen.startswith("sbd") or (seen.startswith("voc2012") and "val" in seen)  # SBD has images of VOC's val
+    dataset, both, part = seen.partition("trainval")
+    return both != "" and part in ("", "aug") and scored in (f"{dataset}train", f"{dataset}val")
 
 
 def _checked(value: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from segcore import models, voc
 from segcore.card import ModelCard
 from segcore.preprocessing import Preprocessing
+from segcore.seen_images import SEEN_FILE, SeenImages
 
 if TYPE_CHECKING:
     from torch import nn
@@ -185,9 +186,23 @@ def find(name_or_path: str | Path) -> Path:
     raise AssertionError("an unknown name that is known")
 
 
-def save(directory: str | Path, module: nn.Module, card: ModelCard, *, replace: bool = False) -> None:
+def seen_images(name_or_path: str | Path) -> SeenImages | None:
+    """Digests of the images that a model was trained on; None where it has none. ValueError for a damaged file."""
+    path = find(name_or_path).parent / SEEN_FILE
+    return SeenImages.from_bytes(path.read_bytes(), str(path)) if path.is_file() else None
+
+
+def save(
+    directory: str | Path,
+    module: nn.Module,
+    card: ModelCard,
+    *,
+    seen: SeenImages | None = None,
+    replace: bool = False,
+) -> None:
     """Write a model directory; it appears whole under its name or not at all.
 
+    seen: digests of the images that it was trained on, where they are known.
     replace: put it in the place of a directory that exists (for an instant neither is there); otherwise that is a
     ValueError, as are weights that are not finite.
     """
@@ -207,6 +222,8 @@ def save(directory: str | Path, module: nn.Module, card: ModelCard, *, replace: 
     try:
         _write(unfinished / WEIGHTS_FILE, serialise(tensors, metadata={"format": "pt"}))
         _write(unfinished / CARD_FILE, card.to_json().encode())
+        if seen is not None:
+            _write(unfinished / SEEN_FILE, seen.to_bytes())
         if directory.exists():
             old = unfinished.with_suffix(".old")
             directory.rename(old)

@@ -1,6 +1,7 @@
 """Parquet files that may be damaged: whatever Arrow raises of one becomes a sentence that names it and the remedy."""
 
 import contextlib
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,13 @@ import pyarrow.parquet as pq
 from tasks import storage, storage_faults
 from tasks.errors import JobError
 from tasks.storage import Location
+
+
+def write_parquet(place: Location, table: pa.Table) -> None:
+    """Write a small table as one file, whole or not at all."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    storage.write_whole(place, buffer.getvalue())
 
 
 def read_parquet(place: Location, remedy: str, columns: list[str] | None = None, filters: Any = None) -> pa.Table:

@@ -3,20 +3,18 @@
 They stand in OUTPUT/counts/evaluation=<id>/part-*.parquet, with the masks that they are of.
 """
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from segcore import evaluation
 from tasks import storage
 from tasks.errors import JobError
 from tasks.evaluation.evaluate import Evaluation
-from tasks.parquet_files import read_parquet
+from tasks.parquet_files import read_parquet, write_parquet
 from tasks.storage import Location
 
 _CONFUSION = pa.list_(pa.struct([("truth", pa.uint8()), ("predicted", pa.uint8()), ("pixels", pa.int64())]))
@@ -73,9 +71,7 @@ def counts_folder(output: Location, evaluation_id: str) -> Location:
 
 def write_counts(place: Location, rows: list[dict[str, Any]]) -> None:
     """Write one file of counts, whole or not at all."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=COUNTS), buffer, compression="zstd")
-    storage.write_whole(place, buffer.getvalue())
+    write_parquet(place, pa.Table.from_pylist(rows, schema=COUNTS))
 
 
 def read_counts(output: Location, of: Evaluation) -> Counts:

@@ -19,7 +19,6 @@ import annotated_types
 from pydantic import BaseModel
 
 from segcore import checkpoint, refinement
-from segcore.card import ModelCard
 from segcore.comparison import AlarmParams
 from segcore.evaluation import Around
 from segcore.inference import DEEPLAB_V2_MSC, PSPNET_MULTI_SCALE, InferenceParams
@@ -29,6 +28,7 @@ from tasks.commit import commit
 from tasks.datasets.shards import DatasetManifest, Split, read_manifest
 from tasks.errors import JobError
 from tasks.evaluation.code import code_version
+from tasks.evaluation.unseen import refuse_by_name
 from tasks.models.registry import RegisteredModel
 from tasks.models.remote import local_model
 
@@ -121,10 +121,6 @@ class Evaluation:
         return STAGES if self.crf is not None else STAGES[:1]
 
 
-class RefusedError(JobError):
-    """The model must not be scored on these images, since it learnt them by heart."""
-
-
 def open_dataset(job: ReevaluateJob) -> tuple[DatasetManifest, Split]:
     """The dataset of a job and its split. Raises JobError where either is not there."""
     manifest = read_manifest(storage.locate(job.dataset))
@@ -152,7 +148,7 @@ def evaluations_of(job: ReevaluateJob, model: RegisteredModel, manifest: Dataset
             f"{model.name} knows {len(card.classes)} classes, {', '.join(card.classes[:3])}, ..., the dataset "
             f"{manifest.name} has {len(manifest.classes)}: they must be the same in the same order."
         )
-    refuse_training_images(card, manifest, job.split)
+    refuse_by_name(card, manifest, job.split)
     protocols = {"single scale": job.inference}
     if job.multi_scale:
         ours = PSPNET_MULTI_SCALE if card.variant.startswith("pspnet") else DEEPLAB_V2_MSC
@@ -201,20 +197,3 @@ def evaluations_of(job: ReevaluateJob, model: RegisteredModel, manifest: Dataset
             )
         )
     return found
-
-
-def refuse_training_images(card: ModelCard, manifest: DatasetManifest, split: str) -> None:
-    """Raise JobError, with the line of the card, where a model was trained on images of this split."""
-    line = f'its card says "training_split": "{card.training_split}"'
-    try:
-        card.check_scoring_on(f"{manifest.name}-{split}")
-    except ValueError as error:
-        raise RefusedError(f"{str(error).rstrip('.')} ({line}).") from None
-    seen = card.training_split.removeprefix(f"{manifest.name}-")
-    if seen in manifest.splits and seen != card.training_split:
-        shared = {file.path for file in manifest.splits[seen].files} & {f.path for f in manifest.splits[split].files}
-        if shared:
-            raise RefusedError(
-                f"{card.shown_name} was trained on {card.training_split}, which shares images with "
-                f"{manifest.name}-{split} ({line}); a score there would say nothing."
-            )

@@ -7,6 +7,7 @@ import uuid
 
 from segcore import checkpoint
 from segcore.checkpoint import CARD_FILE, WEIGHTS_FILE, LoadedModel
+from segcore.seen_images import SEEN_FILE
 from tasks import storage
 from tasks.errors import JobError
 
@@ -26,6 +27,10 @@ def local_model(name_or_uri: str) -> str:
     with storage.explained(place):
         try:
             versions = [storage.stat(place / name).version for name in (WEIGHTS_FILE, CARD_FILE)]
+            names = [WEIGHTS_FILE, CARD_FILE]
+            if storage.exists(place / SEEN_FILE):
+                names.append(SEEN_FILE)
+                versions.append(storage.stat(place / SEEN_FILE).version)
         except FileNotFoundError:
             raise JobError(
                 f"There is no model at {place.uri}: expected {WEIGHTS_FILE} and {CARD_FILE} below it."
@@ -36,7 +41,7 @@ def local_model(name_or_uri: str) -> str:
             unfinished = folder.with_name(f".{key}.{uuid.uuid4().hex}.unfinished")
             unfinished.mkdir(parents=True)
             try:
-                for name in (WEIGHTS_FILE, CARD_FILE):
+                for name in names:
                     (unfinished / name).write_bytes(storage.read_bytes(place / name))
                 with contextlib.suppress(OSError):  # Another process has brought it meanwhile
                     unfinished.rename(folder)

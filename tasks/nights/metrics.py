@@ -1,16 +1,14 @@
 """Every figure of every night, one row each: OUTPUT/metrics/<night>.parquet."""
 
 import datetime
-import io
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tasks import storage
 from tasks.evaluation.record import evaluation_of
 from tasks.nights.record import Night
-from tasks.parquet_files import read_parquet
+from tasks.parquet_files import read_parquet, write_parquet
 from tasks.storage import Location
 
 METRICS = pa.schema(
@@ -67,9 +65,7 @@ def append_metrics(output: Location, night: Night, records: dict[str, dict[str, 
                 for width, figure in enumerate(curve, start=1):
                     rows.append(common | overall | {"trimap_px": width, "measure": name} | figure)
     if rows:
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=METRICS), buffer, compression="zstd")
-        storage.write_whole(output / "metrics" / f"{night.run}.parquet", buffer.getvalue())
+        write_parquet(output / "metrics" / f"{night.run}.parquet", pa.Table.from_pylist(rows, schema=METRICS))
 
 
 def read_metrics(output: Location) -> list[dict[str, Any]]:

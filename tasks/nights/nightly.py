@@ -22,12 +22,12 @@ from tasks.evaluation.code import code_version
 from tasks.evaluation.evaluate import (
     Evaluation,
     ReevaluateJob,
-    RefusedError,
     evaluations_of,
     open_dataset,
 )
 from tasks.evaluation.judging import evaluate
 from tasks.evaluation.record import read_record
+from tasks.evaluation.unseen import RefusedError, require_unseen, seen_digest
 from tasks.models.registry import list_models
 from tasks.nights.alarms import find_alarms
 from tasks.nights.baselines import read_baseline
@@ -59,7 +59,7 @@ def plan_night(job: ReevaluateJob) -> NightPlan:
     asked: dict[str, Any] = {}
     for model in list_models(job.models):
         try:
-            asked[model.name] = [of.id for of in evaluations_of(job, model, manifest)]
+            asked[model.name] = [seen_digest(model.uri), *(of.id for of in evaluations_of(job, model, manifest))]
         except JobError as error:
             asked[model.name] = str(error)
     key = hashlib.sha256(
@@ -99,7 +99,10 @@ def evaluate_models(job: ReevaluateJob, plan: NightPlan) -> Night:
         of = ModelNight(model.name)
         night.models.append(of)
         try:
-            asked.append((of, evaluations_of(job, model, manifest)))
+            evaluations = evaluations_of(job, model, manifest)
+            unseen = require_unseen(model.uri, manifest, job.split, storage.locate(job.dataset), output)
+            of.training_images, of.similar = unseen.sentence, unseen.similar
+            asked.append((of, evaluations))
         except RefusedError as error:
             of.refused = str(error)
         except JobError as error:

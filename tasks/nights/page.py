@@ -19,7 +19,7 @@ from tasks.evaluation.figures import BOOTSTRAP_SAMPLES, LEAST_IMAGES, in_percent
 from tasks.evaluation.record import evaluation_of, read_record
 from tasks.nights.metrics import read_metrics
 from tasks.nights.pictures import WORST, lost_picture, worst_picture
-from tasks.nights.record import Night
+from tasks.nights.record import ModelNight, Night
 from tasks.nights.sheet import conditions, is_of_same_images, sheet_cells, sheet_of
 from tasks.storage import Location
 
@@ -208,9 +208,18 @@ def _whole(output: Location, night: Night, sections: list[str]) -> str:
         f"<style>{_STYLE}</style><h1>{'Alarm' if night.alarms else 'A quiet night'}: {html.escape(night.dataset)}</h1>"
         f'<p class="{kind}">{html.escape(night.sentence)}</p><p>Night {night.run}, {html.escape(night.time)}.</p>'
         + (_table(("model", "not evaluated because"), failed) if failed else "")
+        + "".join(_training_images(model) for model in night.models)
         + "".join(sections)
         + f"<h2>Beside the papers</h2>{_table(tuple(sheet[0]), [list(cells.values()) for cells in sheet])}</html>\n"
     )
+
+
+def _training_images(model: ModelNight) -> str:
+    """Whether a model was scored on images that it was trained on, as far as that is known."""
+    if not model.training_images:
+        return ""
+    kind = ' class="alarm"' if model.similar else ""
+    return f"<p{kind}>{html.escape(model.model)}: {html.escape(model.training_images)}</p>"
 
 
 def _table(head: tuple[str, ...], rows: list[list[str]]) -> str:

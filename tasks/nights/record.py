@@ -40,6 +40,12 @@ class ModelNight:
 
     failure: str | None = None
 
+    training_images: str = ""
+    """Whether these images were among its training images, as far as that is known: a sentence."""
+
+    similar: int = 0
+    """Images that look like one of its training images."""
+
 
 @dataclass
 class Night:

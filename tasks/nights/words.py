@@ -43,6 +43,7 @@ def markdown(output: Location, night: Night, dataset: str) -> str:
                     f"| {of.model} | {of.protocol}, {stage} | {100 * m['value']:.2f} | "
                     f"{100 * m['low']:.2f} to {100 * m['high']:.2f} | {100 * f['pixel_accuracy']['value']:.2f} |"
                 )
+    lines += ["", *(f"- {m.model}: {m.training_images}" for m in night.models if m.training_images)]
     if night.report:
         lines += ["", f"Report with pictures: `{night.report}`"]
     return "\n".join(lines) + "\n"
@@ -58,6 +59,8 @@ def summary(output: str) -> list[str]:
     for model in night["models"]:
         if model["failure"] or model["refused"]:
             lines.append(f"  {model['model']}: {'failed' if model['failure'] else 'refused'}")
+        if model.get("training_images"):  # Nights of before have none
+            lines.append(f"  {model['model']}: {model['training_images']}")
         for evaluation_id in model["evaluations"]:
             record = read_record(place, evaluation_id)
             of = evaluation_of(record)

@@ -11,7 +11,10 @@ from pydantic import BaseModel
 
 from segcore import checkpoint, models
 from segcore.card import ModelCard
+from segcore.seen_images import SEEN_FILE, SeenImages
 from tasks import storage
+from tasks.datasets.looks import looks_of
+from tasks.models.remote import local_model
 from tasks.parquet_files import read_parquet
 from tasks.storage import Location
 from tasks.training import checkpoints, curves
@@ -86,7 +89,7 @@ def finish(resolved: ResolvedTraining) -> dict[str, Any]:
         metrics={f"{_validated_on(resolved)}/{name}": value for name, value in found.items()},
         notes=notes,
     )
-    _save_model(output / "model", network, card)
+    _save_model(output / "model", network, card, training_images(resolved))
     record = read_record(output) | {
         "status": "finished",
         "metrics": found,
@@ -98,14 +101,30 @@ def finish(resolved: ResolvedTraining) -> dict[str, Any]:
     return record
 
 
-def _save_model(place: Location, network: Any, card: ModelCard) -> None:
+def training_images(resolved: ResolvedTraining) -> SeenImages:
+    """Digests of all images that the model saw: those of its split, and those of the model that it began with."""
+    job = resolved.job
+    _, looks = looks_of(storage.locate(job.dataset), resolved.manifest.split(job.split))
+    seen = SeenImages.of(looks)
+    if job.initial is not None:
+        initial = local_model(job.initial)
+        trained_on = checkpoint.describe(initial)[0].training_split
+        before = checkpoint.seen_images(initial)
+        if before is not None:
+            seen |= before
+        elif trained_on not in ("none", "imagenet"):
+            seen |= SeenImages.none(trained_on)
+    return seen
+
+
+def _save_model(place: Location, network: Any, card: ModelCard, seen: SeenImages) -> None:
     """A model directory; in a bucket the card is put last."""
     if place.protocol == "file":
-        checkpoint.save(place.path, network, card, replace=True)
+        checkpoint.save(place.path, network, card, seen=seen, replace=True)
         return
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(Path(folder) / "model", network, card)
-        for name in (checkpoint.WEIGHTS_FILE, checkpoint.CARD_FILE):
+        checkpoint.save(Path(folder) / "model", network, card, seen=seen)
+        for name in (checkpoint.WEIGHTS_FILE, SEEN_FILE, checkpoint.CARD_FILE):
             storage.write_whole(place / name, (Path(folder) / "model" / name).read_bytes())
 
 

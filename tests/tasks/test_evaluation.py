@@ -1,7 +1,6 @@
 """Judging images on Ray, the figures from their counts, the registry in a bucket, and what is refused."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from segcore import checkpoint, evaluation
-from segcore.card import ModelCard
-from segcore.preprocessing import DEEPLAB
 from segcore.voc import CLASSES
-from tasks.datasets.shards import read_manifest
 from tasks.errors import JobError
 from tasks.evaluation.counts import Counts, counts_folder, read_counts
-from tasks.evaluation.evaluate import ReevaluateJob, RefusedError, evaluations_of, open_dataset, refuse_training_images
+from tasks.evaluation.evaluate import ReevaluateJob, evaluations_of, open_dataset
 from tasks.evaluation.figures import figures
 from tasks.evaluation.judging import evaluate
 from tasks.evaluation.record import evaluation_of, read_record, write_record
 from tasks.models.registry import RegisteredModel, list_models
 from tasks.models.remote import local_model
 from tasks.storage import locate
-from tests.evaluation_data import INFERENCE, judged_in_process, save_model, shard_row, small_dataset, write_dataset
+from tests.evaluation_data import INFERENCE, judged_in_process, save_model, small_dataset
 
 
 @pytest.fixture(scope="module")
@@ -108,27 +104,6 @@ def test_intervals_hold_their_figure_and_absent_classes_are_named(place: Path, t
     few = Counts(counts.ids[:4], {k: v[:4] for k, v in counts.confusion.items()}, {"without CRF": trimap[:4]})
     rare = figures(few, "without CRF", CLASSES)["iou"]["aeroplane"]
     assert rare["low"] is rare["high"] is None and rare["images"] == 4
-
-
-def test_a_model_is_not_scored_on_what_it_learnt(tmp_path: Path) -> None:
-    labels = np.zeros((8, 8), np.uint8)
-    image = b"no image is read here"
-    rows = [shard_row(f"a{k}", image, labels) for k in range(2)]
-    write_dataset(locate(str(tmp_path / "data")), "mine", {"val": rows})
-    manifest = read_manifest(locate(str(tmp_path / "data")))
-    both = replace_splits(manifest, {"val": manifest.splits["val"], "trainval": manifest.splits["val"]})
-    card = ModelCard("pspnet50", CLASSES, DEEPLAB, training_split="mine-trainval")
-    with pytest.raises(RefusedError, match='its card says "training_split": "mine-trainval"'):
-        refuse_training_images(card, both, "val")
-    refuse_training_images(replace(card, training_split="mine-train"), both, "val")
-    refuse_training_images(replace(card, training_split="unknown"), both, "val")
-    voc = both.model_copy(update={"name": "voc2012"})
-    with pytest.raises(RefusedError, match='"training_split": "voc2012-trainval_aug"'):
-        refuse_training_images(replace(card, training_split="voc2012-trainval_aug"), voc, "val")
-
-
-def replace_splits(manifest, splits):  # type: ignore[no-untyped-def]
-    return manifest.model_copy(update={"splits": splits})
 
 
 def test_a_model_of_other_classes_or_none_is_named(place: Path, tmp_path: Path) -> None:
