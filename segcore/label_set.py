@@ -290,7 +290,7 @@ _MAX_LINE, _MAX_LINES = 4_000, 10_000
 _HEADS = {"name", "names", "class", "classes", "class_name", "class name", "label_name"}
 _COLUMNS = {
     "number": {"pixel value", "value", "id", "index", "idx", "class id", "classid", "label id", "labelid", "number"},
-    "name": {"class", "name", "class name", "classname", "label name", "labelname", "category", "title", "label"},
+    "name": {"class", "name", "class name", "classname", "label name", "labelname", "category", "title"},
     "r": {"r", "red"},
     "g": {"g", "green"},
     "b": {"b", "blue"},
@@ -347,8 +347,8 @@ def _of_table(lines: list[str]) -> list[_Entry] | None:
         return None
     head = [cell.strip("\"'").lower().replace("_", " ") for cell in rows[0]]
     column = {what: next((k for k, cell in enumerate(head) if cell in names), None) for what, names in _COLUMNS.items()}
-    if column["number"] is None and column["name"] is not None and "label" in head[: column["name"]]:
-        column["number"] = head.index("label")
+    if "label" in head:  # A name or a number, as the other column has it
+        column["name" if column["name"] is None else "number"] = head.index("label")
     if column["name"] is None or len(head) < 2:
         return None
     if any(len(row) <= max(k for k in column.values() if k is not None) for row in rows[1:]):

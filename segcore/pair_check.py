@@ -320,6 +320,9 @@ def _named(label: int, label_set: LabelSet) -> str:
 
 
 def _of_colours(rgb: np.ndarray, data: bytes, label_set: LabelSet, check: PairCheck) -> np.ndarray:
+    deep = data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10"
+    if (deep and not np.isin(rgb, (0, IGNORE_LABEL)).all()) or (deep and not rgb.any()):
+        raise ValueError("it has 16 bits in each of several channels, of which only the upper 8 are read: write 8")
     labels, strange = labels_of_colours(rgb, label_set)
     if not strange:
         check.say(Kind.RGB_MASK, f"every colour is one of {label_set.origin}")
@@ -328,8 +331,6 @@ def _of_colours(rgb: np.ndarray, data: bytes, label_set: LabelSet, check: PairCh
     if np.ptp(rgb, axis=2).max() == 0:
         if _is_black_and_white(grey):
             return _of_white(grey, "three equal channels", label_set, check)
-        if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10":
-            raise ValueError("it has 16 bits in each of several channels, of which labels are lost: write 8 bits")
         values = {*range(len(label_set.classes)), *label_set.void_values, IGNORE_LABEL}
         if all(r in values for r, _, _ in strange):
             check.say(Kind.GREY_MASK, "three equal channels")

@@ -92,6 +92,9 @@ _MASK_SUFFIX = re.compile(
 )
 _IMAGE_SUFFIX = re.compile(r"[._ -](?:leftimg8bit|image|img|rgb)$")
 _LIST_NAME = re.compile(rf"({'|'.join(_SPLITS)})(?:[._ -]?(?:list|ids|set|files))?\.(?:txt|csv|lst)", re.IGNORECASE)
+_WITHIN = re.compile(rf"(?:{'|'.join(map(re.escape, _IMAGE_ENDINGS))})[\"']?[\s,;]", re.IGNORECASE)
+"""An ending of an image that more follows on: the text has several columns."""
+
 _LIST_ENDINGS = (".txt", ".csv", ".lst")
 _HEAD = re.compile(r"(?:images?|img|file|mask|label|annotation|name|id|path|[\s_,;])+", re.IGNORECASE)
 
@@ -202,8 +205,10 @@ def read_layout(folder: Location, given: OwnData = _AS_FOUND, *, name: str | Non
         files = _listed(folder)
         base, is_voc = "", True
         if images is not None:
+            if masks is None:
+                raise JobError("--images needs --masks too: the folder of the masks.")
             found = [_File("", key, file) for key, file in _of_folder(folder, files, images, _IMAGE_ENDINGS)]
-            drawn = [_File("", key, file) for key, file in _of_folder(folder, files, masks or "", _MASK_ENDINGS)]
+            drawn = [_File("", key, file) for key, file in _of_folder(folder, files, masks, _MASK_ENDINGS)]
             is_voc = False
         elif (voc_base := _voc_base(folder, files)) is not None:
             base = voc_base
@@ -356,8 +361,6 @@ def _of_folder(
     folder: Location, files: dict[str, StoredFile], given: str, endings: tuple[str, ...]
 ) -> list[tuple[str, FileRef]]:
     """Files of a folder that somebody has named: below the dataset, or anywhere."""
-    if not given:
-        raise JobError("--images needs --masks too: the folder of the masks.")
     inside = f"{given.strip('/')}/"
     if any(path.startswith(inside) for path in files):
         found = list(_below(folder, files, inside, endings))
@@ -519,7 +522,7 @@ class _Names:
         parts = [part for part in path.split("/") if part]
         for start in range(len(parts)):
             tail = "/".join(parts[start:])
-            for name in (tail, tail.removesuffix(PurePosixPath(tail).suffix)):
+            for name in (tail, re.sub(r"\.\w{1,5}$", "", tail)):
                 folded = name.casefold()
                 found = self._exact.get(name) or self._folded.get(folded) or self._tails.get(folded)
                 if found is not None:
@@ -535,6 +538,7 @@ class _Names:
         columns = [(line, ""), *((head, rest) for head, _, rest in map(line.partition, "\t,;"))]
         words = line.split()
         columns += [(" ".join(words[:k]), " ".join(words[k:])) for k in range(len(words) - 1, 0, -1)]
+        columns = [(head, rest) for head, rest in columns if not _WITHIN.search(head)]
         return next(((found, rest) for head, rest in columns if (found := self.find(head)) is not None), (None, ""))
 
 

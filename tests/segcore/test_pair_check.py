@@ -1,10 +1,12 @@
 import io
+import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from segcore.label_set import VOC_LABELS, read_classes
+from segcore.label_set import VOC_LABELS, read_classes, with_void
 from segcore.masks import decode_mask, encode_mask
 from segcore.pair_check import ADVICE, Kind, Level, check_pair
 from segcore.voc import palette
@@ -185,3 +187,105 @@ def test_every_kind_has_advice():
     assert set(ADVICE) == set(Kind)
     assert all(advice.remedy for advice in ADVICE.values())
     assert {advice.level for advice in ADVICE.values()} == set(Level)
+
+
+WHITE = np.where(LABELS > 0, 255, 0).astype(np.uint8)
+
+
+def grey_palette(values: np.ndarray) -> Image.Image:
+    image = Image.fromarray(values)
+    image.putpalette(np.repeat(np.arange(256, dtype=np.uint8), 3).tobytes())
+    return image
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        png(WHITE),
+        png(np.repeat(WHITE[..., None], 3, 2)),
+        png(np.dstack([WHITE, WHITE, WHITE, np.full_like(WHITE, 255)])),
+        png(np.dstack([WHITE, np.full_like(WHITE, 255)])),
+        png(grey_palette(WHITE)),
+        png(WHITE.astype(np.uint16)),
+        png(WHITE.astype(np.uint16) * 257),
+    ],
+    ids=["grey", "RGB", "RGBA", "LA", "palette", "16 bit", "16 bit, 65535"],
+)
+def test_black_and_white_is_said_in_every_mode(mask):
+    own = read_classes("background\nscratch\n")
+    check = check_pair(jpeg(), mask, own)
+    assert Kind.GREY_VOID in kinds(check) and not check.usable
+    assert "write the object as its label" in ADVICE[Kind.GREY_VOID].remedy
+    # With a class that is white, they are labels
+    named = read_classes("background:0,0,0::\nscratch:255,255,255::\n", "labelmap.txt")
+    check = check_pair(jpeg(), mask, named)
+    assert kinds(check) == [Kind.RGB_MASK] and check.usable
+    np.testing.assert_array_equal(decode_mask(check.mask), WHITE // 255)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        png(np.dstack([np.zeros_like(WHITE)] * 3 + [WHITE])),
+        png(np.dstack([np.full_like(WHITE, 255)] * 3 + [WHITE])),
+        png(np.dstack([np.zeros_like(WHITE), WHITE // 2])),
+    ],
+    ids=["black", "white", "LA"],
+)
+def test_masks_in_the_alpha_channel_are_said(mask):
+    check = check_pair(jpeg(), mask, read_classes("background\nscratch\n"))
+    assert kinds(check)[0] is Kind.ALPHA_MASK and not check.usable
+
+
+def test_one_bit_is_label_1_and_said():
+    check = check_pair(jpeg(), png(Image.fromarray(WHITE > 0)), read_classes("background\nscratch\n"))
+    assert check.findings[0].detail == "mode 1, white is label 1" and check.label_pixels[1] == 352 and check.usable
+
+
+def test_void_with_its_colour_is_no_mistake():
+    only_void = encode_mask(WHITE)  # VOC's palette, in which 255 has the colour of void
+    assert kinds(check_pair(jpeg(), only_void, VOC_LABELS)) == [Kind.EMPTY_MASK]
+    red = Image.fromarray(WHITE)
+    red.putpalette([0, 0, 0] * 255 + [255, 0, 0])
+    assert Kind.GREY_VOID in kinds(check_pair(jpeg(), png(red), VOC_LABELS))
+
+
+def test_sixteen_bits_a_channel_lose_labels():
+    buffer = io.BytesIO()
+    raw = b"".join(b"\0" + row.astype(">u2").repeat(3).tobytes() for row in np.minimum(LABELS, 2))
+    chunks = [(b"IHDR", (40).to_bytes(4) + (30).to_bytes(4) + b"\x10\2\0\0\0"), (b"IDAT", zlib.compress(raw))]
+    buffer.write(b"\x89PNG\r\n\x1a\n")
+    for name, data in [*chunks, (b"IEND", b"")]:
+        buffer.write(len(data).to_bytes(4) + name + data + zlib.crc32(name + data).to_bytes(4))
+    check = check_pair(jpeg(), buffer.getvalue(), read_classes("background\ncat\ndog\n"))
+    assert kinds(check) == [Kind.MASK_UNREADABLE] and "16 bits" in check.findings[0].detail
+
+
+def test_palettes_with_the_colours_of_other_labels():
+    used = np.where(LABELS == 255, 2, np.where(LABELS == 12, 1, 0)).astype(np.uint8)
+    own = read_classes("background\ncat\ndog\n")
+    swapped = Image.fromarray(used)
+    swapped.putpalette([0, 128, 0, 128, 0, 0, 0, 0, 0])
+    check = check_pair(jpeg(), png(swapped), own)
+    assert kinds(check) == [Kind.PALETTE_PERMUTED] and check.usable
+    assert check.findings[0].detail == "0 background has that of 2 dog, 2 dog has that of 0 background"
+    assert "--by-colour" in ADVICE[Kind.PALETTE_PERMUTED].remedy
+    check = check_pair(jpeg(), png(swapped), replace(own, by_colour=True))
+    assert kinds(check) == [Kind.RGB_MASK] and check.label_pixels[0] == 22 and check.label_pixels[1] == 330
+    # Black beside a colour of no class, but not at 0
+    turned = Image.fromarray(used)
+    turned.putpalette([250, 250, 250, 0, 0, 0, 9, 9, 9])
+    assert kinds(check_pair(jpeg(), png(turned), own)) == [Kind.PALETTE_PERMUTED]
+    # The numbers and their own colours, and colours that mean nothing
+    for colours in ([0, 0, 0, 128, 0, 0, 0, 128, 0], [0, 0, 0, 1, 2, 3, 4, 5, 6]):
+        used_image = Image.fromarray(used)
+        used_image.putpalette(colours)
+        assert kinds(check_pair(jpeg(), png(used_image), own)) == []
+
+
+def test_numbers_that_mean_void():
+    values = np.where(LABELS == 255, 11, np.where(LABELS == 12, 1, 0)).astype(np.uint8)
+    own = with_void(read_classes("sky\ncar\n"), "11")
+    check = check_pair(jpeg(), encode_mask(values), own)
+    assert check.usable and check.label_pixels[255] == 22 and check.label_pixels[1] == 330
+    assert (decode_mask(check.mask) == 255).sum() == 22
