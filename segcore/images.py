@@ -3,19 +3,27 @@
 Owns decoding, orientation, colour conversion and scaling. Where the bytes came from is not its business.
 """
 
+import contextlib
 import ctypes
+import functools
 import io
 import logging
+import math
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pillow_heif
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from segcore import containers, tiff
+from segcore.colour import Converted, to_srgb
+from segcore.containers import PNG_SIGNATURE, Bare
 
 pillow_heif.register_heif_opener()
 Image.init()  # Some formats are otherwise known only after a first failure
@@ -61,6 +69,8 @@ class ErrorKind(StrEnum):
     """The bytes at this path are no longer the ones that were listed."""
     EMPTY = "empty"
     """No bytes."""
+    UNSUPPORTED = "unsupported"
+    """A kind of image that is not read, such as a camera's RAW file; the message has the remedy."""
     NOT_AN_IMAGE = "not_an_image"
     """No accepted format recognises the bytes."""
     TRUNCATED = "truncated"
@@ -103,25 +113,38 @@ class Photograph:
     height: int
     """Own height in px, upright."""
 
+    note: str = ""
+    """What was missing, damaged or ignored, though there is a picture; for the image's row."""
+
 
 def decode(data: bytes, long_side_px: int | None = None, max_pixels: int = MAX_PIXELS) -> Photograph:
-    """Decode an image, turn it upright, convert it to RGB and scale it down to the working size.
+    """Decode an image, turn it upright, convert it to sRGB and scale it down to the working size.
 
-    data: the file. First frame of GIF, first page of TIFF. EXIF orientation is applied; CMYK goes through its
-        embedded profile where there is one; alpha is laid over white; 16-bit grey keeps its upper byte.
+    data: the file. First frame of GIF, first page of TIFF that is no thumbnail. EXIF orientation is applied; colours
+        go through the embedded profile; alpha is laid over white; deep samples become bytes (`_to_bytes`). Metadata
+        that is damaged is ignored, and so is the end of a file that has nearly all of its rows (`MIN_ROWS`).
     long_side_px: images with a longer long side are scaled down to it (never up); None keeps the own size.
     max_pixels: larger images are refused before their pixels are decoded; at most `MAX_PIXELS`.
     Raises ImageError for anything that is not a usable image.
     """
     if not data:
         raise ImageError(ErrorKind.EMPTY, "the file is empty")
+    most = min(max_pixels, MAX_PIXELS)
+    bare = _bare(data)
+    try:
+        return _explained(lambda: _read(bare, long_side_px, most))
+    except ImageError as error:
+        if error.kind not in (ErrorKind.CORRUPT, ErrorKind.TRUNCATED, ErrorKind.NOT_AN_IMAGE):
+            raise
+        for attempt in (_read_without_metadata, _read_cut_jpeg, _read_cut_png):
+            photograph = attempt(bare, long_side_px, most)
+            if photograph is not None:
+                return photograph
+        raise
 
-    def read() -> Photograph:
-        _require_few_scans(data)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            return _upright_rgb(opened, long_side_px, min(max_pixels, MAX_PIXELS))
 
-    return _explained(read)
+def _bare(data: bytes) -> Bare:
+    return containers.bare_png(data) if data.startswith(PNG_SIGNATURE) else Bare(data)
 
 
 def from_picture(
@@ -129,14 +152,15 @@ def from_picture(
 ) -> Photograph:
     """The same for what is decoded already: a PIL image in any mode, or (H, W, 3) uint8 RGB.
 
-    Orientation and profile count where the PIL image still has them. Raises ImageError as `decode` does.
+    Orientation and profile count where the PIL image still has them. Raises ImageError as `decode` does, and
+    ValueError for an array of another form.
     """
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
             raise ValueError(f"The image is {picture.dtype} {picture.shape}; expected (H, W, 3) uint8 RGB.")
         picture = Image.fromarray(picture)
     opened = picture
-    return _explained(lambda: _upright_rgb(opened, long_side_px, min(max_pixels, MAX_PIXELS)))
+    return _explained(lambda: _upright_rgb(opened, Bare(b""), long_side_px, min(max_pixels, MAX_PIXELS)))
 
 
 def _explained(read: Callable[[], Photograph]) -> Photograph:
@@ -153,8 +177,99 @@ def _explained(read: Callable[[], Photograph]) -> Photograph:
         raise ImageError(ErrorKind.TOO_LARGE, str(error) or "not enough memory to decode the image") from None
     except Exception as error:  # Decoders raise whatever their parsers trip over; each is this one image's fault
         text = " ".join(str(error).split())[:_MAX_REASON_CHARACTERS] or type(error).__name__
-        cut = "truncated" in text.lower() or "unexpected end" in text.lower()
+        cut = isinstance(error, EOFError) or "truncated" in text.lower() or "unexpected end" in text.lower()
         raise ImageError(ErrorKind.TRUNCATED if cut else ErrorKind.CORRUPT, text) from None
+
+
+def _read(bare: Bare, long_side_px: int | None, max_pixels: int) -> Photograph:
+    data = bare.data
+    if tiff.is_raw(data):
+        raise ImageError(ErrorKind.UNSUPPORTED, tiff.RAW_REMEDY)
+    if tiff.is_tiff(data):
+        return _read_tiff(bare, long_side_px, max_pixels)
+    _require_few_scans(data)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+        return _upright_rgb(opened, bare, long_side_px, max_pixels)
+
+
+def _read_tiff(bare: Bare, long_side_px: int | None, max_pixels: int) -> Photograph:
+    pages = tiff.directories(bare.data)
+    data, number = bare.data, tiff.choose_page(pages)
+    if number:
+        data = tiff.with_page_first(data, pages[number])
+        bare.notes.append(f"page {number + 1} of its {len(pages)}, since those before are thumbnails")
+    page = pages[number] if pages else None
+    if page is not None and tiff.is_deep(page):
+        _require_modest_size(*page.size, max_pixels)
+        bare.profile = tiff.read_profile(data, page)
+        opened = _of_samples(tiff.read_samples(data, page), page)
+        return _upright_rgb(opened, bare, long_side_px, max_pixels, page.first(tiff.ORIENTATION, 1))
+    with Image.open(io.BytesIO(data), formats=("TIFF",)) as opened:
+        return _upright_rgb(opened, bare, long_side_px, max_pixels)
+
+
+def _read_without_metadata(bare: Bare, long_side_px: int | None, max_pixels: int) -> Photograph | None:
+    """The picture of a file whose metadata the decoder has tripped over."""
+    for data, note in containers.without_metadata(bare.data):
+        with contextlib.suppress(ImageError):
+            return _explained(functools.partial(_read, Bare(data, notes=[note]), long_side_px, max_pixels))
+    return None
+
+
+MIN_ROWS = 0.9
+"""A JPEG or PNG that ends too early is read where it has this share of its rows at least; a row's note says how much it
+has. Of a progressive JPEG, whose scans each cover all rows, the coarse picture must be whole."""
+
+
+def _read_cut_jpeg(bare: Bare, long_side_px: int | None, max_pixels: int) -> Photograph | None:
+    """The picture of a JPEG without its end. The rows that it has are those that do not depend on what follows it."""
+    if not bare.data.startswith(containers.JPEG_START):
+        return None
+    cut = bare.data.rstrip(b"\xff")
+    for start in (cut, *(data for data, _ in containers.without_metadata(cut))):
+        with contextlib.suppress(ImageError):
+            ended = Bare(start + _JPEG_END)
+            photograph = _explained(functools.partial(_read, ended, long_side_px, max_pixels))
+            share = 1.0 if containers.has_whole_picture(start) else _share_of_rows(start)
+            if share < MIN_ROWS:
+                return None
+            what = "the JPEG has no end" if share == 1 else f"the JPEG is cut: {share:.0%} of its rows are there"
+            return replace(photograph, note=_joined(photograph.note, what))
+    return None
+
+
+_JPEG_END = b"\xff\xd9"
+_OTHER_DATA = b"\x35\xa9\x6c" * 40
+
+
+def _share_of_rows(start: bytes) -> float:
+    """The share of rows that a JPEG has before its data ends, 0 to 1, to about 8 rows."""
+    shown = []
+    for end in (_JPEG_END, _OTHER_DATA + _JPEG_END):
+        with Image.open(io.BytesIO(start + end), formats=("JPEG",)) as opened:
+            opened.draft(None, (1, 1))  # An eighth of the size: the mean of each block
+            opened.load()
+            shown.append(np.asarray(opened).reshape(opened.height, -1))
+    rows = (shown[0] != shown[1]).any(axis=1)
+    return float(rows.argmax() / len(rows)) if rows.any() else 1.0
+
+
+def _read_cut_png(bare: Bare, long_side_px: int | None, max_pixels: int) -> Photograph | None:
+    """The picture of a PNG whose pixels end too early; its last row is repeated."""
+    if not bare.data.startswith(PNG_SIGNATURE):
+        return None
+    completed = containers.completed_png(bare.data, MIN_ROWS, max_pixels)
+    if completed is None:
+        return None
+    data, share = completed
+    with contextlib.suppress(ImageError):
+        notes = [*bare.notes, f"the PNG is cut: {share:.0%} of its rows are there"]
+        return _explained(functools.partial(_read, replace(bare, data=data, notes=notes), long_side_px, max_pixels))
+    return None
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(dict.fromkeys(filter(None, notes)))
 
 
 def fit_long_side(width: int, height: int, long_side_px: int | None) -> tuple[int, int]:
@@ -170,7 +285,10 @@ def orientation(data: bytes) -> int:
     """EXIF orientation of an image file, 1 to 8; 1, upright, where it says none. Just the header is read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+        bare = _bare(data)
+        with Image.open(io.BytesIO(bare.data), formats=FORMATS) as opened:
+            if opened.format != "TIFF":
+                return containers.exif_orientation(bare.exif or opened.info.get("exif") or b"")
             said = opened.getexif().get(ExifTags.Base.Orientation, 1)
     return said if said in _TURNS else 1
 
@@ -232,29 +350,44 @@ def _require_modest_tiles(opened: Image.Image, max_pixels: int) -> None:
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 
 
-def _upright_rgb(opened: Image.Image, long_side_px: int | None, max_pixels: int) -> Photograph:
-    width, height = opened.size
+def _require_modest_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(ErrorKind.CORRUPT, f"the image says that it is {width} x {height} px")
     if width * height > max_pixels:
         raise ImageError(
             ErrorKind.TOO_LARGE, f"the image has {width} x {height} px, more than the bound of {max_pixels} pixels"
         )
+
+
+def _upright_rgb(
+    opened: Image.Image, bare: Bare, long_side_px: int | None, max_pixels: int, orientation: int | None = None
+) -> Photograph:
+    """orientation: where it is known already; else EXIF's."""
+    width, height = opened.size
+    _require_modest_size(width, height, max_pixels)
     _require_modest_tiles(opened, max_pixels)
     if long_side_px is not None and opened.format in ("JPEG", "MPO"):
         # JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; twice the working size leaves room to resample.
         target_width, target_height = fit_long_side(width, height, 2 * long_side_px)
         opened.draft(None, (target_width, target_height))
     opened.load()
+    if orientation is None:
+        # Pillow turns a TIFF when it loads it
+        exif = bare.exif or opened.info.get("exif") or b""
+        orientation = 1 if opened.format == "TIFF" else containers.exif_orientation(exif)
+    profile = bare.profile or opened.info.get("icc_profile")
+    if profile is None and opened.format in ("AVIF", "HEIF"):
+        profile = containers.nclx_profile(bare.data)
+    width, height = opened.size if opened.format == "TIFF" else (width, height)
     size = fit_long_side(width, height, long_side_px)
     # Scaled first and turned afterwards: so a large photograph is held once, not three times
-    rgb = _scaled_rgb(opened, size, opened.info.get("icc_profile"))
-    turn = _TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
+    rgb, note = _scaled_rgb(opened, size, profile, _transparent_key(opened, bare))
+    turn = _TURNS.get(orientation)
     if turn is not None:
         rgb = rgb.transpose(turn)
         if turn in _LYING:
             width, height = height, width
-    return Photograph(np.asarray(rgb), width, height)
+    return Photograph(np.asarray(rgb), width, height, _joined(*bare.notes, note))
 
 
 _TURNS = {
@@ -276,27 +409,47 @@ _LYING = (
 )
 
 
-def _scaled_rgb(image: Image.Image, size: tuple[int, int], profile: bytes | None) -> Image.Image:
+def _scaled_rgb(image: Image.Image, size: tuple[int, int], profile: bytes | None, key: Any) -> Converted:
+    """RGB of a picture in any mode, at this size, in sRGB, over white. key: the colour that stands for transparent."""
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
-        return _resized(Image.fromarray(_grey_to_byte(np.asarray(image))), size).convert("RGB")
-    if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
-        # Scaled premultiplied, or hidden colours would bleed over the edge of what is seen
-        whole = image if image.mode == "RGBA" else image.convert("RGBA")
-        rgba = _resized(whole.convert("RGBa"), size).convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        values = np.asarray(image)
+        alpha = None if key is None else Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
+        image, key = Image.fromarray(_to_bytes(values)), None
+        if alpha is not None:
+            image.putalpha(alpha)
+    if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or key is not None:
+        return _over_white(image, size, profile)
     if image.mode == "P":
         image = image.convert("RGB")
-    image = _resized(image, size)
-    if image.mode in ("CMYK", "LAB") and profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-            if converted is not None:
-                return converted
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            pass  # A broken profile: the plain conversion is what a viewer shows
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return to_srgb(_resized(image, size), profile)
+
+
+def _over_white(image: Image.Image, size: tuple[int, int], profile: bytes | None) -> Converted:
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.mode == "La":
+        image = image.convert("LA")
+    whole = image if image.mode in ("RGBA", "RGBa") else image.convert("RGBA")
+    if image.format in ("BMP", "DIB", "TIFF") and whole.mode == "RGBA" and whole.getchannel(3).getextrema() == (0, 0):
+        return to_srgb(_resized(whole.convert("RGB"), size), profile)  # Nobody stores a picture that cannot be seen
+    # Scaled premultiplied, or hidden colours would bleed over the edge of what is seen
+    rgba = _resized(whole if whole.mode == "RGBa" else whole.convert("RGBa"), size).convert("RGBA")
+    seen, note = to_srgb(rgba.getchannel(0) if grey else rgba.convert("RGB"), profile)
+    seen.putalpha(rgba.getchannel(3))
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Converted(Image.alpha_composite(white, seen).convert("RGB"), note)
+
+
+def _transparent_key(image: Image.Image, bare: Bare) -> Any:
+    """Colour that stands for transparent, in the numbers that Pillow has decoded it to; None where there is none."""
+    key = image.info.get("transparency")
+    if image.format != "PNG" or key is None or not bare.data:
+        return key
+    depth = bare.data[24]
+    if image.mode == "L" and depth in (2, 4):  # Pillow spreads the pixels to 8 bits, and leaves the key
+        key = image.info["transparency"] = key * 255 // (2**depth - 1)
+    elif image.mode == "RGB" and depth == 16:
+        key = image.info["transparency"] = tuple(value >> 8 for value in key)
+    return key
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -307,24 +460,89 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
-def _grey_to_byte(grey: np.ndarray) -> np.ndarray:
-    """Deep grey (H, W) of any number type to uint8: 16 bits by their upper byte, anything wider by its own range."""
-    if grey.dtype == np.uint16:
-        return (grey >> 8).astype(np.uint8)
-    low, high = float(np.nanmin(grey)), float(np.nanmax(grey))
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ImageError(ErrorKind.CORRUPT, "the image holds values that are not finite")
-    if grey.dtype == np.int32 and low >= 0 and 255 < high <= 65535:
-        return (grey >> 8).astype(np.uint8)
-    if low >= 0 and high <= 255 and grey.dtype == np.int32:
-        return grey.astype(np.uint8)
-    # Row by row of blocks: the whole in double precision would be eight times the picture
-    rows = max(1, _GREY_BLOCK_PIXELS // max(1, grey.shape[1]))
-    result = np.empty(grey.shape, dtype=np.uint8)
-    for top in range(0, len(grey), rows):
-        block = grey[top : top + rows]
-        result[top : top + rows] = np.nan_to_num((block - low) / max(high - low, 1e-12)) * 255.0
-    return result
+def _of_samples(samples: np.ndarray, page: tiff.Directory) -> Image.Image:
+    """Picture of the samples (H, W, S) of a page of a TIFF; in mode L, RGB or YCbCr, with alpha where it has that."""
+    height, width, count = samples.shape
+    photometric = page.first(tiff.PHOTOMETRIC)
+    colours = 3 if photometric in (2, 6) else 1
+    if count < colours:
+        raise ImageError(ErrorKind.CORRUPT, f"the TIFF has {count} samples in a pixel, its colours need {colours}")
+    text = bytes(page.tags.get(tiff.GDAL_NODATA, ())).decode("latin-1").strip("\0 ")
+    try:
+        nodata = float(text) if text else None
+    except ValueError:
+        nodata = None
+    values = _to_bytes(samples[..., :colours], nodata)
+    if photometric == 0:
+        values = 255 - values
+    mode = {1: "L", 3: "YCbCr" if photometric == 6 else "RGB"}[colours]
+    kind = page.first(tiff.EXTRA_SAMPLES)
+    if count > colours and kind in (1, 2) and photometric != 6:
+        alpha = samples[..., colours : colours + 1]
+        alpha = (
+            _to_bytes(alpha) if alpha.dtype.kind == "u" else (np.nan_to_num(alpha).clip(0, 1) * 255).astype(np.uint8)
+        )
+        values = np.concatenate([values, alpha], axis=-1)
+        mode = {"L": "LA", "RGB": "RGBA"}[mode] if kind == 2 else {"L": "La", "RGB": "RGBa"}[mode]
+    return Image.frombytes(mode, (width, height), np.ascontiguousarray(values).tobytes())
 
 
-_GREY_BLOCK_PIXELS = 1 << 20
+def _to_bytes(values: np.ndarray, nodata: float | None = None) -> np.ndarray:
+    """Deep samples of any number type to uint8, of the same shape.
+
+    Unsigned 16 bits keep their upper byte. Wider whole numbers are taken for shares of 255, of 65535, or of 2**32
+    (where unsigned), the first that holds them; floats for shares of 1, 255 or 65535 where they reach beyond its half.
+    All else, and what is negative, is spread over its own range. Before the range is measured, NaN, infinities,
+    `nodata` and an extreme value that lies further from all others than they spread (-9999, -3.4e38: marks for
+    "no data") are left out; they become black, and plus infinity white.
+    """
+    kind, size = values.dtype.kind, values.dtype.itemsize
+    if kind == "u" and size == 1:
+        return values
+    if kind == "u" and size == 2 and nodata is None:
+        return (values >> 8).astype(np.uint8)
+    low, high, lowest, highest = _range(values, nodata)
+    tops = (1.0, 255.0, 65535.0) if kind == "f" else (255.0, 65535.0, *([2.0**32] if kind == "u" else []))
+    top = next((top for top in tops if high <= top), math.inf)
+    if low >= 0 and top < math.inf and (kind != "f" or high > top / 2):
+        low, high = 0.0, top
+    flat = values.reshape(-1)
+    result = np.empty(flat.shape, np.uint8)
+    # Block by block: the whole in double precision would be eight times the picture
+    for start in range(0, len(flat), _BLOCK):
+        block = flat[start : start + _BLOCK].astype(np.float64)
+        missing = ~((block >= lowest) & (block <= highest)) | (block == nodata if nodata is not None else False)
+        missing &= block != np.inf
+        shares = (np.nan_to_num(block).clip(lowest, highest) - low) / max(high - low, 1e-300)
+        result[start : start + _BLOCK] = np.where(missing, 0, shares.clip(0, 1) * 255)
+    return result.reshape(values.shape)
+
+
+_BLOCK = 1 << 20
+
+
+def _range(values: np.ndarray, nodata: float | None) -> tuple[float, float, float, float]:
+    """Least and largest of the values that mean something, twice: as numbers, and as the bounds of what counts."""
+    ends: list[tuple[float, float, float, float]] = []
+    flat = values.reshape(-1)
+    for start in range(0, len(flat), _BLOCK):
+        block = flat[start : start + _BLOCK]
+        block = block[np.isfinite(block)].astype(np.float64)
+        if nodata is not None:
+            block = block[block != nodata]
+        if block.size:
+            # The two smallest and the two largest that differ
+            least, most = block.min(), block.max()
+            inner = block[(block > least) & (block < most)]
+            ends.append((least, inner.min() if inner.size else most, inner.max() if inner.size else least, most))
+    if not ends:
+        return 0.0, 1.0, 0.0, 1.0
+    distinct = np.unique(np.array(ends))
+    low, high = float(distinct[0]), float(distinct[-1])
+    # Whole numbers within a known range are what they are, however far apart
+    if len(distinct) > 3 and (values.dtype.kind == "f" or low < 0 or high > 65535):
+        if distinct[1] - distinct[0] > distinct[-1] - distinct[1]:
+            low = float(distinct[1])
+        elif distinct[-1] - distinct[-2] > distinct[-2] - distinct[0]:
+            high = float(distinct[-2])
+    return low, high, low, high

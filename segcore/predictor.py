@@ -22,8 +22,8 @@ from segcore.refinement import Backend, CrfParams, Refined
 if TYPE_CHECKING:
     from segcore.checkpoint import LoadedModel
 
-PIPELINE_VERSION = 1
-"""Raised when the same parameters give other masks; part of every fingerprint."""
+PIPELINE_VERSION = 2
+"""Raised when the same parameters give other masks; part of every fingerprint. 2: colour profiles are converted."""
 
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 

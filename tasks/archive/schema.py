@@ -6,8 +6,8 @@ import pyarrow as pa
 
 from segcore.images import ErrorKind
 
-SCHEMA_VERSION = 1
-"""Raised with every change of a column's name, type or meaning; part of the run id."""
+SCHEMA_VERSION = 2
+"""Raised with every change of a column's name, type or meaning; part of the run id. 2 has the column `note`."""
 
 
 def _field(name: str, type_: pa.DataType, description: str, nullable: bool = True) -> pa.Field:
@@ -49,10 +49,19 @@ MASKS = pa.schema(
         _field("model", pa.string(), "name of the model, with a word where it is untrained", False),
         _field("error_kind", pa.string(), f"null, or one of: {', '.join(ErrorKind)}"),
         _field("error", pa.string(), "null, or the reason in words why there is no mask"),
+        _field("note", pa.string(), "null, or what of the photograph was damaged or ignored though it has a mask"),
     ],
     metadata={"segment_archive.schema_version": str(SCHEMA_VERSION)},
 )
 """One row per image: a mask, or the reason why there is none."""
+
+
+def conform(table: pa.Table) -> pa.Table:
+    """Rows of any version in the columns of today: those that the version did not have are null."""
+    for field in MASKS:
+        if field.name not in table.column_names and field.nullable:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(MASKS.names).cast(MASKS)
 
 
 def empty_row() -> dict[str, Any]:

@@ -29,7 +29,7 @@ from tasks.archive import pointer as pointers
 from tasks.archive import runs
 from tasks.archive.output import Output
 from tasks.archive.pointer import CompactedFile, CompactedSegment, Pointer, compacted_folder, masks_folder, segment_of
-from tasks.archive.schema import MASKS
+from tasks.archive.schema import MASKS, conform
 from tasks.errors import JobError
 from tasks.parquet_files import naming_damage
 from tasks.results.reading import REMEDY
@@ -311,14 +311,14 @@ def _read_small(place: Location) -> pa.Table:
             table = pq.ParquetFile(pa.BufferReader(storage.read_bytes(place))).read()
     except FileNotFoundError:
         raise JobError(f"{place.uri} was removed while it was compacted: run the same command again.") from None
-    return table.select(MASKS.names).cast(MASKS)
+    return conform(table)
 
 
 def _row_groups(place: Location) -> Iterator[pa.Table]:
     with storage.open_for_reading(place, sparse=True) as opened:
         file = pq.ParquetFile(opened)
         for number in range(file.metadata.num_row_groups):
-            yield file.read_row_group(number).select(MASKS.names).cast(MASKS)
+            yield conform(file.read_row_group(number))
 
 
 def _read_file(place: Location) -> tuple[CompactedFile, set[str]]:

@@ -105,7 +105,9 @@ def connect(results: Results) -> duckdb.DuckDBPyConnection:
         # Arrow fetches ranges of many objects at a time, where DuckDB would need an extension that it downloads
         connection.register("_stored_rows", results.dataset)
         source = "_stored_rows"
-    facts = ", ".join(FACTS)
+    # A run of an earlier version does not have the newest columns
+    have = {row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
+    facts = ", ".join(name if name in have else f"NULL::VARCHAR AS {name}" for name in FACTS)
     connection.execute(
         f"CREATE VIEW images AS SELECT {facts}, changed_by_crf AS disagreement, "
         f"CASE WHEN error_kind IS NULL THEN mask_width::BIGINT * mask_height END AS area FROM {source}"

@@ -156,6 +156,7 @@ def list_archive(job: ArchiveJob) -> ArchivePlan:
             f"{listing.changed} photographs were replaced since they were listed; their rows are of the old ones. "
             "--refresh-changed does them again."
         )
+    _say_what_changed(Output(output), identity)
     remaining = [part.count(start, end) for _, part, start, end in _remaining(manifest, output, identity)]
     return ArchivePlan(
         run_id=identity.run_id,
@@ -193,6 +194,24 @@ class Identity:
 
     deciding: dict[str, Any]
     """Everything that went into the run id."""
+
+
+def _say_what_changed(output: Output, identity: Identity) -> None:
+    """Say so where an earlier version of the program had another run for the same job."""
+    versions = ("pipeline_version", "schema_version")
+
+    def asked(deciding: dict[str, Any]) -> Any:
+        return _plain({name: value for name, value in deciding.items() if name not in versions})
+
+    if output.record(identity.run_id):
+        return
+    for record in output.records():
+        if asked(record.get("deciding") or {}) == asked(identity.deciding):
+            progress.say(
+                f"Run {record['run_id']} of this job is of an earlier version, whose masks may differ: a new run, "
+                f"{identity.run_id}, begins beside it, and the old one stays readable."
+            )
+            return
 
 
 def identify(job: ArchiveJob) -> Identity:

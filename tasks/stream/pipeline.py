@@ -185,6 +185,7 @@ def read_unit(table: pa.Table, params: MaskParams, destination: Destination) -> 
                 record.error = error
             else:
                 record.width, record.height = photograph.width, photograph.height
+                record.note = photograph.note
                 record.shape = (photograph.image.shape[0], photograph.image.shape[1])
                 pixels.append(photograph.image)
             records.append(record)
@@ -394,6 +395,7 @@ class Refine:
             "width": record.width or None,
             "height": record.height or None,
             "model": self.params.model_name,
+            "note": record.note or None,
         }
         if record.error is not None:
             row |= {"error_kind": record.error.kind.value, "error": str(record.error)}

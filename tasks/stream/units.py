@@ -115,6 +115,8 @@ class Record:
     scores_shape: tuple[int, int, int] = (0, 0, 0)
     extent_px: tuple[int, int] = (0, 0)
     error: ImageError | None = None
+    note: str = ""
+    """What was damaged or ignored though there is a picture."""
 
 
 def mask_file(unit: str) -> str:

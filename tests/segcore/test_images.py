@@ -178,7 +178,7 @@ def test_a_damaged_tiff_prints_nothing(capfd):
 def test_deep_grey_comes_out_the_same_block_by_block(monkeypatch):
     deep = np.linspace(-3, 70_000, 40 * 30, dtype=np.float32).reshape(30, 40)
     whole = decode(encoded(Image.fromarray(deep), "TIFF")).image
-    monkeypatch.setattr("segcore.images._GREY_BLOCK_PIXELS", 100)
+    monkeypatch.setattr("segcore.images._BLOCK", 100)
     assert np.array_equal(decode(encoded(Image.fromarray(deep), "TIFF")).image, whole)
 
 
