@@ -1,14 +1,11 @@
-"""A file of published weights becomes a model of ours with its card: read, recognised, renamed, checked as a whole.
+"""A file of published weights becomes a model of ours with its card: recognised, renamed, checked as a whole.
 
-No pickle is loaded other than with `weights_only=True`. Layouts of names are in `sources.py`.
+Files are read in `files.py`, layouts of names are in `sources.py`.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
-import warnings
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +19,9 @@ from segcore import models, voc
 from segcore.card import ModelCard
 from segcore.checkpoint import listed
 from segcore.models.layers import Classifier
-from segcore.weights.caffe import read_caffemodel
-from segcore.weights.sources import CAFFE_PSPNET, Source, recognise
+from segcore.weights.files import Tensors, checked_tensors, read_states
+from segcore.weights.sources import CAFFE_PSPNET, SOURCES, Source, recognise
 from segcore.weights.vgg_fc import convolutional, decimate, kept_filters
-
-Tensors = dict[str, np.ndarray]
-
-MAX_FILE_BYTES = 4 << 30
-"""Unpacked; no published file of weights is larger."""
 
 
 @dataclass
@@ -59,7 +51,8 @@ def import_weights(
 ) -> Imported:
     """Read `path` into a new network of `variant`.
 
-    path: `.caffemodel`, `.pth` / `.pt` (a state dict, perhaps under "state_dict"), or `.safetensors`.
+    path: `.caffemodel`, `.safetensors`, or a PyTorch file with a state dict somewhere in it, under any wrappers' names.
+        Of several that are known, a moving average is taken.
     classes: names by label; by default those of VOC for 21 classes, numbers otherwise.
     training_split: what the weights saw, where the person knows; a card says "unknown" otherwise.
     as_init: take the trunk only and give the network a new classifier (for COCO weights that VOC training starts from);
@@ -69,11 +62,16 @@ def import_weights(
     """
     path = Path(path)
     known = models.variant(variant)
-    tensors = read_tensors(path)
+    found = read_states(path)
+    states = [state for state in found if any(source.marker in state.tensors for source in SOURCES)] or found
+    state = max(states, key=lambda state: (state.is_average, len(state.tensors)))
+    tensors = checked_tensors(path, state)
     try:
         source = recognise({name: value.shape for name, value in tensors.items()})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    others = sorted({other.place or "the file itself" for other in states} - {state.place})
+    chosen = f"Taken from {state.place}; {', '.join(others)} has weights too." if others else ""
     if not re.fullmatch(source.variants, variant):
         raise ValueError(f"{path} holds {source.name}, which cannot become {variant}; choose a model of that family.")
     only_init = as_init or source.kind == "imagenet"
@@ -99,91 +97,9 @@ def import_weights(
         training_split=training_split or ("imagenet" if source.kind == "imagenet" else "unknown"),
         untrained=only_init,
         commit=path.name,
-        notes=" ".join(filter(None, [source.remark, f"New layers: {', '.join(layers)}." if layers else ""])),
+        notes=" ".join(filter(None, [source.remark, chosen, f"New layers: {', '.join(layers)}." if layers else ""])),
     )
     return Imported(module.eval(), card, source.name, layers)
-
-
-def read_tensors(path: Path) -> Tensors:
-    """Every tensor of a file as float32 under its own name, wrappers' prefixes removed."""
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
-    if path.suffix == ".caffemodel":
-        tensors = read_caffemodel(path)
-        # The shared copies of the network for the smaller scales of v2.
-        return {name: value for name, value in tensors.items() if not re.search(r"res0(75|5)", name)}
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load
-
-        try:
-            state: Any = load(path.read_bytes())
-        except Exception as error:  # Its own kind, and KeyError for numbers that torch does not have
-            raise ValueError(f"{path} is not a readable safetensors file: {_first_line(error)}.") from error
-    else:
-        _require_plain_zip(path)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # Whatever a damaged pickle makes the reader trip over, or what it must not run
-            # Its own words advise to load the file with trust, which is what it must not be
-            wanted = re.search(r"GLOBAL ([\w.]{3,80})", str(error))
-            if wanted is not None:
-                reason = f"it asks for {wanted[1]}"
-            elif isinstance(error, pickle.UnpicklingError):
-                reason = "a pickle that is damaged, or asks for more than tensors"
-            else:
-                reason = _first_line(error)
-            raise ValueError(f"{path} is no PyTorch file of plain tensors, or is cut short ({reason}).") from None
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict: expected tensors by name.")
-    tensors = {}
-    for name, value in state.items():
-        if not isinstance(name, str) or len(name) > _MAX_NAME_CHARACTERS or not name.isprintable():
-            raise ValueError(f"{path} holds no state dict: {repr(name)[:100]} names no tensor.")
-        if name.endswith("num_batches_tracked"):
-            continue
-        _require_plain_tensor(value, f"{path}: {name}")
-        array = value.detach().float().numpy()
-        if not np.isfinite(array).all():
-            raise ValueError(f"{path}: {name} has values that are not finite.")
-        tensors[re.sub(r"^(module\.|base\.|scale\.)+", "", name)] = array
-    return tensors
-
-
-_MAX_NAME_CHARACTERS = 300
-
-
-def _require_plain_zip(path: Path) -> None:
-    """ValueError for a zip that unpacks to more than it is: torch stores tensors as they are, and nothing twice."""
-    if not zipfile.is_zipfile(path):
-        return  # Of before 2020, or none at all: the pickle says
-    try:
-        with zipfile.ZipFile(path) as opened:
-            members = opened.infolist()
-    except Exception as error:
-        raise ValueError(f"{path} is no PyTorch file, or is cut short: {_first_line(error)}.") from None
-    size = sum(member.file_size for member in members)
-    if size > min(MAX_FILE_BYTES, path.stat().st_size) or any(m.compress_type != zipfile.ZIP_STORED for m in members):
-        raise ValueError(f"{path} is no PyTorch file: it would unpack to {size} bytes, and torch does not compress.")
-
-
-def _require_plain_tensor(value: torch.Tensor, where: str) -> None:
-    """ValueError for a tensor that claims more numbers than are there, or is none of plain numbers."""
-    plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-    if not plain or value.is_complex():
-        raise ValueError(f"{where} is no tensor of plain numbers.")
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise ValueError(f"{where} claims a shape of {tuple(value.shape)[:8]}, more numbers than the file holds.")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    line = text.splitlines()[0].partition(". ")[0][:200].rstrip(".") if text else type(error).__name__
-    return line if line.isprintable() else repr(line)
 
 
 def _find(source: Source, tensors: Tensors, ours: str, path: Path) -> str | None:
