@@ -26,7 +26,7 @@ from segcore.refinement import CRF_PRESETS, CrfParams, refine, refine_scores
 FREQUENT = (0, 8, 10, 12, 13, 15, 17)
 """Background, cat, cow, dog, horse, person, sheep: the classes with enough images for a mean that means something."""
 
-TIMED = ("deeplab-v2-resnet101", "deeplab-v1")
+TIMED = ("deeplab_v2_resnet101", "deeplab_v1")
 
 THREADS = (1, 2)
 
@@ -141,8 +141,8 @@ def accuracy(images: list[Photograph]) -> None:
 
 def scaling(images: list[Photograph]) -> None:
     image, scores, _ = images[0]
-    params = replace(CRF_PRESETS["deeplab-v2-resnet101"], min_probability=0)
-    print("\n### Scaling, exact, deeplab-v2-resnet101\n")
+    params = replace(CRF_PRESETS["deeplab_v2_resnet101"], min_probability=0)
+    print("\n### Scaling, exact, deeplab_v2_resnet101\n")
     print("| pixels | classes | native ms | ns a pixel | pydensecrf ms |")
     print("|---|---|---|---|---|")
     sizes = [(side, 21) for side in (125, 250, 500, 1000)] + [(500, classes) for classes in (2, 5, 9, 50, 150)]
@@ -161,7 +161,7 @@ def scaling(images: list[Photograph]) -> None:
 
     print("\n| threads, each with images of its own | images a second |")
     print("|---|---|")
-    params = CRF_PRESETS["deeplab-v2-resnet101"]
+    params = CRF_PRESETS["deeplab_v2_resnet101"]
     some_images = images[:24]
     for num_threads in (1, 2):
         start = time.perf_counter()
@@ -235,9 +235,9 @@ def peak_mib(backend: str, params: CrfParams) -> float:
 
 
 def memory() -> None:
-    params = CRF_PRESETS["deeplab-v2-resnet101"]
+    params = CRF_PRESETS["deeplab_v2_resnet101"]
     exact = replace(params, min_probability=0)
-    print("\n### Memory of one image, deeplab-v2-resnet101\n")
+    print("\n### Memory of one image, deeplab_v2_resnet101\n")
     print("| engine | MiB |")
     print("|---|---|")
     for what, backend, chosen in (

@@ -3,18 +3,21 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import App, Parameter
+
+app = App(name="default-model")
 
 
+@app.default
 def main(
-    data: Annotated[Path, typer.Argument(help="Folder voc2012 with ImageSets, JPEGImages and small/.")],
-    work: Annotated[Path, typer.Argument(help="Folder for the checkpoint; a second call goes on from there.")],
-    model: Annotated[Path | None, typer.Argument(help="Model directory to write at the end.")] = None,
-    minutes: Annotated[float, typer.Option(help="Wall time of the whole training.")] = 90,
-    threads: Annotated[int, typer.Option(help="Threads of the network.")] = 2,
-    commit: Annotated[str, typer.Option(help="Written into the card.")] = "",
-    score: Annotated[bool, typer.Option(help="Score the model on val; --no-score leaves it.")] = True,
-    train: Annotated[bool, typer.Option(help="--no-train writes the model from the checkpoint as it is.")] = True,
+    data: Annotated[Path, Parameter(help="Folder voc2012 with ImageSets, JPEGImages and small/.")],
+    work: Annotated[Path, Parameter(help="Folder for the checkpoint; a second call goes on from there.")],
+    model: Annotated[Path | None, Parameter(help="Model directory to write at the end.")] = None,
+    minutes: Annotated[float, Parameter(help="Wall time of the whole training.")] = 90,
+    threads: Annotated[int, Parameter(help="Threads of the network.")] = 2,
+    commit: Annotated[str, Parameter(help="Written into the card.")] = "",
+    score: Annotated[bool, Parameter(help="Score the model on val; --no-score leaves it.")] = True,
+    train: Annotated[bool, Parameter(help="--no-train writes the model from the checkpoint as it is.")] = True,
 ) -> None:
     """Train the default model within a budget of time, and write it as a model directory with its score."""
     from tasks.training import default_model
@@ -26,4 +29,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -1,35 +1,32 @@
-"""`make demo`: the main job on the photographs of `examples/`, a question to its result, and a picture."""
+"""`make demo`: the console's own commands on the photographs of `examples/`, and a picture."""
 
+import os
 import time
 from pathlib import Path
 
-import flows.cli
-from flows import execution, jobs
-from tasks.segmentation.contact_sheet import contact_sheet
-from tasks.segmentation.job import ArchiveJob
-from tasks.segmentation.report import query
-from tasks.storage import locate
+from flows import cli, execution
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
     """Run the demo; everything that it makes is in demo-output/."""
-    source, output = ROOT / "examples" / "photographs", ROOT / "demo-output"
+    os.chdir(ROOT)
     start = time.monotonic()
-    print(f"Segmenting the photographs in {source.relative_to(ROOT)}/ ...")
-    job = ArchiveJob(source=str(source), output=str(output))
-    report = execution.run(jobs.segment_archive, job)
-    flows.cli.show(report, "examples/photographs")
+    for command in (
+        ["run", "examples/photographs", "demo-output"],
+        ["query", "demo-output", "SELECT class, count(*) AS images FROM objects GROUP BY ALL ORDER BY images DESC"],
+    ):
+        print("$ segment-archive " + " ".join(f'"{word}"' if " " in word else word for word in command))
+        cli.app(command)
+    from tasks.results.reading import open_results
+    from tasks.segmentation.contact_sheet import contact_sheet
+    from tasks.storage import locate
 
-    import duckdb
-
-    print("\nIts answer:")
-    print(duckdb.sql(query(report)))
-    picture = output / "demo.png"
-    shown = contact_sheet(report.output, report.run_id, locate(str(picture)))
-    print(f"{shown} images, masks and overlays side by side: {picture.relative_to(ROOT)}")
-    print(f"The demo took {time.monotonic() - start:.0f} s.")
+    run = open_results("demo-output").run_id
+    shown = contact_sheet(str(ROOT / "demo-output"), run, locate("demo-output/demo.png"))
+    print(f"{shown} images, masks and overlays side by side: demo-output/demo.png")
+    print(f"The demo took {time.monotonic() - start:.0f} s. For commands of your own: source .venv/bin/activate")
 
 
 if __name__ == "__main__":

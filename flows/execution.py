@@ -42,15 +42,15 @@ class Stopped(BaseException):
         self.status = 128 + signal_number
 
 
-def run(steps: Callable[[J, Step], R], job: J) -> R:
+def run(steps: Callable[[J, Step], R], job: J, *, quiet: bool = False) -> R:
     """The report of a job of `flows.jobs`: recorded by the server of PREFECT_API_URL, or run directly without one.
 
-    A person at the terminal sees its progress. Raises JobError for a job that cannot run or has failed.
+    A person at the terminal sees its progress, unless `quiet`. Raises JobError for a job that cannot run or has failed.
     """
     from tasks import progress
 
     _console.goes_on = True
-    with progress.told_to(progress.Terminal()):
+    with progress.told_to(*([] if quiet else [progress.Terminal()])):
         if os.environ.get("PREFECT_API_URL"):
             from flows import prefect_runs
 

@@ -1,30 +1,109 @@
-"""The console commands of who operates: doctor, estimate."""
+"""The console commands for operators: estimate, doctor, clean, completion."""
 
 import os
-import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Literal
 
-import typer
+from cyclopts import Parameter
+
+from flows import screen
+from flows.options import Found, Json, flag, options
+from flows.run_cli import ARCHIVE_GROUPS, ARCHIVE_NAMES
+from tasks.errors import JobError
+from tasks.models.names import model_names, presets
+from tasks.segmentation.job import ArchiveJob
+
+
+def _least(low: float) -> Parameter:
+    def check(_type: object, value: float | None) -> None:
+        if value is not None and value < low:
+            raise ValueError(f"at least {low:g}")
+
+    return Parameter(validator=check)
+
+
+@options(
+    arguments=("source",),
+    names=ARCHIVE_NAMES,
+    groups=ARCHIVE_GROUPS,
+    without=(
+        *("output", "cpus", "gpus", "engine", "refresh_changed", "png", "gallery_images", "keep_mask_before_crf"),
+        *("image_seconds", "image_memory_mib", "limit"),
+    ),
+    presets={"crf": presets},
+    complete={"model": model_names},
+    found={"output": Found("", lambda given: "")},
+)
+def estimate(
+    job: ArchiveJob,
+    *,
+    sample: Annotated[int, Parameter(help="Images to measure."), _least(1)] = 12,
+    nodes: Annotated[int, Parameter(help="Machines."), _least(1)] = 1,
+    cpus: Annotated[int, Parameter(help="CPUs of each."), _least(1)] = 16,
+    gpus: Annotated[int, Parameter(help="GPUs of each."), _least(0)] = 0,
+    price: Annotated[float, Parameter(help="Price of one machine for an hour."), _least(0)] = 0.0,
+    gpu_images_per_s: Annotated[float | None, Parameter(help="Speed of one GPU, where none is here.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure a sample of SOURCE here, and calculate how long it takes on such machines and what it costs.
+
+    For example:
+
+    segment-archive estimate ~/photos
+
+    segment-archive estimate s3://photos --untrained --nodes 4 --cpus 16 --price 0.80
+    """
+    import tempfile
+
+    from tasks.segmentation.estimate import Nodes, measure
+    from tasks.segmentation.estimate import estimate as calculate
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(job.model_copy(update={"output": folder}), sample)
+    result = calculate(found, Nodes(nodes, cpus, gpus, price), gpu_images_per_s)
+    if json:
+        screen.print_json({"sample": found, "estimate": result})
+        return
+    print(f"{found.images_listed} images; measured on {found.images} of them, scored on {found.device}:")
+    for stage, seconds in found.seconds.items():
+        print(f"  {stage:<7} {seconds * 1000:8.1f} ms an image")
+    if found.errors:
+        print(f"  {found.errors} of the sample are no readable images and become error rows.")
+    machines = f"{nodes} x ({cpus} CPUs, {gpus} GPUs)"
+    took = screen.duration(result.seconds)
+    print(f"On {machines}: {result.images_per_s:.2f} images/s, {took}, price {result.price:.2f}.")
+    print(f"What limits is {result.limit}.")
+    print("Calculated from one undisturbed worker here; other processors and storage may be faster or slower.")
 
 
 def doctor(
     output: Annotated[
-        str | None, typer.Argument(help="Folder or s3://bucket/prefix to try writing to; a small file, removed again.")
+        str | None, Parameter(help="Folder or s3://bucket/prefix to try writing to; a small file, removed again.")
     ] = None,
-) -> None:
-    """Look whether everything that a job needs is here: one line each, in order or with the remedy."""
+    /,
+    *,
+    json: Json = False,
+) -> int:
+    """Check that everything a job needs is here: one line each, in order or with the remedy.
+
+    For example:
+
+    segment-archive doctor
+
+    segment-archive doctor s3://masks/first
+    """
     from rich.console import Console
 
     from tasks.segmentation.doctor import examine
 
-    console, ill = Console(highlight=False, soft_wrap=True), 0
+    console, findings = Console(highlight=False, soft_wrap=True), []
     for finding in examine(output, ("Prefect", _prefect)):
-        sign = "[green]ok  [/green]" if finding.healthy else "[red]ILL [/red]"
-        console.print(sign, end="")
-        console.print(f"{finding.subject}: {finding.words}", markup=False)
-        ill += not finding.healthy
-    if ill:
-        raise typer.Exit(1)
+        findings.append(finding)
+        if not json:
+            console.print("[green]ok  [/green]" if finding.healthy else "[red]ILL [/red]", end="")
+            console.print(f"{finding.subject}: {finding.words}", markup=False)
+    if json:
+        screen.print_json(findings)
+    return 0 if all(finding.healthy for finding in findings) else 1
 
 
 def _prefect() -> str:
@@ -35,65 +114,54 @@ def _prefect() -> str:
     return server_answers()
 
 
-def estimate(
-    source: Annotated[str, typer.Argument(help="What is to be segmented, as for `segment-archive run`.")],
-    model: Annotated[str, typer.Option(help="Name of a model, or path of a model directory.")] = "deeplab_v1_largefov",
-    untrained: Annotated[bool, typer.Option("--untrained", help="Seeded random weights; their speed is real.")] = False,
-    crf: Annotated[bool, typer.Option("--crf/--no-crf", help="Sharpen by the fully connected CRF.")] = True,
-    long_side: Annotated[int, typer.Option(help="Score photographs at no more than this many px.")] = 513,
-    sample: Annotated[int, typer.Option(min=1, max=1000, help="Images to measure.")] = 12,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
-    cpus: Annotated[int, typer.Option(min=1, help="CPUs of each.")] = 16,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs of each.")] = 0,
-    price: Annotated[float, typer.Option(min=0.0, help="Price of one machine for an hour.")] = 0.0,
-    gpu_images_per_s: Annotated[float | None, typer.Option(help="Speed of one GPU, where none is here.")] = None,
+def clean(
+    *,
+    weights: Annotated[bool, flag("Imported and pulled weights too.")] = False,
+    dry_run: Annotated[bool, flag("Print what would be removed.")] = False,
+    json: Json = False,
 ) -> None:
-    """Tell how long SOURCE takes and what it costs: measures a sample of it here, and reckons for the given nodes."""
-    import tempfile
+    """Remove this user's cache: copies of models, downloads, unpacked archives. Outputs are never touched.
 
-    from pydantic import ValidationError
+    For example:
 
-    from tasks.errors import JobError
-    from tasks.segmentation.estimate import Nodes, measure
-    from tasks.segmentation.estimate import estimate as reckon
-    from tasks.segmentation.job import ArchiveJob
+    segment-archive clean --dry-run
 
-    wanted: dict[str, Any] = {"model": model, "untrained": untrained, "inference": {"long_side_px": long_side}}
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            job = ArchiveJob(source=source, output=folder, **(wanted if crf else wanted | {"crf": None}))
-            found = measure(job, sample)
-            result = reckon(found, Nodes(nodes, cpus, gpus, price), gpu_images_per_s)
-        except ValidationError as error:
-            first = error.errors()[0]
-            _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.")
-        except JobError as error:
-            _fail(str(error))
-    print(f"{found.images_listed} images; measured on {found.images} of them, scored on {found.device}:")
-    for stage, seconds in found.seconds.items():
-        print(f"  {stage:<7} {seconds * 1000:8.1f} ms an image")
-    if found.errors:
-        print(f"  {found.errors} of the sample are no readable images and become error rows.")
-    machines = f"{nodes} x ({cpus} CPUs, {gpus} GPUs)"
-    print(f"On {machines}: {result.images_per_s:.2f} images/s, {_duration(result.seconds)}, price {result.price:.2f}.")
-    print(f"What limits is {result.limit}.")
-    print("Reckoned from one undisturbed worker here; the nodes' processors and storage may be faster or slower.")
+    segment-archive clean --weights
+    """
+    from tasks import cache
+
+    found = {name: size for name, size in cache.sizes().items() if weights or name != "weights"}
+    if not dry_run:
+        cache.remove(list(found))
+    if json:
+        screen.print_json({"folder": str(cache.folder()), "removed": not dry_run, "bytes": found})
+        return
+    for name, size in found.items():
+        print(f"{size / 1e6:10.1f} MB  {name}")
+    if not found:
+        print(f"Nothing to remove in {cache.folder()}.")
+    else:
+        total = sum(found.values()) / 1e6
+        print(f"{total:.1f} MB in {cache.folder()} {'would be' if dry_run else 'were'} removed.")
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"] | None, Parameter(show_default="the shell you use")] = None,
+    /,
+    *,
+    install: Annotated[bool, flag("Put it where the shell finds it.")] = False,
+) -> None:
+    """Print the completion of a shell, or install it.
 
+    For example:
 
-def _fail(sentence: str) -> NoReturn:
-    print(f"segment-archive: {sentence}", file=sys.stderr)
-    raise typer.Exit(1)
+    segment-archive completion bash > segment-archive.bash
 
+    segment-archive completion --install
+    """
+    from flows import cli
 
-def mount(app: typer.Typer) -> None:
-    """Add the commands to the console application."""
-    app.command("doctor")(doctor)
-    app.command("estimate")(estimate)
+    try:
+        print(f"Installed: {cli.install_completion(shell)}. Open a new terminal." if install else cli.completion(shell))
+    except (RuntimeError, ValueError, OSError) as error:  # No shell is recognised, or its folder cannot be written
+        raise JobError(str(error)) from None

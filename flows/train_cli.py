@@ -1,93 +1,70 @@
-"""The console command `segment-archive train`."""
+"""The console commands `segment-archive train` and `recipes`."""
 
 from typing import Annotated, Any
 
-import typer
+from flows import screen
+from flows.options import Json, flag, options
+from tasks.models.names import model_names, recipe_names
+from tasks.training.job import TrainJob
 
 
+@options(
+    arguments=("dataset", "output"),
+    names={"recipe": "--recipe -r", "num_workers": "--workers", "crop_px": "--crop", "num_threads": "--threads"},
+    groups={
+        "Input": ("dataset", "output", "split", "validation_split"),
+        "Recipe": (
+            *("recipe", "initial", "teacher", "iterations", "batch_size", "learning_rate", "crop_px", "precision"),
+            *("seed",),
+        ),
+        "Machine": (
+            "num_workers",
+            "min_workers",
+            "num_threads",
+            "images_at_once",
+            "max_failures",
+            "cache_bytes",
+            "compiled",
+        ),
+        "Validation and checkpoints": (
+            *("validation_images", "validate_every", "checkpoint_every", "keep_checkpoints"),
+        ),
+    },
+    without=("inference",),
+    by_name=("recipe",),
+    complete={"recipe": recipe_names, "initial": model_names},
+)
 def train(
-    dataset: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix of a prepared dataset.")],
-    output: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix for checkpoints, curves and the model.")],
-    recipe: Annotated[str, typer.Option(help="Name of a recipe; see `segment-archive recipes`.")] = "fast_pspnet18",
-    split: Annotated[
-        str, typer.Option(help="Split to learn from; auto: train_aug, or train where there is none.")
-    ] = "auto",
-    validation_split: Annotated[str, typer.Option(help="Split to validate on.")] = "val",
-    initial: Annotated[str | None, typer.Option(help="Weights to start from: name, path or URI of a model.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="npz file of a teacher's probabilities.")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Steps, instead of the recipe's.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Global batch; rate and steps follow by the linear rule.")] = (
-        None
-    ),
-    learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's and the linear rule's.")] = None,
-    crop: Annotated[int | None, typer.Option(help="Side of the crops in px, 8k + 1.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Draws weights, order, views and dropout.")] = None,
-    workers: Annotated[int, typer.Option(help="Workers; 0: one for each GPU, or one.")] = 0,
-    min_workers: Annotated[
-        int, typer.Option(help="Fewest to go on with where machines are lost; 0: all of --workers, or one.")
-    ] = 0,
-    images_at_once: Annotated[int, typer.Option(help="Images of one forward pass; 0: a worker's whole share.")] = 0,
-    validation_images: Annotated[int, typer.Option(help="Images of each validation; 0 for none.")] = 100,
-    validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 1000,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
-    keep_checkpoints: Annotated[int, typer.Option(help="The last so many are kept, and the best.")] = 3,
-    max_failures: Annotated[int, typer.Option(help="Lost workers that are survived.")] = 3,
-    compiled: Annotated[bool, typer.Option("--compiled", help="Fuse kernels with torch.compile.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, measured over some steps.")] = (
-        False
-    ),
+    job: TrainJob,
+    *,
+    dry_run: Annotated[bool, flag("Print what would happen, measured over some steps.")] = False,
+    json: Json = False,
 ) -> None:
     """Train a model by a recipe of the papers, or by a fast one of ours.
 
     The same command goes on from the newest checkpoint, whatever ended the last one; to the last bit on CPUs.
+
+    For example:
+
+    segment-archive train ~/datasets/voc2012 out/ --recipe deeplab_v2_resnet101 --dry-run
+
+    segment-archive train ~/datasets/voc2012 out/ --recipe deeplab_v2_resnet101 --initial ~/models/resnet101
     """
     from flows import execution, jobs
-    from tasks.training.job import TrainJob
 
-    given: dict[str, Any] = {
-        "dataset": dataset,
-        "output": output,
-        "recipe": recipe,
-        "split": split,
-        "validation_split": validation_split,
-        "initial": initial,
-        "teacher": teacher,
-        "iterations": iterations,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "crop_px": crop,
-        "precision": precision,
-        "seed": seed,
-        "num_workers": workers,
-        "min_workers": min_workers,
-        "images_at_once": images_at_once,
-        "validation_images": validation_images,
-        "validate_every": validate_every,
-        "checkpoint_every": checkpoint_every,
-        "keep_checkpoints": keep_checkpoints,
-        "max_failures": max_failures,
-        "compiled": compiled,
-    }
-    job = TrainJob(**given)
-    if dry_run:
-        _show_plan(execution.run(jobs.plan_training, job))
+    result: Any = execution.run(jobs.plan_training if dry_run else jobs.train_model, job, quiet=json)
+    if json:
+        screen.print_json(result)
     else:
-        _show(execution.run(jobs.train_model, job))
+        (_show_plan if dry_run else _show)(result)
 
 
-def list_recipes() -> None:
+def recipes() -> None:
     """List the recipes that `train` knows."""
     from tasks.training.job import describe_recipes
 
     for line in describe_recipes():
         print(line)
-
-
-def mount(app: typer.Typer) -> None:
-    """Add the commands to the console application."""
-    app.command("train")(train)
-    app.command("recipes")(list_recipes)
 
 
 def _show(report: Any) -> None:

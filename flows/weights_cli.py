@@ -1,50 +1,64 @@
-"""Console commands about weights: `segment-archive weights import`, `weights pull`, `weights list`, and `models`."""
+"""Console commands about models: `segment-archive models`, `presets`, and `weights import`, `pull` and `list`."""
 
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
-import typer
+from cyclopts import App, Parameter
 
-weights_app = typer.Typer(no_args_is_help=True, help="Bring published weights: import a file, or pull one.")
+from flows import screen
+from flows.options import Json, flag
+from tasks.errors import JobError
+
+weights = App(name="weights", help="Import or pull published weights.", help_format="plaintext")
 
 
-@weights_app.command("import")
+@weights.command(name="import")
 def import_file(
-    file: Annotated[str, typer.Argument(help="Caffe .caffemodel, PyTorch .pth, or .safetensors.")],
-    model: Annotated[str, typer.Option(help="Model that it becomes; see `segment-archive models`.")],
-    name: Annotated[str | None, typer.Option(help="What --model finds it under; the model's name by default.")] = None,
-    classes: Annotated[str | None, typer.Option(help="Class names by label, separated by commas.")] = None,
+    file: Annotated[str, Parameter(help="Caffe .caffemodel, PyTorch .pth, or .safetensors.")],
+    /,
+    *,
+    model: Annotated[
+        str, Parameter(name=("--model", "-m"), help="Model that it becomes; see `segment-archive models`.")
+    ],
+    name: Annotated[str | None, Parameter(help="What --model finds it under.", show_default="the model's name")] = None,
+    classes: Annotated[str | None, Parameter(help="Class names by label, separated by commas.")] = None,
     training_split: Annotated[
-        str | None, typer.Option(help="What the weights saw, such as voc2012-train_aug; guards the evaluation.")
+        str | None, Parameter(help="What the weights saw, such as voc2012-train_aug; guards the evaluation.")
     ] = None,
-    as_init: Annotated[bool, typer.Option("--as-init", help="Take the trunk only, to start training from.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of weights of that name.")] = False,
+    as_init: Annotated[bool, flag("Take the backbone only, to start training from.")] = False,
+    replace: Annotated[bool, flag("Put it in the place of weights of that name.")] = False,
 ) -> None:
-    """Import weights that others published; their layout is recognised."""
+    """Import weights that others published; their layout is recognised.
+
+    For example:
+
+    segment-archive weights import deeplab.caffemodel --model deeplab_v1_largefov
+    """
     from tasks.models import weights
 
     names = None if classes is None else [part.strip() for part in classes.split(",")]
     try:
-        told = weights.import_weights(
-            file,
-            model,
-            name=name,
-            classes=names,
-            training_split=training_split,
-            as_init=as_init,
-            replace=replace,
+        imported = weights.import_weights(
+            file, model, name=name, classes=names, training_split=training_split, as_init=as_init, replace=replace
         )
     except (ValueError, OSError) as error:
-        _fail(error)
-    print(told)
+        raise JobError(str(error)) from None
+    print(imported)
 
 
-@weights_app.command("pull")
+@weights.command
 def pull(
-    name: Annotated[str, typer.Argument(help="Entry of the catalogue; see `segment-archive weights list`.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Fetch it again.")] = False,
+    name: Annotated[str, Parameter(help="Entry of the catalogue; see `segment-archive weights list`.")],
+    /,
+    *,
+    replace: Annotated[bool, flag("Fetch it again.")] = False,
 ) -> None:
-    """Fetch, check and import published weights; continues a download that was interrupted."""
+    """Fetch, check and import published weights; continues a download that was interrupted.
+
+    For example:
+
+    segment-archive weights pull NAME
+    """
     from tasks.models import weights
 
     def show(done: int, total: int | None) -> None:
@@ -52,41 +66,63 @@ def pull(
         print(f"\r{name}: {share}", end="", file=sys.stderr, flush=True)
 
     try:
-        told = weights.pull(name, replace=replace, progress=show if sys.stderr.isatty() else None)
+        pulled = weights.pull(name, replace=replace, progress=show if sys.stderr.isatty() else None)
     except (ValueError, OSError) as error:
-        _fail(error)
-    print(told)
+        raise JobError(str(error)) from None
+    print(pulled)
 
 
-@weights_app.command("list")
-def list_catalogue() -> None:
-    """What can be pulled: name, training split, score, licence, and whether we have fetched it ourselves."""
+@weights.command(name="list")
+def list_catalogue(*, json: Json = False) -> None:
+    """List what can be pulled: name, training split, score, licence, and whether we have fetched it ourselves."""
     from tasks.models import weights
 
-    for entry in weights.read_catalogue().values():
+    entries = weights.read_catalogue()
+    if json:
+        screen.print_json(entries)
+        return
+    for entry in entries.values():
         checked = "verified" if entry.verified else "unverified"
         how = "by hand" if entry.manual else "pull"
         print(f"{entry.name}\n    {entry.trained_on}; {entry.score or 'initialisation'}; {how}, {checked}")
         print(f"    licence: {entry.licence}; read in {entry.read_in}")
 
 
-def models() -> None:
+def models(*, json: Json = False) -> None:
     """List the models: parameters at 21 classes, published mean IoU on VOC 2012, weights at hand."""
     from tasks.models import weights
 
     rows = weights.list_models()
+    if json:
+        screen.print_json(rows)
+        return
     width = max(len(row.name) for row in rows)
     print(f"{'model':<{width}}  {'parameters':>11}  {'weights':<24}  published")
     for row in rows:
         print(f"{row.name:<{width}}  {row.parameters:>11,}  {row.weights:<24}  {row.published}".rstrip())
 
 
-def mount(app: typer.Typer) -> None:
-    """Add these commands to the console command."""
-    app.add_typer(weights_app, name="weights")
-    app.command("models")(models)
+def presets(*, json: Json = False) -> None:
+    """List the published CRF parameters, which --crf-preset takes by name.
 
+    w1, xy and rgb belong to the appearance kernel, w2 and xy2 to the smoothness kernel.
+    """
+    from tasks.models.names import presets as all_presets
 
-def _fail(error: Exception) -> NoReturn:
-    print(f"segment-archive: {error}", file=sys.stderr)
-    raise typer.Exit(1)
+    found = all_presets()
+    if json:
+        screen.print_json(found)
+        return
+    rows = [
+        (
+            name,
+            p.bilateral_weight,
+            p.bilateral_xy_std_px,
+            p.bilateral_rgb_std,
+            p.gaussian_weight,
+            p.gaussian_xy_std_px,
+            p.iterations,
+        )
+        for name, p in found.items()
+    ]
+    screen.print_table(["preset", "w1", "xy", "rgb", "w2", "xy2", "iterations"], rows)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segcore import models, voc
+from segcore import models, names, voc
 from segcore.card import ModelCard
 from segcore.preprocessing import Preprocessing
 from segcore.seen_images import SEEN_FILE, SeenImages
@@ -162,7 +162,7 @@ def describe(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0
 
 def find(name_or_path: str | Path) -> Path:
     """The weights file that a name or path stands for: a path, then the bundled model, then the user's cache."""
-    text = str(name_or_path)
+    text = models.spelled(str(name_or_path))
     if text in models.NAMES:
         for directory in (BUNDLED / text, cache_directory() / text):
             if (directory / WEIGHTS_FILE).is_file():
@@ -182,7 +182,8 @@ def find(name_or_path: str | Path) -> Path:
         return cached
     if os.sep in text or path.suffix or len(path.parts) > 1:
         raise ValueError(f"There is no model at {path}: expected a directory with {WEIGHTS_FILE} and {CARD_FILE}.")
-    models.variant(text)
+    here = [folder.parent.name for folder in cache_directory().glob(f"*/{WEIGHTS_FILE}")]
+    names.known(text, [*models.NAMES, *here], "model", "segment-archive models")
     raise AssertionError("an unknown name that is known")
 
 
@@ -245,7 +246,7 @@ def _write(path: Path, content: bytes) -> None:
 def _untrained_card(name: str | Path, seed: int) -> ModelCard:
     known = models.variant(str(name))
     return ModelCard(
-        variant=str(name),
+        variant=models.spelled(str(name)),
         classes=voc.CLASSES,
         preprocessing=known.preprocessing,
         init=f"seeded, seed {seed}",

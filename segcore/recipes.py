@@ -7,7 +7,6 @@ A variant is `dataclasses.replace(DEEPLAB_V2_RESNET101, learning_rate=1e-4)`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from annotated_types import Ge, Gt, Interval
 
 from segcore import models
 from segcore.augment import AugmentParams
+from segcore.names import known
 from segcore.schedules import LayerRule, Schedule
 
 
@@ -118,10 +118,7 @@ class TrainRecipe:
 
 def recipe(name: str) -> TrainRecipe:
     """The recipe of a name; a ValueError names the nearest ones for a name that is unknown."""
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.5) or RECIPES
-        raise ValueError(f"There is no recipe {name!r}; did you mean {', '.join(near)}?")
-    return RECIPES[name]
+    return RECIPES[known(name, RECIPES, "recipe", "segment-archive recipes")]
 
 
 def with_iterations(recipe: TrainRecipe, iterations: int) -> TrainRecipe:

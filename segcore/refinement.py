@@ -9,13 +9,15 @@ import functools
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType, ModuleType
 from typing import Annotated, Any, Literal
 
 import annotated_types
 import numpy as np
 from numpy.typing import NDArray
+
+from segcore.names import known
 
 try:
     from segcore import _crf as native
@@ -102,20 +104,34 @@ _BOUNDS = (
 
 CRF_PRESETS: Mapping[str, CrfParams] = MappingProxyType(
     {
-        "deeplab-v1": CrfParams(5, 50, 10, 3, 3),
-        "deeplab-v1-msc": CrfParams(3, 95, 3, 3, 3),
-        "deeplab-v1-coco": CrfParams(5, 67, 3, 3, 3),
-        "deeplab-v1-largefov": CrfParams(4, 121, 5, 3, 3),
-        "deeplab-v1-msc-largefov": CrfParams(4, 83, 5, 3, 3),
-        "deeplab-v1-coco-largefov": CrfParams(5, 69, 5, 3, 3),
-        "deeplab-v1-msc-coco-largefov": CrfParams(4, 59, 5, 3, 3),
-        "deeplab-v2-vgg16": CrfParams(4, 65, 3, 2, 2),
-        "deeplab-v2-resnet101": CrfParams(4, 67, 3, 3, 1),
-        "dense-inference": CrfParams(10, 60, 20, 3, 3),
-        "pydensecrf-example": CrfParams(10, 80, 13, 3, 3),
+        "deeplab_v1": CrfParams(5, 50, 10, 3, 3),
+        "deeplab_v1_msc": CrfParams(3, 95, 3, 3, 3),
+        "deeplab_v1_coco": CrfParams(5, 67, 3, 3, 3),
+        "deeplab_v1_largefov": CrfParams(4, 121, 5, 3, 3),
+        "deeplab_v1_msc_largefov": CrfParams(4, 83, 5, 3, 3),
+        "deeplab_v1_coco_largefov": CrfParams(5, 69, 5, 3, 3),
+        "deeplab_v1_msc_coco_largefov": CrfParams(4, 59, 5, 3, 3),
+        "deeplab_v2_vgg16": CrfParams(4, 65, 3, 2, 2),
+        "deeplab_v2_resnet101": CrfParams(4, 67, 3, 3, 1),
+        "dense_inference": CrfParams(10, 60, 20, 3, 3),
+        "pydensecrf_example": CrfParams(10, 80, 13, 3, 3),
     }
 )
 """Published values by model (w1, xy, rgb, w2, xy2), from the authors' configurations; shared/docs/papers.md 1.3."""
+
+
+def preset(name: str) -> CrfParams:
+    """The parameters of a name in CRF_PRESETS, hyphens for underscores allowed. ValueError: there is none."""
+    return CRF_PRESETS[known(name, CRF_PRESETS, "CRF preset", "segment-archive presets")]
+
+
+def named_params(value: Any) -> Any:
+    """What a person may write in the place of CrfParams: the name of a preset, or `preset` beside other values."""
+    if isinstance(value, str):
+        return preset(value)
+    if isinstance(value, Mapping) and value.get("preset") is not None:
+        return asdict(preset(value["preset"])) | {key: item for key, item in value.items() if key != "preset"}
+    return value
 
 
 @dataclass(frozen=True)

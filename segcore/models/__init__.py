@@ -5,11 +5,11 @@ Importing this module does not import torch; building a model does. What a varia
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from segcore.models.variants import VARIANTS, Variant
+from segcore.names import known
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,12 +18,15 @@ NAMES: tuple[str, ...] = tuple(VARIANTS)
 """Every name that `build` knows."""
 
 
+def spelled(name: str) -> str:
+    """The name with underscores, if it is one of `NAMES` then; else as it is."""
+    plain = name.replace("-", "_")
+    return plain if plain in VARIANTS else name
+
+
 def variant(name: str) -> Variant:
     """The table's entry; a ValueError names the nearest names for one that is unknown."""
-    if name not in VARIANTS:
-        near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.5) or NAMES
-        raise ValueError(f"There is no model {name!r}; did you mean {', '.join(near)}?")
-    return VARIANTS[name]
+    return VARIANTS[known(name, NAMES, "model", "segment-archive models")]
 
 
 def build(name: str, num_classes: int = 21, **options: Any) -> nn.Module:

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import Annotated, Literal
 
 import annotated_types
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 from segcore import checkpoint, refinement
 from segcore.comparison import AlarmParams
@@ -59,8 +59,8 @@ class ReevaluateJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
     multi_scale: bool = False
     """Evaluate at the scales of the model's paper too."""
 
-    crf: CrfParams | None = CrfParams()
-    """Mean-field parameters; figures come without and with them. None leaves the CRF out."""
+    crf: Annotated[CrfParams | None, BeforeValidator(refinement.named_params)] = CrfParams()
+    """Measure with the CRF too; figures come without and with it. Parameters, or a preset's name; None: without."""
 
     crf_engine: Literal["auto", "native", "pydensecrf"] = "auto"
     """Engine of the CRF; auto takes the native one where it is built."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import annotated_types
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 from segcore import checkpoint, models, refinement
 from segcore.images import MAX_PIXELS
@@ -59,8 +59,8 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     inference: InferenceParams = InferenceParams()
     """How scores are made: sizes, scales, windows, precision."""
 
-    crf: CrfParams | None = CrfParams()
-    """Mean-field parameters; None leaves the scores unrefined."""
+    crf: Annotated[CrfParams | None, BeforeValidator(refinement.named_params)] = CrfParams()
+    """Sharpen masks by the fully connected CRF; None leaves the scores unrefined. Parameters, or a preset's name."""
 
     crf_engine: Literal["auto", "native", "pydensecrf"] = "auto"
     """Engine of the CRF; auto takes the native one where it is built."""
@@ -249,13 +249,6 @@ def _identify(job: ArchiveJob) -> Identity:
     )
 
 
-def crf_parameters(preset: str) -> CrfParams:
-    """CRF parameters of a published model. Raises JobError that names those there are."""
-    if preset not in refinement.CRF_PRESETS:
-        raise JobError(f"There are no CRF parameters {preset!r}; there are {', '.join(refinement.CRF_PRESETS)}.")
-    return refinement.CRF_PRESETS[preset]
-
-
 def _digest(value: Any) -> str:
     text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -331,3 +324,12 @@ def _unit_images(inference: InferenceParams, parameters: int) -> int:
     work = relative_work(inference, parameters)
     pixels = (inference.long_side_px / 513) ** 2
     return max(1, min(PART_IMAGES, int(PART_IMAGES / max(work, pixels))))
+
+
+def output_beside(source: str) -> str:
+    """Where masks go if nobody says: SOURCE-masks, beside the source. JobError where there is no such place."""
+    place = storage.locate(source)
+    within = place.path.strip("/")
+    if place.protocol in ("http", "https") or not within or (place.protocol != "file" and "/" not in within):
+        raise JobError(f"There is no place beside {source} for the masks; name one: segment-archive run SOURCE OUTPUT.")
+    return f"{place.uri.rstrip('/')}-masks"

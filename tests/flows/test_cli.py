@@ -1,12 +1,14 @@
 """The console command in processes of its own: words, exit statuses, and no traceback."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 import flows.cli
+from tests.console import invoke
 
 
 @pytest.fixture
@@ -33,9 +35,9 @@ def test_help_names_the_arguments(command):
 
 def test_bad_options_are_refused_before_anything_starts(command, tmp_path):
     for options, words in [
-        (("--long-side", "3"), "inference.long_side_px"),
-        (("--precision", "fp8"), "inference.precision"),
-        (("--limit", "0"), "limit"),
+        (("--long-side", "3"), "--long-side: "),
+        (("--precision", "fp8"), "--precision"),
+        (("--limit", "0"), "--limit: "),
     ]:
         told = command("run", tmp_path, tmp_path / "out", *options)
         assert told.returncode == 2 and words in told.stderr
@@ -93,3 +95,60 @@ def test_the_query_that_is_shown_can_be_asked(tmp_path):
 
 def test_the_command_is_installed():
     assert callable(flows.cli.main)
+
+
+COMMANDS = {name: row for commands in flows.cli.COMMANDS.values() for name, row in commands.items()}
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_has_a_page_with_an_example_and_its_exit_statuses(name):
+    page = invoke(flows.cli.app, name, "-h")
+    assert page.exit_code == 0 and page.stdout.startswith(f"Usage: segment-archive {name}")
+    assert "Exit status: 0 done" in page.stdout
+
+
+def test_the_list_of_commands_is_shown_without_importing_one():
+    code = "import sys, flows.cli\nflows.cli.app(['--help'])\nprint(sorted(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for heavy in ("torch", "ray", "prefect", "pyarrow", "numpy", "duckdb", "tasks.segmentation.job"):
+        assert f"'{heavy}'" not in told.stdout
+    for name in COMMANDS:
+        assert f" {name} " in told.stdout
+
+
+@pytest.mark.parametrize("name", ["run", "find", "train", "evaluate", "export", "estimate"])
+def test_the_page_of_a_command_imports_no_engine(name):
+    code = f"import sys, flows.cli\nflows.cli.app(['{name}', '-h'])\nprint(sorted(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for heavy in ("torch", "ray", "prefect"):
+        assert f"'{heavy}'" not in told.stdout
+
+
+def test_wrong_usage_is_status_2_and_proposes_what_was_meant(tmp_path):
+    for arguments, words in [
+        (("rnu",), 'Did you mean "run"?'),
+        (("run", tmp_path, "--modle", "x"), "Did you mean --model?"),
+        (("run",), "SOURCE"),
+        (("run", tmp_path, "--crf-preset", "deeplab_v2_resnet10"), "did you mean deeplab_v2_resnet101"),
+        (("run", tmp_path, "--limit", "many"), "--limit"),
+    ]:
+        told = invoke(flows.cli.app, *arguments)
+        assert told.exit_code == 2 and words in told.stderr, told
+        assert len(told.stderr.splitlines()) == 1 and "--help`" in told.stderr
+
+
+def test_run_and_estimate_have_the_same_defaults():
+    for name in ("run", "estimate"):
+        page = invoke(flows.cli.app, name, "-h").stdout
+        for default in ("[default: pspnet14]", "[default: 513]", "[default: max]"):
+            assert default in " ".join(page.split()), (name, default)
+    assert "--cpus" in invoke(flows.cli.app, "run", "-h").stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_commands_options_and_choices(shell):
+    script = invoke(flows.cli.app, "completion", shell).stdout
+    for word in ("segment-archive", "export", "crf-preset", "coco"):
+        assert word in script
+    if shutil.which(shell):
+        assert subprocess.run([shell, "-n"], input=script, text=True, capture_output=True).returncode == 0

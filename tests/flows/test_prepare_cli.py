@@ -1,15 +1,11 @@
 import pytest
-import typer
 
-from flows import prepare_cli
+from flows.cli import app
 from tests.console import invoke
 from tests.datasets import make_dataset, write_list
 
 
 def run(*arguments: str):
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    prepare_cli.mount(app)
     return invoke(app, "prepare", *arguments)
 
 
@@ -42,12 +38,12 @@ def test_check_shows_a_table_and_mends(tmp_path):
 
 def test_what_makes_no_sense_is_one_sentence(tmp_path):
     for arguments, message in (
-        ((), "Say where the dataset goes"),
+        ((), "Name where the dataset goes"),
         (("--check", str(tmp_path / "none")), "does not exist"),
         (("--check", "x", "--data", "y"), "give --check PATH alone"),
         (("out", "--fix"), "belong to --check"),
         (("out", "--split", "train"), "is not NAME=FILE"),
-        (("out", "--val-share", "1"), "from 0 to less than 1"),
+        (("out", "--val-share", "1"), "--val-share: input should be less than 1"),
         (("out", "--prefer", "coco"), "prefer"),
     ):
         shown = run(*arguments)

@@ -35,8 +35,8 @@ def test_query_prints_tables_and_writes_files(command, small_output, tmp_path):
     assert len((tmp_path / "a.csv").read_text().splitlines()) == len(as_json) + 1
     # Scripts cut lines at LF alone
     assert b"\r" not in (tmp_path / "a.csv").read_bytes()
-    assert b"\r" not in command("query", small_output, sql, "--format", "csv").stdout_bytes
-    assert b"\r" not in command("find", small_output, "--class", "dog", "--format", "csv").stdout_bytes
+    assert "\r" not in command("query", small_output, sql, "--format", "csv").stdout
+    assert "\r" not in command("find", small_output, "--class", "dog", "--format", "csv").stdout
 
 
 def test_a_long_answer_is_cut_for_the_eye_and_whole_in_a_file(command, small_output, tmp_path):
@@ -52,20 +52,20 @@ def test_mistakes_are_one_sentence(command, small_output, tmp_path):
     for arguments, words in [
         (("query", small_output, "SELECT nothing FROM images"), 'Referenced column "nothing" not found'),
         (("query", tmp_path, "SELECT 1"), "holds no run"),
-        (("query", small_output, "SELECT 1", "--format", "xml"), "no format 'xml'"),
+        (("query", small_output, "SELECT 1", "--format", "xml"), 'Invalid value "xml" for --format'),
         (("query", small_output, "SELECT 1", "--format", "parquet"), "name a file with --to"),
         (("query", small_output, "SELECT 1", "--to", tmp_path / "no" / "where.csv"), "Cannot write"),
         (("query", small_output, "SELECT 1", "--run", "nope"), "no run 'nope'"),
         (("find", small_output, "--class", "dgo"), "holds 'dgo'"),
-        (("find", small_output, "--class", "dog", "--min-share", "7"), "min_share"),
-        (("find", small_output, "--sort", "beauty"), "sort"),
-        (("report", small_output, "--images", "0"), "images"),
+        (("find", small_output, "--class", "dog", "--min-share", "7"), "--min-share: "),
+        (("find", small_output, "--sort", "beauty"), "--sort"),
+        (("report", small_output, "--images", "0"), "--images: "),
         (("report", small_output, "--where", "confidence >"), "DuckDB cannot answer"),
-        (("export", small_output, tmp_path / "e", "--to", "gif"), "to: Input should be 'coco', 'png' or 'voc'"),
+        (("export", small_output, tmp_path / "e", "--to", "gif"), 'Choose from: "coco", "png", "voc"'),
         (("diff", small_output, "aaaa", "aaaa"), "are the same run"),
     ]:
         told = command(*arguments)
-        assert told.exit_code == 1, arguments
+        assert told.exit_code in (1, 2), arguments
         assert words in told.stderr and len(told.stderr.strip().splitlines()) == 1, told.stderr
         assert told.stdout == ""
 
@@ -113,4 +113,4 @@ def test_compact_says_what_it_did(command, tmp_path):
     assert "Nothing to compact in run run0.\n5 small files were removed." in told.stdout
     assert "9" in command("query", tmp_path, "SELECT count(*) FROM errors").stdout
     refused = command("compact", tmp_path, "--grace-minutes", "-1")
-    assert refused.exit_code == 2 and "grace_minutes: Input should be greater" in refused.stderr
+    assert refused.exit_code == 2 and "--grace-minutes: input should be greater" in refused.stderr

@@ -1,12 +1,8 @@
-import typer
-
-from flows import weights_cli
+from flows.cli import app
 from tests.console import invoke
 
 
 def run(*arguments: str):
-    app = typer.Typer()
-    weights_cli.mount(app)
     return invoke(app, *arguments)
 
 

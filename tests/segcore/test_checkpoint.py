@@ -152,5 +152,5 @@ def test_what_is_neither_a_name_nor_a_path(tmp_path):
         checkpoint.load("deeplab_v1_larg")
     with pytest.raises(ValueError, match="There is no model at"):
         checkpoint.load(tmp_path / "none")
-    with pytest.raises(ValueError, match="did you mean"):
+    with pytest.raises(ValueError, match="segment-archive models` lists them"):
         checkpoint.load("nonsense", untrained=True)

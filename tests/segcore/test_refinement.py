@@ -481,7 +481,7 @@ def test_any_image_and_parameters_give_probabilities(
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the real data is not at {DATA.parent}; set SEGMENT_ARCHIVE_DATA")
-@pytest.mark.parametrize("name", ["deeplab-v1", "deeplab-v2-resnet101"])
+@pytest.mark.parametrize("name", ["deeplab_v1", "deeplab_v2_resnet101"])
 def test_real_photographs_get_the_labels_of_pydensecrf(name: str) -> None:
     stored = np.load(DATA / "scores_val_have.npz")
     for number in (0, 59):  # the second is the one of 300 that pruning changes most

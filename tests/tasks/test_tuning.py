@@ -15,7 +15,7 @@ from tasks.evaluation.tuning import TuneJob, TuneReport, search_crf
 
 @pytest.fixture(autouse=True)
 def _few_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    some = ("deeplab-v1", "deeplab-v2-resnet101")
+    some = ("deeplab_v1", "deeplab_v2_resnet101")
     monkeypatch.setattr(tuning, "CRF_PRESETS", {name: tuning.CRF_PRESETS[name] for name in some})
     monkeypatch.setattr(tuning, "COARSE_GRID", {"bilateral_xy_std_px": (10, 40), "bilateral_rgb_std": (5,)})
 

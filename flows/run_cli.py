@@ -1,0 +1,111 @@
+"""The console commands `segment-archive run` and `show`."""
+
+import shlex
+import webbrowser
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from flows import screen
+from flows.options import PRINTING, Found, Json, Quiet, flag, options
+from tasks.errors import JobError
+from tasks.models.names import model_names, presets
+from tasks.segmentation.job import ArchiveJob, output_beside
+
+ARCHIVE_GROUPS = {
+    "Input": ("source", "output", "limit", "refresh_changed", "id_column", "image_column"),
+    "Model": ("model", "untrained", "seed", "inference"),
+    "CRF": ("crf", "crf_engine"),
+    "Output": ("png", "mask_size", "keep_mask_before_crf", "gallery_images"),
+    "Limits": ("max_pixels", "image_seconds", "image_memory_mib"),
+    "Machine": ("engine", "cpus", "gpus"),
+}
+
+ARCHIVE_NAMES = {"source": "--source", "model": "--model -m", "limit": "--limit -n"}
+
+
+@options(
+    arguments=("source", "output"),
+    names=ARCHIVE_NAMES,
+    groups=ARCHIVE_GROUPS,
+    found={"output": Found("SOURCE-masks, beside the source", lambda given: output_beside(given["source"]))},
+    presets={"crf": presets},
+    complete={"model": model_names},
+)
+def run(
+    job: ArchiveJob,
+    *,
+    open_: Annotated[bool, flag("Open the gallery in the browser at the end.", "--open", group=PRINTING)] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Segment every photograph of SOURCE: one row in OUTPUT for each, a mask or the reason why there is none.
+
+    The same command continues where the last one ended, whatever ended it; new photographs are added.
+
+    For example:
+
+    segment-archive run ~/photos --open
+
+    segment-archive run s3://bucket/photos s3://bucket/masks --model ~/models/mine
+
+    segment-archive run ~/photos --crf-preset deeplab_v2_resnet101 --scales 0.5,0.75,1
+    """
+    from flows import execution, jobs
+
+    report = execution.run(jobs.segment_archive, job, quiet=quiet or json)
+    if json:
+        screen.print_json(report)
+    elif not quiet:
+        print_report(report, job.source)
+    if open_ and report.gallery:
+        webbrowser.open(screen.address(report.gallery))
+
+
+def print_report(report: Any, source: str) -> None:
+    """Print what came out of a job, and what can be asked of it."""
+    errors = f"{report.num_errors} error rows" if report.num_errors else "no errors"
+    if not report.done_now:
+        print(f"Nothing to do: all {report.images} images of {source} have their row ({report.masks} masks, {errors}).")
+    else:
+        rate = report.done_now / max(1e-9, report.session.seconds)
+        print(f"{report.images} images: {report.masks} masks, {errors}.")
+        print(f"{report.done_now} done now in {report.session.seconds:.1f} s, {rate:.2f} images/s, by {report.model}.")
+    for kind, count in report.errors.items():
+        print(f"  {count:>6} {kind}")
+    for example in report.examples:
+        print(f"         {screen.printable(example)}")
+    found = {name: count for name, count in report.classes.items() if name != "background"}
+    if found:
+        most = list(found.items())[:8]
+        screen.print_table(
+            ["class", "images", "share of images"],
+            [(name, c.images, f"{c.images / max(1, report.masks):.0%}") for name, c in most],
+        )
+    elif report.classes:
+        print("Every mask is background alone.")
+    place = shlex.quote(report.output)
+    sql = "SELECT class, count(*) AS images FROM objects GROUP BY ALL ORDER BY images DESC"
+    if found:
+        print(f"Find:    segment-archive find {place} --class {shlex.quote(next(iter(found)))} --min-share 0.1")
+    print(f"Query:   segment-archive query {place} {shlex.quote(sql)}")
+    if report.gallery:
+        print(f"Gallery: {screen.address(report.gallery)}")
+
+
+def show(
+    photograph: Annotated[str, Parameter(help="Path or URL of a photograph.")],
+    to: Annotated[
+        str | None, Parameter(name=("--to", "-o"), help="PNG to write.", show_default="NAME-overlay.png")
+    ] = None,
+    /,
+    *,
+    model: Annotated[
+        str | None, Parameter(name=("--model", "-m"), help="Name or path of a model.", show_default="as `run`")
+    ] = None,
+    crf: Annotated[bool, Parameter(help="Sharpen by the fully connected CRF.")] = True,
+    open_: Annotated[bool, flag("Open it in the viewer.", "--open", group=PRINTING)] = False,
+    json: Json = False,
+) -> None:
+    """Segment one photograph, and write its overlay; no archive is made."""
+    raise JobError("not yet")

@@ -1,0 +1,21 @@
+"""What can be asked for by name, for help, lists and the completion of a shell; reads no model."""
+
+from segcore import checkpoint, models
+from segcore.recipes import RECIPES
+from segcore.refinement import CRF_PRESETS, CrfParams
+
+
+def model_names() -> list[str]:
+    """Models: ours, and those in this user's cache."""
+    here = (folder.parent.name for folder in checkpoint.cache_directory().glob(f"*/{checkpoint.WEIGHTS_FILE}"))
+    return sorted({*models.NAMES, *here})
+
+
+def presets() -> dict[str, CrfParams]:
+    """Published CRF parameters."""
+    return dict(CRF_PRESETS)
+
+
+def recipe_names() -> list[str]:
+    """Recipes of training."""
+    return list(RECIPES)
