@@ -1,5 +1,3 @@
-import pytest
-
 from flows.cli import app
 from tests.console import invoke
 from tests.datasets import make_dataset, write_list
@@ -9,7 +7,6 @@ def run(*arguments: str):
     return invoke(app, "prepare", *arguments)
 
 
-@pytest.mark.usefixtures("prefect_server")
 def test_prepare_says_what_came_of_it(tmp_path):
     mine, out = make_dataset(tmp_path / "mine"), str(tmp_path / "out")
     shown = run(out, "--data", str(mine), "--split", "val=val", "--split", "few=train")
