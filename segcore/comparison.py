@@ -81,8 +81,9 @@ def compare(
     for before, now in pairs:
         keys, labels = _tested(before, now, params.least_images)
         sums = [evaluation.resampled_sums(counts, weights) for counts in (before, now)]
-        own = [_figures(counts.sum(axis=0), labels) for counts in (before, now)]
-        resampled = _figures(sums[1], labels) - _figures(sums[0], labels)
+        over = evaluation.compared_classes(before.sum(axis=0), now.sum(axis=0))
+        own = [_figures(counts.sum(axis=0), labels, over) for counts in (before, now)]
+        resampled = _figures(sums[1], labels, over) - _figures(sums[0], labels, over)
         named.append(keys)
         values.append(own)
         deviations.append((own[1] - own[0]) - resampled)
@@ -106,9 +107,9 @@ def _tested(before: NDArray[Any], now: NDArray[Any], least_images: int) -> tuple
     return [("mean_iou", None), ("pixel_accuracy", None), *(("iou", int(label)) for label in labels)], labels
 
 
-def _figures(counts: NDArray[Any], labels: NDArray[np.intp]) -> NDArray[np.float64]:
-    """(..., C, 3) to (..., 2 + labels): mean IoU, pixel accuracy, IoU of the labels."""
-    overall = np.stack([evaluation.mean_iou(counts), evaluation.pixel_accuracy(counts)], axis=-1)
+def _figures(counts: NDArray[Any], labels: NDArray[np.intp], over: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(..., C, 3) to (..., 2 + labels): mean IoU over one set of classes, pixel accuracy, IoU of the labels."""
+    overall = np.stack([evaluation.mean_iou(counts, over), evaluation.pixel_accuracy(counts)], axis=-1)
     return np.concatenate([overall, evaluation.iou(counts[..., labels, :])], axis=-1)
 
 

@@ -66,14 +66,29 @@ def iou(counts: NDArray[Any]) -> NDArray[np.float64]:
     return _ratio(hits, truth + predicted - hits)
 
 
-def mean_iou(counts: NDArray[Any], classes: NDArray[np.intp] | None = None) -> NDArray[np.float64]:
-    """(..., C, 3) counts to (...,) mean IoU over classes, 0 to 1; absent ones are left out, not zero.
+def compared_classes(*results: NDArray[Any]) -> NDArray[np.bool_]:
+    """The one set of classes that results on the same images are averaged over: (..., C) bool.
 
-    classes: (k,) labels that the mean is over; all by default. NaN where none of them is there.
+    A class is in it where the truth has it, or where any of the results predicts it. One that a result predicts though
+    no image holds it has IoU 0, as in the VOC development kit (`VOCevalseg.m` divides by its predicted pixels), and has
+    it in every result that it is compared with: forgetting a class adds nothing to a mean.
+    results: (..., C, 3) counts each, summed over the same images.
     """
-    by_class = iou(counts if classes is None else counts[..., classes, :])
-    present = np.isfinite(by_class)
-    return _ratio(np.where(present, by_class, 0).sum(axis=-1), present.sum(axis=-1).astype(np.float64))
+    return np.asarray(np.any([(counts[..., 1] > 0) | (counts[..., 2] > 0) for counts in results], axis=0))
+
+
+def mean_iou(counts: NDArray[Any], over: NDArray[np.bool_] | NDArray[np.intp] | None = None) -> NDArray[np.float64]:
+    """(..., C, 3) counts to (...,) mean IoU over one set of classes, 0 to 1; NaN where it is empty.
+
+    over: `compared_classes` of all that is compared, (..., C) bool; or labels, (k,). By default the classes of these
+        counts alone, all of them together. A class of the set without a pixel counts as 0.
+    """
+    if over is None:
+        over = compared_classes(counts.reshape(-1, *counts.shape[-2:]).sum(axis=0))
+    if over.dtype != bool:
+        over = np.isin(np.arange(counts.shape[-2]), over)
+    by_class = np.where(over, np.nan_to_num(iou(counts), nan=0.0), 0.0)
+    return _ratio(by_class.sum(axis=-1), np.broadcast_to(over, by_class.shape).sum(axis=-1).astype(np.float64))
 
 
 def pixel_accuracy(counts: NDArray[Any]) -> NDArray[np.float64]:
@@ -148,18 +163,21 @@ class Figure:
 
 
 def resampling(num_images: int, num_samples: int, seed: int) -> NDArray[np.float64]:
-    """How often each image is drawn in each of many draws of all images with replacement: (samples, N) float64.
+    """How much each image counts in each of many samples, rows summing to N: (samples, N) float64.
 
-    The same seed draws the same images: figures of two models from one resampling are compared in pairs.
+    The Bayesian bootstrap (Rubin 1981): weights of a flat Dirichlet distribution, of the same mean and spread as draws
+    with replacement. No image is ever left out, so every sample has the same classes; of plain draws, one in twenty
+    lacks a class that three images hold.
+    The same seed gives the same weights: results of two models from one resampling are compared in pairs.
     """
     if num_images < 1:
         raise ValueError("A bootstrap needs one image at least")
-    weights = np.random.default_rng(seed).multinomial(num_images, np.full(num_images, 1 / num_images), size=num_samples)
-    return weights.astype(np.float64)
+    weights = np.random.default_rng(seed).exponential(size=(num_samples, num_images))
+    return np.asarray(weights * (num_images / weights.sum(axis=1, keepdims=True)))
 
 
 def resampled_sums(counts: NDArray[Any], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N, ...) counts of single images to (samples, ...) sums over the drawn ones: one product for all of them."""
+    """(N, ...) counts of single images to (samples, ...) weighted sums: one product for all of them."""
     flat = counts.reshape(len(counts), -1).astype(np.float64)
     return np.asarray((weights @ flat).reshape(len(weights), *counts.shape[1:]))
 
@@ -176,13 +194,12 @@ def interval(samples: NDArray[np.float64], level: float = 0.95) -> tuple[NDArray
 def bootstrap_mean_iou(
     counts: NDArray[Any], classes: NDArray[np.intp], *, num_samples: int = 1000, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Mean IoU over `classes` of `num_samples` sets of images drawn with replacement: (num_samples,), 0 to 1.
+    """Mean IoU over `classes` in `num_samples` resamplings of the images: (num_samples,), 0 to 1.
 
-    counts: (N, C, 3), one image each. The same seed draws the same images: two results can be
-    compared in pairs.
+    counts: (N, C, 3), one image each. The same seed gives the same resampling: two results can be compared in pairs.
     """
     weights = resampling(len(counts), num_samples, seed)
-    return mean_iou(resampled_sums(counts[:, classes], weights))
+    return mean_iou(resampled_sums(counts[:, classes], weights), np.ones(len(classes), bool))
 
 
 def paired_difference(
@@ -191,9 +208,10 @@ def paired_difference(
     measure: Callable[[NDArray[Any]], NDArray[np.float64]],
     weights: NDArray[np.float64],
 ) -> Figure:
-    """A measure of the second result minus that of the first, with its 95 % interval from the same draws of images.
+    """A measure of the second result minus that of the first, with its 95 % interval from one resampling of the images.
 
-    first, second: (N, C, 3) counts of the same images in the same order. measure: such as `mean_iou`.
+    first, second: (N, C, 3) counts of the same images in the same order. measure: such as `pixel_accuracy`, or
+        `mean_iou` over the `compared_classes` of both.
     """
     if first.shape != second.shape:
         raise ValueError(f"Only results on the same images can be compared; these are {first.shape}, {second.shape}.")
@@ -204,8 +222,7 @@ def paired_difference(
 
 def absent_classes(counts: NDArray[Any]) -> NDArray[np.intp]:
     """Labels of the classes that are in neither truth nor prediction of (..., C, 3) counts: part of no mean."""
-    summed = counts.reshape(-1, *counts.shape[-2:]).sum(axis=0)
-    return np.flatnonzero((summed[:, 1] == 0) & (summed[:, 2] == 0))
+    return np.flatnonzero(~compared_classes(counts.reshape(-1, *counts.shape[-2:]).sum(axis=0)))
 
 
 def confusions(confusion: NDArray[Any], num_shown: int = 20) -> list[tuple[int, int, float, int]]:

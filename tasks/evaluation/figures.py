@@ -1,5 +1,6 @@
-"""The figures of an evaluation with their intervals, from the counts of its images."""
+"""The metrics of an evaluation with their intervals, from the counts of its images."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -13,40 +14,51 @@ from tasks.evaluation.counts import Counts
 BOOTSTRAP_SAMPLES = 1000
 
 LEAST_IMAGES = 5
-"""A class that fewer images hold has no interval: draws of the same one or two images would make it look certain."""
+"""A class that fewer images hold has no interval: resamplings of the same one or two would make it look certain."""
 
 
-def figures(counts: Counts, stage: str, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Every figure of a stage with its 95 % bootstrap interval over images, as JSON values, 0 to 1.
+def figures(counts: Counts, classes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """By stage, every metric with its 95 % bootstrap interval over images, as JSON values, 0 to 1.
 
     mean_iou, pixel_accuracy, class_accuracy; iou and images by class, without interval where few images hold it;
-    trimap by measure and width (index 0: 1 px); absent: the classes that are in neither truth nor prediction.
+    trimap by measure and width (index 0: 1 px); absent: the classes that are in neither truth nor any prediction.
+    All stages have one set of classes, those of `iou`: `evaluation.compared_classes` of all of them.
     """
-    single = counts.of(stage)
-    weights = evaluation.resampling(len(single), BOOTSTRAP_SAMPLES, seed=0)
+    single = {stage: counts.of(stage) for stage in counts.confusion}
+    bands = {stage: np.cumsum(counts.trimap[stage], axis=1) for stage in single}  # Wider ones hold the narrower
+    over = evaluation.compared_classes(*(of.sum(axis=0) for of in single.values()))  # (C,)
+    in_bands = evaluation.compared_classes(*(of.sum(axis=0) for of in bands.values()))  # (40, C)
+    weights = evaluation.resampling(len(counts.ids), BOOTSTRAP_SAMPLES, seed=0)
+    return {stage: _of_stage(single[stage], bands[stage], over, in_bands, weights, classes) for stage in single}
+
+
+def _of_stage(
+    single: NDArray[np.int64],
+    bands: NDArray[np.int64],
+    over: NDArray[np.bool_],
+    in_bands: NDArray[np.bool_],
+    weights: NDArray[np.float64],
+    classes: tuple[str, ...],
+) -> dict[str, Any]:
+    """Metrics of a stage. single: (N, C, 3). bands: (N, 40, C, 3). over: (C,), in_bands: (40, C), the classes."""
     summed, resampled = single.sum(axis=0), evaluation.resampled_sums(single, weights)
     found: dict[str, Any] = {"images": len(single)}
     for name in ("mean_iou", "pixel_accuracy", "class_accuracy"):
-        measure = getattr(evaluation, name)
-        found[name] = _figure(measure(summed), measure(resampled))
+        found[name] = _figure(_measure(name, summed, over), _measure(name, resampled, over))
     by_class, samples = evaluation.iou(summed), evaluation.iou(resampled)
     low, high = evaluation.interval(samples)
     holding = (single[..., 1] > 0).sum(axis=0)
-    absent = set(evaluation.absent_classes(single))
-    found["absent"] = [classes[c] for c in sorted(absent)]
+    found["absent"] = [name for name, compared in zip(classes, over, strict=True) if not compared]
     found["iou"] = {}
-    for c, name in enumerate(classes):
-        if c not in absent:
-            certain = holding[c] >= LEAST_IMAGES
-            ends = {"low": float(low[c]) if certain else None, "high": float(high[c]) if certain else None}
-            found["iou"][name] = {"value": float(by_class[c]), **ends, "images": int(holding[c])}
-    bands = np.cumsum(counts.trimap[stage], axis=1)  # (N, 40, C, 3): all that is nearer is in a wider trimap
-    band_sums = bands.sum(axis=0)
-    band_samples = np.cumsum(evaluation.resampled_sums(counts.trimap[stage], weights), axis=1)
+    for c in np.flatnonzero(over):
+        certain = holding[c] >= LEAST_IMAGES
+        ends = {"low": float(low[c]) if certain else None, "high": float(high[c]) if certain else None}
+        value = float(np.nan_to_num(by_class[c], nan=0.0))  # Another stage predicts it
+        found["iou"][classes[c]] = {"value": value, **ends, "images": int(holding[c])}
+    band_sums, band_samples = bands.sum(axis=0), evaluation.resampled_sums(bands, weights)
     found["trimap"] = {}
     for name in ("mean_iou", "pixel_accuracy", "class_accuracy"):
-        measure = getattr(evaluation, name)
-        values, of_samples = measure(band_sums), measure(band_samples)
+        values, of_samples = _measure(name, band_sums, in_bands), _measure(name, band_samples, in_bands)
         if not np.isfinite(values).all():
             continue  # Nothing has a border: one class everywhere
         low, high = evaluation.interval(of_samples)
@@ -56,9 +68,31 @@ def figures(counts: Counts, stage: str, classes: tuple[str, ...]) -> dict[str, A
     return found
 
 
+def compared_names(records: Iterable[dict[str, Any]]) -> set[str]:
+    """Names of the classes that evaluations on the same images are averaged over: those of any of them."""
+    return {name for record in records for of_stage in record["figures"].values() for name in of_stage["iou"]}
+
+
+def mean_iou_over(of_stage: dict[str, Any], names: Collection[str]) -> dict[str, float]:
+    """Mean IoU of a stage of a record with its interval, over the classes of a whole comparison.
+
+    names: `compared_names`. A class that just another evaluation has is in no image, and counts as 0: the interval is
+    scaled as the mean is, since every resampling has the same classes.
+    """
+    scale = len(of_stage["iou"]) / max(1, len(names))
+    return {end: scale * of_stage["mean_iou"][end] for end in ("value", "low", "high")}
+
+
 def in_percent(figure: dict[str, float]) -> str:
-    """A figure with its interval, both 0 to 1, as people read it: "71.21 (69.02 to 73.40)"."""
+    """A metric with its interval, both 0 to 1, as people read it: "71.21 (69.02 to 73.40)"."""
     return f"{100 * figure['value']:.2f} ({100 * figure['low']:.2f} to {100 * figure['high']:.2f})"
+
+
+def _measure(name: str, counts: NDArray[Any], over: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """A measure of (..., C, 3) counts, (...,)."""
+    if name == "mean_iou":
+        return evaluation.mean_iou(counts, over)
+    return evaluation.pixel_accuracy(counts) if name == "pixel_accuracy" else evaluation.class_accuracy(counts)
 
 
 def _figure(value: NDArray[Any], samples: NDArray[np.float64]) -> dict[str, float]:

@@ -20,7 +20,7 @@ def write_record(output: Location, of: Evaluation, counts: Counts) -> dict[str, 
         json.dumps(
             {
                 "evaluation": asdict(of),
-                "figures": {stage: figures(counts, stage, of.classes) for stage in of.stages},
+                "figures": figures(counts, of.classes),
                 "images": len(counts.ids),
                 "images_digest": hashlib.sha256("\n".join(counts.ids).encode()).hexdigest(),
             }

@@ -313,7 +313,7 @@ def _best(scored: dict[CrfParams, float]) -> CrfParams:
 
 
 def _mean_iou(counts: np.ndarray, classes: np.ndarray) -> float:
-    return float(np.nanmean(evaluation.iou(counts.sum(axis=0))[classes]))
+    return float(evaluation.mean_iou(counts.sum(axis=0), classes))
 
 
 def _held_out(

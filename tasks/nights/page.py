@@ -1,6 +1,7 @@
 """The page of a night: one self-contained HTML file with its charts and pictures, which stand beside it too."""
 
 import base64
+import functools
 import html
 import itertools
 import math
@@ -15,7 +16,7 @@ from segcore.voc import CLASSES
 from tasks import storage
 from tasks.evaluation.counts import Counts, read_counts
 from tasks.evaluation.evaluate import Evaluation
-from tasks.evaluation.figures import BOOTSTRAP_SAMPLES, LEAST_IMAGES, in_percent
+from tasks.evaluation.figures import BOOTSTRAP_SAMPLES, LEAST_IMAGES, compared_names, in_percent, mean_iou_over
 from tasks.evaluation.record import evaluation_of, read_record
 from tasks.nights.metrics import read_metrics
 from tasks.nights.pictures import WORST, lost_picture, worst_picture
@@ -30,6 +31,11 @@ text-align:left}img{max-width:100%}figure{margin:1rem 0}figcaption{color:#444;fo
 .quiet{border-left:6px solid #009E73;padding:.5rem 1rem;background:#eefaf5}"""
 
 
+_OVER = """<p>In brackets 95 % bootstrap intervals over images. All means of this page are over one set of classes:
+those in the truth, and those that any model predicts though no image holds them; these count as 0 for every model, as
+in the VOC development kit.</p>"""
+
+
 def write_page(output: Location, night: Night, dataset: str) -> str:
     """Write the page of a night, and its pictures; returns the URI of the page. dataset: URI of what it was on."""
     page = _Page()
@@ -37,12 +43,13 @@ def write_page(output: Location, night: Night, dataset: str) -> str:
     if past:
         page.show("history", charts.history(past, f"Mean IoU by night, {night.dataset}"), "Bars are 95 % intervals.")
     measured: list[tuple[Evaluation, str, list[str], Any]] = []
+    over = compared_names(read_record(output, evaluation_id) for evaluation_id in night.evaluations)
     for evaluation_id in night.evaluations:
         record = read_record(output, evaluation_id)
         of = evaluation_of(record)
         counts = read_counts(output, of)
         measured += [(of, stage, counts.ids, counts.of(stage)) for stage in of.stages]
-        _add_evaluation(page, record, of, counts)
+        _add_evaluation(page, record, of, counts, over)
         page.show(
             f"{_file_name(of)}-worst",
             worst_picture(output, of, counts, dataset),
@@ -81,18 +88,19 @@ class _Page:
         )
 
 
-def _add_evaluation(page: _Page, record: dict[str, Any], of: Evaluation, counts: Counts) -> None:
+def _add_evaluation(page: _Page, record: dict[str, Any], of: Evaluation, counts: Counts, over: set[str]) -> None:
     """Figures of an evaluation, its charts, and what was taken for what."""
     name, title = _file_name(of), f"{of.model}, {of.protocol}"
     subject = f"{title}: {of.images} images of {of.dataset}"
-    page.sections.append(f"<h2>{html.escape(title)}</h2>{_facts(record, of)}")
+    page.sections.append(f"<h2>{html.escape(title)}</h2>{_facts(record, of, over)}")
     bars = {stage: {c: _class_figure(v) for c, v in record["figures"][stage]["iou"].items()} for stage in of.stages}
     page.show(
         f"{name}-classes",
         charts.class_bars(bars, f"IoU by class, {subject}", _paper_classes(of)),
         f"IoU of each class; in brackets the images that hold it. Bars are 95 % intervals over images; below "
         f"{LEAST_IMAGES} images there is none. "
-        f"Absent, and part of no mean: {', '.join(record['figures'][of.stages[-1]]['absent']) or 'none'}.",
+        f"Absent from truth and every prediction, and part of no mean: "
+        f"{', '.join(name for name in of.classes if name not in over) or 'none'}.",
     )
     for measure, told in (("mean_iou", "mean IoU"), ("pixel_accuracy", "pixel accuracy")):
         curves = {
@@ -149,14 +157,15 @@ def _paper_classes(of: Evaluation) -> tuple[str, dict[str, float]] | None:
     return told, dict(zip(CLASSES[1:], numbers, strict=True))
 
 
-def _facts(record: dict[str, Any], of: Evaluation) -> str:
+def _facts(record: dict[str, Any], of: Evaluation, over: set[str]) -> str:
     """What was measured under which conditions, and what the paper says."""
     rows = []
     for stage in of.stages:
-        measures = ("mean_iou", "pixel_accuracy", "class_accuracy")
-        rows.append([stage, *(in_percent(record["figures"][stage][name]) for name in measures)])
+        metrics = record["figures"][stage]
+        accuracies = (in_percent(metrics[name]) for name in ("pixel_accuracy", "class_accuracy"))
+        rows.append([stage, in_percent(mean_iou_over(metrics, over)), *accuracies])
     paper = published(of.variant)
-    told = f"<p>{html.escape(conditions(record, of, of.stages[-1]))}. Commit {html.escape(of.commit)}.</p>"
+    told = f"<p>{html.escape(conditions(record, of, of.stages[-1], len(over)))}. Commit {html.escape(of.commit)}.</p>"
     if paper is not None:
         numbers = [f"{n:.2f} {s}" for s, n in (("without CRF", paper.mean_iou), ("with CRF", paper.with_crf)) if n]
         same = is_of_same_images(record, of, paper)
@@ -166,7 +175,7 @@ def _facts(record: dict[str, Any], of: Evaluation) -> str:
             f"{VOC_IMAGES[paper.split]} images: {about}.</p>"
         )
     head = ("", "mean IoU, %", "pixel accuracy, %", "class accuracy, %")
-    return told + _table(head, rows) + "<p>In brackets 95 % bootstrap intervals over images.</p>"
+    return told + _table(head, rows) + _OVER
 
 
 def _mistakes(confusion: Any, classes: tuple[str, ...]) -> str:
@@ -186,13 +195,14 @@ def _differences(measured: list[tuple[Evaluation, str, list[str], Any]]) -> str:
             continue
         weights = evaluation.resampling(len(first), BOOTSTRAP_SAMPLES, seed=0)
         cells = [f"{b.model} minus {a.model}", f"{a.protocol}, {stage}"]
-        for measure in (evaluation.mean_iou, evaluation.pixel_accuracy):
+        over = evaluation.compared_classes(first.sum(axis=0), second.sum(axis=0))
+        for measure in (functools.partial(evaluation.mean_iou, over=over), evaluation.pixel_accuracy):
             f = evaluation.paired_difference(first, second, measure, weights)
             cells.append(f"{100 * f.value:+.2f} ({100 * f.low:+.2f} to {100 * f.high:+.2f})")
         rows.append(cells)
     if not rows:
         return ""
-    told = "<p>In brackets 95 % intervals of each difference alone, from the same draws of the images for both.</p>"
+    told = "<p>In brackets 95 % intervals of each difference alone, from one resampling of the images for both.</p>"
     head = ("", "", "mean IoU, points", "pixel accuracy, points")
     return "<h2>Models against each other</h2>" + _table(head, rows) + told
 

@@ -13,6 +13,7 @@ from segcore.models.variants import VARIANTS
 from segcore.refinement import CrfParams
 from tasks.errors import JobError
 from tasks.evaluation.evaluate import Evaluation
+from tasks.evaluation.figures import compared_names, mean_iou_over
 from tasks.evaluation.record import evaluation_of, read_record
 from tasks.nights.record import last_night
 from tasks.storage import Location
@@ -56,6 +57,7 @@ def sheet_of(output: Location, evaluations: list[str]) -> list[SheetRow]:
         record = read_record(output, evaluation_id)
         if record:
             by_variant.setdefault(record["evaluation"]["variant"], []).append(record)
+    over = compared_names(record for records in by_variant.values() for record in records)
     rows = []
     for variant in VARIANTS:
         paper = published(variant)
@@ -76,7 +78,7 @@ def sheet_of(output: Location, evaluations: list[str]) -> list[SheetRow]:
             of = evaluation_of(record)
             same = paper is not None and is_of_same_images(record, of, paper)
             for stage in of.stages:
-                figure = record["figures"][stage]["mean_iou"]
+                figure = mean_iou_over(record["figures"][stage], over)
                 rows.append(
                     SheetRow(
                         variant,
@@ -88,7 +90,7 @@ def sheet_of(output: Location, evaluations: list[str]) -> list[SheetRow]:
                         numbers[stage],
                         told,
                         same,
-                        conditions(record, of, stage),
+                        conditions(record, of, stage, len(over)),
                     )
                 )
     return rows
@@ -99,10 +101,9 @@ def is_of_same_images(record: dict[str, Any], of: Evaluation, paper: Published) 
     return of.dataset == f"voc2012-{paper.split}" and bool(record["images"] == VOC_IMAGES[paper.split])
 
 
-def conditions(record: dict[str, Any], of: Evaluation, stage: str) -> str:
-    """What a figure was measured on, and how, in one line."""
-    present = len(record["figures"][stage]["iou"])
-    told = [f"{record['images']} images of {of.dataset}", f"mean over {present} of {len(of.classes)} classes"]
+def conditions(record: dict[str, Any], of: Evaluation, stage: str, num_classes: int) -> str:
+    """What a metric was measured on, and how, in one line. num_classes: that the mean is over."""
+    told = [f"{record['images']} images of {of.dataset}", f"mean over {num_classes} of {len(of.classes)} classes"]
     if of.protocol == "multi-scale" or of.inference.scales != (1.0,):
         told.append(f"scales {', '.join(f'{s:g}' for s in of.inference.scales)}")
     if of.inference.mirror:

@@ -3,7 +3,7 @@
 import base64
 
 from tasks import storage
-from tasks.evaluation.figures import in_percent
+from tasks.evaluation.figures import compared_names, in_percent, mean_iou_over
 from tasks.evaluation.record import evaluation_of, read_record
 from tasks.nights.pictures import lost_picture
 from tasks.nights.record import Night, last_night
@@ -30,6 +30,7 @@ def markdown(output: Location, night: Night, dataset: str) -> str:
             lines += ["", f"![The images that lost the most](data:image/jpeg;base64,{encoded})"]
         lines.append("")
     lines += ["| model | | mean IoU, % | 95 % interval | pixel accuracy, % |", "|---|---|---|---|---|"]
+    over = compared_names(read_record(output, evaluation_id) for evaluation_id in night.evaluations)
     for model in night.models:
         if model.failure or model.refused:
             lines.append(f"| {model.model} | {'failed' if model.failure else 'refused'} | | | |")
@@ -38,7 +39,7 @@ def markdown(output: Location, night: Night, dataset: str) -> str:
             of = evaluation_of(record)
             for stage in of.stages:
                 f = record["figures"][stage]
-                m = f["mean_iou"]
+                m = mean_iou_over(f, over)
                 lines.append(
                     f"| {of.model} | {of.protocol}, {stage} | {100 * m['value']:.2f} | "
                     f"{100 * m['low']:.2f} to {100 * m['high']:.2f} | {100 * f['pixel_accuracy']['value']:.2f} |"
@@ -56,6 +57,8 @@ def summary(output: str) -> list[str]:
     if night is None:
         return []
     lines = [f"Night {night['run']}: {night['images']} images of {night['dataset']}. In brackets 95 % intervals."]
+    evaluations = [evaluation_id for model in night["models"] for evaluation_id in model["evaluations"]]
+    over = compared_names(read_record(place, evaluation_id) for evaluation_id in evaluations)
     for model in night["models"]:
         if model["failure"] or model["refused"]:
             lines.append(f"  {model['model']}: {'failed' if model['failure'] else 'refused'}")
@@ -66,12 +69,12 @@ def summary(output: str) -> list[str]:
             of = evaluation_of(record)
             for stage in of.stages:
                 figures = record["figures"][stage]
-                told = f"mean IoU {in_percent(figures['mean_iou'])}, "
+                told = f"mean IoU {in_percent(mean_iou_over(figures, over))}, "
                 told += f"pixel accuracy {in_percent(figures['pixel_accuracy'])}"
                 lines.append(f"  {of.model} [{of.shown_name}], {of.protocol}, {stage}: {told}")
-            absent = record["figures"][of.stages[-1]]["absent"]
+            absent = [name for name in of.classes if name not in over]
             if absent:
-                lines.append(f"    absent from truth and prediction, so part of no mean: {', '.join(absent)}")
+                lines.append(f"    absent from truth and every prediction, so part of no mean: {', '.join(absent)}")
     if night["report"]:
         lines.append(f"Report: {night['report']}")
     return lines

@@ -12,6 +12,7 @@ from segcore.evaluation import (
     bootstrap_mean_iou,
     border_distance,
     class_accuracy,
+    compared_classes,
     confusion_matrix,
     confusions,
     count_pixels,
@@ -131,14 +132,42 @@ def test_the_distance_equals_brute_force_on_random_maps() -> None:
         np.testing.assert_array_equal(border_distance(truth, "void", limit_px=7), expected)
 
 
-def test_resampled_sums_are_sums_of_drawn_images() -> None:
+def test_resampled_sums_are_weighted_sums_that_leave_no_image_out() -> None:
     counts = np.random.default_rng(0).integers(0, 50, (6, 4, 3))
-    weights = resampling(6, 10, seed=1)
-    assert (weights.sum(axis=1) == 6).all()
-    drawn = np.repeat(counts, weights[0].astype(int), axis=0).sum(axis=0)
-    np.testing.assert_array_equal(resampled_sums(counts, weights)[0], drawn)
+    weights = resampling(6, 1000, seed=1)
+    assert weights.min() > 0
+    np.testing.assert_allclose(weights.sum(axis=1), 6)
+    # Mean and spread of draws with replacement, up to 1/N: variance (N - 1) / (N + 1) against (N - 1) / N
+    np.testing.assert_allclose(weights.mean(axis=0), 1, atol=0.1)
+    np.testing.assert_allclose(weights.var(axis=0), 5 / 7, atol=0.15)
+    np.testing.assert_allclose(resampled_sums(counts, weights)[3], (weights[3, :, None, None] * counts).sum(axis=0))
+    np.testing.assert_array_equal(weights, resampling(6, 1000, seed=1))
     low, high = interval(np.array([[np.nan, 1.0], [np.nan, 3.0]]), level=0.5)
     assert np.isnan(low[0]) and (low[1], high[1]) == (1.5, 2.5)
+
+
+def test_a_class_that_one_result_alone_predicts_counts_in_both() -> None:
+    truth = np.array([[0, 0, 0, 0, 1, 1, 1, 1]], np.uint8)
+    before = count_pixels(truth, np.array([[0, 0, 0, 2, 1, 1, 1, 1]], np.uint8), 4)  # Takes a pixel for 2, in no image
+    after = count_pixels(truth, truth, 4)
+    over = compared_classes(before, after)
+    assert over.tolist() == [True, True, True, False]
+    # Alone, the second result would be 100 % over two classes: a gain of 41.67 points of which most is another set
+    assert mean_iou(before) == pytest.approx((3 / 4 + 1 + 0) / 3) and mean_iou(after) == 1
+    assert mean_iou(after, over) == pytest.approx((1 + 1 + 0) / 3)
+    assert mean_iou(before, over) == mean_iou(before)
+    # Whatever rows are averaged at once have one set
+    np.testing.assert_allclose(mean_iou(np.stack([before, after])), [7 / 12, 2 / 3])
+    assert np.isnan(mean_iou(np.zeros((4, 3), np.int64)))
+
+
+def test_every_resampling_has_the_classes_of_all_images() -> None:
+    counts = np.zeros((30, 3, 3), np.int64)
+    counts[:, 0] = [90, 100, 110]
+    counts[0, 1] = [5, 10, 10]  # One image alone holds class 1; plain draws lack it every third time
+    samples = mean_iou(resampled_sums(counts, resampling(30, 500, seed=0)))
+    apart = [90 / 120, 5 / 15]
+    assert abs(samples.mean() - np.mean(apart)) < 0.01 and samples.std() < 0.03
 
 
 def test_a_paired_difference_is_surer_than_two_intervals() -> None:

@@ -12,7 +12,7 @@ from segcore.voc import CLASSES
 from tasks.errors import JobError
 from tasks.evaluation.counts import Counts, counts_folder, read_counts
 from tasks.evaluation.evaluate import ReevaluateJob, evaluations_of, open_dataset
-from tasks.evaluation.figures import figures
+from tasks.evaluation.figures import compared_names, figures, mean_iou_over
 from tasks.evaluation.judging import evaluate
 from tasks.evaluation.record import evaluation_of, read_record, write_record
 from tasks.models.registry import RegisteredModel, list_models
@@ -89,7 +89,7 @@ def test_intervals_hold_their_figure_and_absent_classes_are_named(place: Path, t
     trimap[:, :, :3] = random.integers(5, 20, (30, 40, 3, 3)).cumsum(axis=-1)[..., ::1]
     trimap[..., 0] = np.minimum(trimap[..., 0], trimap[..., 1])
     counts = Counts([str(k) for k in range(30)], {"without CRF": confusion}, {"without CRF": trimap})
-    found = figures(counts, "without CRF", CLASSES)
+    found = figures(counts, CLASSES)["without CRF"]
     assert set(found["iou"]) == set(CLASSES[:3]) and found["absent"] == list(CLASSES[3:])
     for name in ("mean_iou", "pixel_accuracy", "class_accuracy"):
         assert found[name]["low"] < found[name]["value"] < found[name]["high"]
@@ -102,8 +102,32 @@ def test_intervals_hold_their_figure_and_absent_classes_are_named(place: Path, t
 
     # Draws of the same few images would make a rare class look certain
     few = Counts(counts.ids[:4], {k: v[:4] for k, v in counts.confusion.items()}, {"without CRF": trimap[:4]})
-    rare = figures(few, "without CRF", CLASSES)["iou"]["aeroplane"]
+    rare = figures(few, CLASSES)["without CRF"]["iou"]["aeroplane"]
     assert rare["low"] is rare["high"] is None and rare["images"] == 4
+
+
+def test_all_stages_and_models_have_one_set_of_classes() -> None:
+    before = np.zeros((12, 21, 21), np.int64)
+    before[:, 0, 0], before[:, 1, 1], before[:, 0, 7] = 70, 20, 10  # 7 is in no image
+    after = before.copy()
+    after[:, 0, 0], after[:, 0, 7] = 80, 0
+    trimap = np.repeat(evaluation.counts_of(after)[:, None], 40, axis=1)
+    both = Counts([str(k) for k in range(12)], {}, {})
+    both.confusion = {"without CRF": before, "with CRF": after}
+    both.trimap = dict.fromkeys(both.confusion, trimap)
+    found = figures(both, CLASSES)
+    for stage in found.values():
+        assert list(stage["iou"]) == [CLASSES[0], CLASSES[1], CLASSES[7]] and len(stage["absent"]) == 18
+    assert found["without CRF"]["mean_iou"]["value"] == pytest.approx((70 / 80 + 1 + 0) / 3)
+    assert found["with CRF"]["mean_iou"]["value"] == pytest.approx(2 / 3)
+    assert found["with CRF"]["iou"][CLASSES[7]] == {"value": 0.0, "low": None, "high": None, "images": 0}
+    # Beside another model that predicts an eighth class, both are over four
+    other = Counts(both.ids, {"without CRF": after.copy()}, {"without CRF": trimap})
+    other.confusion["without CRF"][:, 0, 9] = 1
+    records = [{"figures": found}, {"figures": figures(other, CLASSES)}]
+    names = compared_names(records)
+    assert names == {CLASSES[c] for c in (0, 1, 7, 9)}
+    assert mean_iou_over(found["with CRF"], names)["value"] == pytest.approx(2 / 4)
 
 
 def test_a_model_of_other_classes_or_none_is_named(place: Path, tmp_path: Path) -> None:
