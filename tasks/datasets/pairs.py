@@ -167,7 +167,8 @@ def _rows(part: Part, label_set: LabelSet) -> Iterator[ShardRow]:
                 mask = encode_mask(sbd.decode_annotation(mask)) if check.mask_is == "sbd" else mask
         if shards.row_digest(image, mask) != check.digest:
             raise JobError(f"Image or mask of {pair.id} was changed while the dataset was prepared: run again.")
-        yield ShardRow(pair.id, part.split, image, mask, check.width, check.height, pair.source, check.digest)
+        size, look = (check.width, check.height), check.fingerprint or 0
+        yield ShardRow(pair.id, part.split, image, mask, *size, pair.source, check.digest, fingerprint=look)
 
 
 def _check(pair: Pair, label_set: LabelSet) -> Checked:

@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from segcore import near_duplicates
+from segcore.seen_images import Looks
 from tasks import storage
 from tasks.errors import JobError
 from tasks.parquet_files import whole_parquet
@@ -35,6 +37,8 @@ ROW_GROUP_BYTES = 8 << 20
 PART_BYTES = 64 << 20
 """A file ends with the row that reaches this many bytes."""
 
+_LOOK = {"description": "perceptual hash of the image; 0: too flat", "version": str(near_duplicates.VERSION)}
+
 SHARD = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False, metadata={"description": "unique within the dataset"}),
@@ -45,9 +49,11 @@ SHARD = pa.schema(
         pa.field("height", pa.int32(), nullable=False, metadata={"description": "px, image upright, and its mask"}),
         pa.field("source", pa.string(), nullable=False, metadata={"description": "where the mask comes from"}),
         pa.field("digest", pa.string(), nullable=False, metadata={"description": "sha256 of image and mask bytes"}),
+        pa.field("image_digest", pa.uint64(), metadata={"description": "first eight bytes of the image's sha256"}),
+        pa.field("fingerprint", pa.uint64(), metadata=_LOOK),
     ]
 )
-"""Columns of a shard."""
+"""Columns of a shard; those that may be null stand in no shard of early versions."""
 
 _MANIFEST = "manifest.json"
 
@@ -79,6 +85,12 @@ class ShardRow:
 
     digest: str
     """`row_digest` of image and mask."""
+
+    image_digest: int | None = None
+    """First eight bytes of the image's SHA-256; what is written has it always."""
+
+    fingerprint: int | None = None
+    """`near_duplicates.fingerprint` of the image, 0 where it is too flat; None: nobody has looked."""
 
 
 class ShardFile(BaseModel, frozen=True, use_attribute_docstrings=True):
@@ -228,6 +240,21 @@ def read_row_group(dataset: Location, group: RowGroup, columns: Sequence[str] | 
         return parquet.read_row_group(group.number, columns=None if columns is None else list(columns))
 
 
+def read_looks(dataset: Location, group: RowGroup) -> tuple[list[str], Looks] | None:
+    """Ids of a row group and what its images look like, as it was stored; None where it was not, or by another hash."""
+    with _opened(dataset / group.path) as parquet:
+        columns = ["id", "image_digest", "fingerprint"]
+        stored = {field.name: field for field in parquet.schema_arrow}
+        if not stored.keys() >= set(columns):
+            return None
+        table = parquet.read_row_group(group.number, columns=columns)
+        version = (stored["fingerprint"].metadata or {}).get(b"version")
+    if version != _LOOK["version"].encode() or any(table.column(name).null_count for name in columns):
+        return None
+    digests, fingerprints = (table.column(name).to_numpy() for name in columns[1:])
+    return table.column("id").to_pylist(), Looks(digests, fingerprints)
+
+
 def iterate_rows(
     dataset: Location, split: Split, columns: Sequence[str] | None = None, worker: int = 0, num_workers: int = 1
 ) -> Iterator[dict[str, Any]]:
@@ -302,7 +329,9 @@ def encode_part(rows: Iterable[ShardRow], row_group_bytes: int = ROW_GROUP_BYTES
         num_bytes = 0
 
         def flush() -> None:
-            writer.write_table(pa.Table.from_pylist([asdict(row) for row in held], SHARD), row_group_size=len(held))
+            digests = [int.from_bytes(hashlib.sha256(row.image).digest()[:8], "big") for row in held]
+            values = [asdict(row) | {"image_digest": digest} for row, digest in zip(held, digests, strict=True)]
+            writer.write_table(pa.Table.from_pylist(values, SHARD), row_group_size=len(held))
             sizes.append(len(held))
             held.clear()
 
@@ -343,7 +372,7 @@ def _opened(place: Location, pre_buffer: bool = False) -> Iterator[pq.ParquetFil
         parquet = pq.ParquetFile(file, pre_buffer=pre_buffer)
         there = {field.name: field.type for field in parquet.schema_arrow}
         for field in SHARD:
-            if there.get(field.name) != field.type:
+            if there.get(field.name) != field.type and not (field.nullable and field.name not in there):
                 raise pa.ArrowInvalid(f"its column {field.name} is {there.get(field.name, 'missing')}")
         yield parquet
 

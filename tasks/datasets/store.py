@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from segcore import near_duplicates
 from segcore.pair_check import Kind
 from segcore.voc import IGNORE_LABEL
 from tasks import progress, storage
@@ -94,8 +95,8 @@ def plan_parts(examined: Examined, lists: dict[str, list[str]]) -> tuple[list[Pa
 
 def _part(examined: Examined, folder: str, number: int, ids: list[str]) -> Part:
     checks = [examined.checks[i] for i in ids]
-    contents = [(c.id, c.digest, c.source, c.width, c.height) for c in checks]
-    whole = json.dumps([shards.FORMAT_VERSION, shards.ROW_GROUP_BYTES, folder, contents])
+    contents = [(c.id, c.digest, c.source, c.width, c.height, c.fingerprint) for c in checks]
+    whole = json.dumps([shards.FORMAT_VERSION, near_duplicates.VERSION, shards.ROW_GROUP_BYTES, folder, contents])
     digest = hashlib.sha256(whole.encode("utf-8", "surrogateescape")).hexdigest()[:12]
     path = f"shards/split={folder}/part-{number:05d}-{digest}.parquet"
     return Part(path, folder, [examined.layout.pairs[i] for i in ids], checks)

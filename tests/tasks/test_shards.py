@@ -1,3 +1,5 @@
+import dataclasses
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -68,7 +70,7 @@ def test_what_is_written_is_read_back_bit_for_bit(place):
     seen = list(shards.iterate_rows(place, manifest.split("train")))
     assert [r["id"] for r in seen] == shards.shard_order(rows)
     for r in seen:
-        assert r == rows[r["id"]].__dict__
+        assert r == rows[r["id"]].__dict__ | {"image_digest": r["image_digest"]}
         assert decode_mask(r["mask"]).shape == (30, r["width"])
         assert Image.open(io.BytesIO(r["image"])).size == (r["width"], 30)
 
@@ -161,3 +163,21 @@ def test_the_split_to_learn_from_is_train_aug_or_train_or_the_only_one():
     for names in (("all", "trainval"), ("train-a", "train-b")):
         with pytest.raises(JobError, match=f"no split train; name the one to learn from: {', '.join(names)}"):
             manifest(*names).training_split("auto")
+
+
+def test_what_images_look_like_is_stored_and_read_without_them(tmp_path):
+    place = locate(str(tmp_path))
+    rows = [dataclasses.replace(row(k), fingerprint=look) for k, look in enumerate((7, 0))]
+    file = shards.write_part(place, "a.parquet", rows)
+    ids, looks = shards.read_looks(place, shards.RowGroup("a.parquet", 0, 2))
+    assert file.rows == 2 and ids == [r.id for r in rows] and looks.fingerprints.tolist() == [7, 0]
+    assert looks.digests.tolist() == [int(hashlib.sha256(r.image).hexdigest()[:16], 16) for r in rows]
+    # Nobody has looked at one; a shard of early versions
+    shards.write_part(place, "b.parquet", [rows[0], row(1)])
+    assert shards.read_looks(place, shards.RowGroup("b.parquet", 0, 2)) is None
+    early = shards.read_row_group(place, shards.RowGroup("a.parquet", 0, 2)).drop_columns(
+        ["image_digest", "fingerprint"]
+    )
+    pq.write_table(early, tmp_path / "c.parquet")
+    assert shards.read_looks(place, shards.RowGroup("c.parquet", 0, 2)) is None
+    assert shards.read_row_group(place, shards.RowGroup("c.parquet", 0, 2)).num_rows == 2
