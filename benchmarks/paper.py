@@ -171,7 +171,7 @@ def requests() -> None:
     from segcore.masks import encode_mask
     from tasks import storage
     from tasks.archive.output import Output
-    from tasks.results import compaction
+    from tasks.results import sealing
     from tasks.results.reading import open_results
     from tasks.segmentation.proof import _check, _Held
     from tests.outputs import mask_row, write_run
@@ -212,8 +212,8 @@ def requests() -> None:
         told("finish check", lambda: [_check(h, expected) for h, expected in checks], _FILES, "file")
         opened = open_results(output)
         told("one mask by its identity", lambda: opened.mask("001000.jpg"), 1, "mask")
-        job = compaction.CompactJob(output=output, expire=True, grace_minutes=0)
-        told("compact --expire", lambda: compaction.compact(job), _FILES, "small file")
+        job = sealing.CompactJob(output=output, expire=True, grace_minutes=0)
+        told("compact --expire", lambda: sealing.compact(job), _FILES, "small file")
         opened = open_results(output)
         told("one mask by its identity, compacted", lambda: opened.mask("001000.jpg"), 1, "mask")
 

@@ -31,10 +31,10 @@ from segcore.masks import decode_mask, encode_mask
 from segcore.rle import encode_coco
 from segcore.voc import IGNORE_LABEL, palette
 from tasks.archive.schema import MASKS
-from tasks.results.compaction import CompactJob, compact
 from tasks.results.query import FindJob, ask, find
 from tasks.results.reading import open_results
 from tasks.results.report import ReportJob, build_report
+from tasks.results.sealing import CompactJob, compact
 from tests.outputs import mask_row, write_run
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -83,14 +83,14 @@ def make_masks(source: str, output: str) -> None:
     """The mask files of a run in which every image has its row, and its record."""
     from tasks.archive import runs
     from tasks.archive.manifest import Manifest
-    from tasks.archive.pointer import masks_folder
+    from tasks.archive.output import Output
     from tasks.archive.schema import MASKS
     from tasks.segmentation import job as archive
     from tasks.storage import locate
     from tasks.stream.units import mask_file
 
     place, identity = locate(output), archive.identify(_job(source, output))
-    folder = Path(masks_folder(place, identity.run_id).path)
+    folder = Path(Output(place).masks_folder(identity.run_id).path)
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     classes = [
@@ -112,7 +112,7 @@ def make_masks(source: str, output: str) -> None:
         "model": "benchmark",
     }
     pattern = pa.Table.from_pylist([{"image_id": "", **row}] * 64, schema=MASKS)
-    manifest = Manifest(archive.manifest_folder(place, identity))
+    manifest = Manifest(Output(place).manifest_folder(identity.source_id))
     for part in manifest.parts():
         for name, start, end in archive.units_of(part, identity.unit_images):
             if (folder / mask_file(name)).exists():
@@ -142,19 +142,19 @@ def _list(source: str, output: str) -> Callable[[], str]:
 
 
 def _check(source: str, output: str) -> Callable[[], str]:
+    from tasks.archive.output import Output
     from tasks.segmentation.job import identify
     from tasks.segmentation.proof import check_run
-    from tasks.storage import locate
 
     def call() -> str:
-        report = check_run(locate(output), identify(_job(source, output)))
+        report = check_run(Output.at(output), identify(_job(source, output)))
         return f"{report.images} images, {report.masks} masks"
 
     return call
 
 
 def _compact(source: str, output: str) -> Callable[[], str]:
-    from tasks.results.compaction import CompactJob, compact
+    from tasks.results.sealing import CompactJob, compact
 
     return lambda: str(compact(CompactJob(output=output, expire=True, grace_minutes=0)).files)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tasks.evaluation.tuning import TuneJob, TuneReport
     from tasks.nights.nightly import NightPlan
     from tasks.nights.record import Night
-    from tasks.results.compaction import CompactJob, CompactReport
+    from tasks.results.sealing import CompactJob, CompactReport
     from tasks.segmentation.job import ArchiveJob
     from tasks.segmentation.report import ArchiveReport
     from tasks.training.finish import TrainReport
@@ -48,7 +48,7 @@ def segment_archive(job: ArchiveJob, step: Step) -> ArchiveReport:
 
 def compact_run(job: CompactJob, step: Step) -> CompactReport:
     """Compact a finished run, and say what was done."""
-    from tasks.results.compaction import compact
+    from tasks.results.sealing import compact
 
     return step(compact)(job)
 

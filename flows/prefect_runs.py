@@ -30,7 +30,7 @@ from tasks.evaluation.evaluate import ReevaluateJob
 from tasks.evaluation.tuning import TuneJob, TuneReport
 from tasks.nights.record import Night
 from tasks.results import gallery
-from tasks.results.compaction import CompactJob, CompactReport
+from tasks.results.sealing import CompactJob, CompactReport
 from tasks.segmentation.job import ArchiveJob
 from tasks.segmentation.report import ArchiveReport, summary
 from tasks.training.finish import TrainReport

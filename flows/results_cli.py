@@ -8,10 +8,10 @@ from cyclopts import Parameter
 from flows import screen
 from flows.options import PRINTING, Json, UsageError, flag, options
 from flows.screen import Format
-from tasks.results.compaction import CompactJob
 from tasks.results.export import ExportJob
 from tasks.results.query import FindJob
 from tasks.results.report import ReportJob
+from tasks.results.sealing import CompactJob
 
 Output = Annotated[str, Parameter(help="Folder or s3://bucket/prefix that `segment-archive run` wrote.")]
 Run = Annotated[str | None, Parameter(help="Run to read.", show_default="the one that finished last")]

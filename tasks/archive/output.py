@@ -2,7 +2,7 @@
 
     manifest/source=<source id>/    what a source holds, `manifest.py`
     masks/run=<run id>/             the small mask files of a run, one for each unit
-    compacted/run=<run id>/         large files that stand for small ones
+    compacted/run=<run id>/         large files that stand for small ones, `seals.py`
     runs/<run id>.json              run records, `runs.py`
     png/run=<run id>/               masks as files of their own
     report/run=<run id>/            galleries
@@ -22,13 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks import storage
-from tasks.archive import pointer as pointers
-from tasks.archive import runs
+from tasks.archive import runs, seals
 from tasks.archive.entries import Entry
 from tasks.archive.manifest import REMEDY, SCHEMA, Manifest
+from tasks.archive.seals import Seal
 from tasks.errors import JobError
 from tasks.parquet_files import read_parquet
-from tasks.storage import Location
+from tasks.storage import Location, StoredFile
 
 OWN = ("manifest/source=", "masks/run=", "compacted/run=", "runs/", "png/run=", "report/run=", "diff/")
 """What the paths of an output's files begin with: in a source that is its own output, they are no photographs."""
@@ -46,6 +46,27 @@ class MaskFile:
 
     version: str
     """Changes when the file is replaced."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run is made of: its small files, and the seals of those that large files stand for."""
+
+    small: dict[str, list[StoredFile]]
+    """Small files that are there by their segment, in the order of names; "" has what no unit is named like."""
+
+    seals: dict[str, Seal]
+    """By segment. What they stand for is not read from small files."""
+
+    @property
+    def names(self) -> set[str]:
+        """Names of the small files that are there."""
+        return {file.path for files in self.small.values() for file in files}
+
+    @property
+    def alone(self) -> dict[str, Seal]:
+        """Seals that are no copies: their rows are nowhere else that counts."""
+        return {segment: seal for segment, seal in self.seals.items() if seal.is_alone}
 
 
 def source_id(source: str, columns: Sequence[str | None]) -> str:
@@ -79,6 +100,10 @@ class Output:
     def masks_folder(self, run_id: str) -> Location:
         """Folder of a run's small files."""
         return self.place / "masks" / f"run={run_id}"
+
+    def sealed_folder(self, run_id: str) -> Location:
+        """Folder of the large files that stand for small ones."""
+        return self.place / "compacted" / f"run={run_id}"
 
     def png_folder(self, run_id: str) -> Location:
         """Folder of a run's masks as files of their own."""
@@ -135,15 +160,30 @@ class Output:
 
     # Rows
 
+    def look(self, run_id: str) -> "RunFiles":
+        """What a run is made of at this moment."""
+        folder = self.masks_folder(run_id)
+        # In this order: small files that are gone from the listing have a seal that is alone
+        listed = sorted(storage.list_files(folder), key=lambda file: file.path)
+        small: dict[str, list[StoredFile]] = {}
+        for file in listed:
+            if file.path.endswith(".parquet"):
+                small.setdefault(seals.segment_of(file.path) or "", []).append(file)
+        return RunFiles(small, seals.find(self.sealed_folder(run_id), small))
+
     def files(self, run_id: str) -> list[MaskFile]:
         """The files that make up a run, in the order of names: together they hold one row for each image."""
-        folder = self.masks_folder(run_id)
-        small, pointer = pointers.list_run(self.place, run_id)
-        found = [(f.path, MaskFile(folder / f.path, f.size, f.version)) for f in small]
-        for segment, held in pointer.segments.items():
-            for file in held.files:
-                place = pointers.place_of(self.place, run_id, held, file)
-                found.append((f"part-{segment}-{file.name}", MaskFile(place, file.size, held.prefix)))
+        look, masks, sealed = self.look(run_id), self.masks_folder(run_id), self.sealed_folder(run_id)
+        found = [
+            (file.path, MaskFile(masks / file.path, file.size, file.version))
+            for segment, files in look.small.items()
+            for file in files
+            if segment not in look.seals
+        ]
+        for seal in look.seals.values():
+            for file in seal.files:
+                place = sealed / seal.prefix / file.path
+                found.append((f"part-{seal.segment}-{file.path}", MaskFile(place, file.size, file.version)))
         return [file for _, file in sorted(found, key=lambda pair: pair[0])]
 
     # Sources

@@ -1,5 +1,6 @@
 """The one declaration of what a row of the output is: the Arrow schema of the mask files, described field by field."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -55,13 +56,22 @@ MASKS = pa.schema(
 )
 """One row per image: a mask, or the reason why there is none."""
 
+_LATER = ("note",)  # Columns that runs of earlier versions do not have
 
-def conform(table: pa.Table) -> pa.Table:
-    """Rows of any version in the columns of today: those that the version did not have are null."""
-    for field in MASKS:
-        if field.name not in table.column_names and field.nullable:
+
+def conform(table: pa.Table, columns: Sequence[str] = tuple(MASKS.names)) -> pa.Table:
+    """Rows of any version in columns of today: those that the version did not have are null.
+
+    Raises ArrowInvalid where a column is missing that every version has.
+    """
+    for name in columns:
+        if name not in table.column_names:
+            field = MASKS.field(name)
+            if name not in _LATER:
+                raise pa.ArrowInvalid(f"it has no column {name}")
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table.select(MASKS.names).cast(MASKS)
+    table = table.select(list(columns))
+    return table.cast(pa.schema([MASKS.field(name) for name in columns]))
 
 
 def empty_row() -> dict[str, Any]:

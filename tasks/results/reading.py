@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from segcore.masks import decode_mask
 from tasks import storage
 from tasks.archive.output import MaskFile, Output, is_finished
-from tasks.archive.schema import MASKS
+from tasks.archive.schema import MASKS, conform
 from tasks.errors import JobError
 from tasks.parquet_files import whole_parquet
 from tasks.storage import Location
@@ -339,10 +339,7 @@ def _read(file: MaskFile, columns: list[str], group: int | None) -> pa.Table:
         parquet = pq.ParquetFile(opened)
         table = parquet.read(columns) if group is None else parquet.read_row_group(group, columns)
         table.validate(full=True)
-        missing = [name for name in columns if name not in table.column_names]
-        if missing:
-            raise pa.ArrowInvalid(f"it has no column {missing[0]}")
-        return table
+        return conform(table, columns)
 
 
 def _open(place: Location, *, whole: bool = False) -> Any:
@@ -382,5 +379,6 @@ def _look(place: Location, group: int, image_id: str, columns: list[str]) -> dic
         ids = parquet.read_row_group(group, ["image_id"])["image_id"].to_pylist()
         if image_id not in ids:
             return None
-        found: dict[str, Any] = parquet.read_row_group(group, columns).slice(ids.index(image_id), 1).to_pylist()[0]
+        row = parquet.read_row_group(group, columns).slice(ids.index(image_id), 1)
+        found: dict[str, Any] = conform(row, columns).to_pylist()[0]
         return found

@@ -4,35 +4,33 @@ import dataclasses
 import hashlib
 
 from tasks import progress, storage
-from tasks.archive import pointer as pointers
 from tasks.archive import runs
-from tasks.archive.manifest import Manifest
 from tasks.archive.output import Output
 from tasks.errors import JobError
 from tasks.results import gallery
 from tasks.results.reading import Results
 from tasks.results.report import ReportJob, build_report
-from tasks.segmentation.job import ArchiveJob, ArchivePlan, Identity, identify, manifest_folder, png_folder
+from tasks.segmentation.job import ArchiveJob, ArchivePlan, Identity, identify
 from tasks.segmentation.proof import check_run, most_images_first
 from tasks.segmentation.report import ArchiveReport, ClassCount
 from tasks.segmentation.session import SessionReport
-from tasks.storage import Location
 from tasks.stream.png_files import png_name, write_png
 
 
 def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -> ArchiveReport:
     """Check that every image has exactly one row, write the run record, and show what is in the archive."""
-    output = storage.locate(job.output)
+    output = Output.at(job.output)
     identity = identify(job)
-    with storage.explained(output):
-        manifest = Manifest(manifest_folder(output, identity))
+    measured = dataclasses.asdict(session) if session.images else None
+    with storage.explained(output.place):
+        manifest = output.manifest(identity.source_id)
         segments = [segment.name for segment in manifest.segments]
         known = None if plan.remaining_units else _finished_before(output, identity, segments)
         if known is None:
             try:
                 report = check_run(output, identity, manifest)
             except JobError:
-                runs.end(output, plan.run_id, runs.FAILED, dataclasses.asdict(session) if session.images else None)
+                runs.end(output.place, plan.run_id, runs.FAILED, measured)
                 raise
         if job.png:
             complete_pngs(output, plan.run_id)
@@ -48,8 +46,8 @@ def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -
         "error_examples": report.examples,
         "classes": {name: dataclasses.asdict(count) for name, count in report.classes.items()},
     }
-    runs.end(output, plan.run_id, runs.FINISHED, dataclasses.asdict(session) if session.images else None, **facts)
-    Output(output).sweep()
+    runs.end(output.place, plan.run_id, runs.FINISHED, measured, **facts)
+    output.sweep()
     return report
 
 
@@ -60,9 +58,9 @@ def publish_gallery(job: ArchiveJob, report: ArchiveReport) -> ArchiveReport:
     """
     if not job.gallery_images:
         return report
-    output = storage.locate(job.output)
+    output = Output.at(job.output)
     try:
-        folder = Output(output).gallery_folder(report.run_id)
+        folder = output.gallery_folder(report.run_id)
         index, sheet = folder / "index.html", folder / gallery.SHEET
         if report.done_now or not storage.exists(index):
             build_report(ReportJob(output=job.output, run=report.run_id, images=job.gallery_images))
@@ -73,11 +71,11 @@ def publish_gallery(job: ArchiveJob, report: ArchiveReport) -> ArchiveReport:
     return dataclasses.replace(report, gallery=index.uri, contact_sheet=pictured)
 
 
-def complete_pngs(output: Location, run_id: str) -> None:
+def complete_pngs(output: Output, run_id: str) -> None:
     """Write the masks that have no file of their own yet: of units that were done before anybody asked for files."""
-    png = png_folder(output, run_id)
+    png = output.png_folder(run_id)
     there = {file.path for file in storage.list_files(png)}
-    for file in Output(output).files(run_id):
+    for file in output.files(run_id):
         ids = [
             image_id for table in Results.read_file(file, ["image_id"]) for image_id in table["image_id"].to_pylist()
         ]
@@ -89,9 +87,9 @@ def complete_pngs(output: Location, run_id: str) -> None:
                     write_png(png, row["image_id"], row["mask"])
 
 
-def _finished_before(output: Location, identity: Identity, segments: list[str]) -> ArchiveReport | None:
+def _finished_before(output: Output, identity: Identity, segments: list[str]) -> ArchiveReport | None:
     """The report of a run that was proved before over these very segments, in the files that hold them now."""
-    record = runs.read(output, identity.run_id)
+    record = output.record(identity.run_id)
     if record.get("status") != runs.FINISHED or record.get("segments") != segments:
         return None
     if record.get("compacted") != _compacted(output, identity.run_id):
@@ -111,8 +109,8 @@ def _finished_before(output: Location, identity: Identity, segments: list[str]) 
     )
 
 
-def _compacted(output: Location, run_id: str) -> str | None:
-    """Names what stands for small files; None where nothing does."""
-    segments = pointers.read(output, run_id).segments
-    prefixes = "".join(sorted(held.prefix for held in segments.values()))
-    return hashlib.sha256(prefixes.encode()).hexdigest()[:12] if segments else None
+def _compacted(output: Output, run_id: str) -> str | None:
+    """Names the large files without which rows are missing; None where there are none."""
+    alone = output.look(run_id).alone
+    prefixes = "".join(sorted(seal.prefix for seal in alone.values()))
+    return hashlib.sha256(prefixes.encode()).hexdigest()[:12] if alone else None

@@ -1,7 +1,7 @@
 """The archive job: what is asked, which run that is, and what remains of it.
 
 A job is identified by everything that decides a mask (`run_id`). Its output is its own checkpoint: the manifest says
-what there is, the names of the mask files (and the pointer of a compacted run) say what is done, the difference is what
+what there is, the names of the mask files (and the seals of a compacted run) say what is done, the difference is what
 remains. Nothing else is kept, so nothing else can be wrong after a crash. `session.py` does what remains, `proof.py`
 proves the result.
 """
@@ -22,7 +22,6 @@ from segcore.inference import InferenceParams, relative_work
 from segcore.predictor import PredictParams
 from segcore.refinement import CrfParams
 from tasks import progress, storage
-from tasks.archive import pointer as pointers
 from tasks.archive.manifest import PART_IMAGES, Manifest, Part, extend
 from tasks.archive.output import Output, source_id
 from tasks.archive.schema import SCHEMA_VERSION
@@ -30,7 +29,6 @@ from tasks.archive.sources import LeftAside, Source, list_source
 from tasks.errors import JobError
 from tasks.models.remote import local_model
 from tasks.results.report import GALLERY_IMAGES
-from tasks.storage import Location
 from tasks.stream.apart import limits_of
 from tasks.stream.units import MaskParams, Unit, mask_file
 
@@ -136,17 +134,17 @@ class ArchivePlan:
 
 def list_archive(job: ArchiveJob) -> ArchivePlan:
     """Add what the source holds to the manifest, and say what remains to be done."""
-    output = storage.locate(job.output)
+    output = Output.at(job.output)
     identity = identify(job)
-    storage.require_writable(output)
+    storage.require_writable(output.place)
     source = Source(storage.locate(job.source), job.id_column, job.image_column)
-    with storage.explained(output):
-        manifest = Manifest(manifest_folder(output, identity))
+    with storage.explained(output.place):
+        manifest = output.manifest(identity.source_id)
         aside = LeftAside()
-        entries = list_source(source, leave_out=output, aside=aside)
+        entries = list_source(source, leave_out=output.place, aside=aside)
         listing = extend(manifest, entries, refresh_changed=job.refresh_changed, limit=job.limit)
         if listing.added or listing.refreshed:
-            manifest = Manifest(manifest_folder(output, identity))
+            manifest = output.manifest(identity.source_id)
     if told := aside.sentences():
         progress.say(told)
     if not manifest.num_images:
@@ -156,7 +154,7 @@ def list_archive(job: ArchiveJob) -> ArchivePlan:
             f"{listing.changed} photographs were replaced since they were listed; their rows are of the old ones. "
             "--refresh-changed does them again."
         )
-    _say_what_changed(Output(output), identity)
+    _say_what_changed(output, identity)
     remaining = [part.count(start, end) for _, part, start, end in _remaining(manifest, output, identity)]
     return ArchivePlan(
         run_id=identity.run_id,
@@ -263,16 +261,6 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def manifest_folder(output: Location, identity: Identity) -> Location:
-    """Folder of the segments that list the job's source."""
-    return Output(output).manifest_folder(identity.source_id)
-
-
-def png_folder(output: Location, run_id: str) -> Location:
-    """Folder of a run's masks as files of their own."""
-    return Output(output).png_folder(run_id)
-
-
 def mask_params(job: ArchiveJob, identity: Identity) -> MaskParams:
     """What the stages need to know of a job."""
     return MaskParams(
@@ -300,17 +288,17 @@ def units_of(part: Part, unit_images: int) -> Iterator[tuple[str, int, int]]:
         yield f"{part.name}-{number:02d}", start, min(start + unit_images, part.num_listed)
 
 
-def remaining_units(manifest: Manifest, output: Location, identity: Identity) -> Iterator[Unit]:
+def remaining_units(manifest: Manifest, output: Output, identity: Identity) -> Iterator[Unit]:
     """Units that have no mask file yet, in the order of the manifest."""
     for name, part, start, end in _remaining(manifest, output, identity):
         yield Unit(name, part.entries(start, end))
 
 
-def _remaining(manifest: Manifest, output: Location, identity: Identity) -> Iterator[tuple[str, Part, int, int]]:
+def _remaining(manifest: Manifest, output: Output, identity: Identity) -> Iterator[tuple[str, Part, int, int]]:
     """Name of each such unit, and where it lies in its part."""
-    files, pointer = pointers.list_run(output, identity.run_id)
-    committed = {file.path for file in files}
-    for part in manifest.parts(leave_out=pointer.segments):
+    look = output.look(identity.run_id)
+    committed = look.names
+    for part in manifest.parts(leave_out=look.seals):
         for name, start, end in units_of(part, identity.unit_images):
             if mask_file(name) not in committed and part.count(start, end):
                 yield name, part, start, end

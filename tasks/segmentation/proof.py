@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks import storage
-from tasks.archive import pointer as pointers
 from tasks.archive.manifest import SEGMENT_IMAGES, Manifest
-from tasks.archive.pointer import CompactedSegment, Pointer, masks_folder
+from tasks.archive.output import Output
+from tasks.archive.seals import Seal, segment_of
 from tasks.errors import JobError
 from tasks.parquet_files import naming_damage, read_parquet
-from tasks.results import compaction
+from tasks.results import sealing
 from tasks.results.reading import REMEDY
-from tasks.segmentation.job import Identity, manifest_folder, units_of
+from tasks.segmentation.job import Identity, units_of
 from tasks.segmentation.report import ArchiveReport, ClassCount
 from tasks.storage import Location
 from tasks.stream.pipeline import write_rows
@@ -41,7 +41,7 @@ class _Held:
     """File name of the unit, or name of the segment."""
 
     places: tuple[Location, ...]
-    segment: CompactedSegment | None = None
+    seal: Seal | None = None
 
 
 @dataclass
@@ -58,19 +58,20 @@ class _Check:
     classes: dict[str, ClassCount] = field(default_factory=dict)
 
 
-def check_run(output: Location, identity: Identity, manifest: Manifest | None = None) -> ArchiveReport:
+def check_run(output: Output, identity: Identity, manifest: Manifest | None = None) -> ArchiveReport:
     """Prove that the files of a run hold exactly one row for every image of the manifest.
 
     Rows of images that a refresh or a rival listing has given to another part are dropped from their files, once every
     image has its row where it belongs.
     Raises JobError that names images without a row.
     """
-    manifest = manifest or Manifest(manifest_folder(output, identity))
+    manifest = manifest or output.manifest(identity.source_id)
     while True:
-        pointer = pointers.read(output, identity.run_id)
-        report, missing, foreign = _check_all(output, identity, manifest, pointer)
-        # What a compaction names while this reads is found where the new pointer says
-        if not missing or pointers.read(output, identity.run_id) == pointer:
+        # Seals that are copies are left aside: what they are made from is what counts
+        alone = output.look(identity.run_id).alone
+        report, missing, foreign = _check_all(output, identity, manifest, alone)
+        # What became alone while this reads is found in its large files
+        if not missing or output.look(identity.run_id).alone == alone:
             break
     if missing:
         for held, _ in missing:
@@ -79,22 +80,24 @@ def check_run(output: Location, identity: Identity, manifest: Manifest | None = 
         names = [image_id for _, ids in missing for image_id in ids[:_NAMED_AT_MOST]][:_NAMED_AT_MOST]
         more = f" and {count - _NAMED_AT_MOST} more" if count > _NAMED_AT_MOST else ""
         raise JobError(f"{count} images have no row: {', '.join(names)}{more}. Run the same command again to do them.")
+    changing = {segment for held, _ in foreign if held.seal is None and (segment := segment_of(held.name))}
+    sealing.unseal(output, identity.run_id, changing)
     for held, wanted in foreign:
         _drop_foreign(output, identity.run_id, held, wanted)
     if report.images != report.masks + report.num_errors:
         raise JobError(
             f"{report.images} images are listed, but there are {report.masks} masks and {report.num_errors} errors in "
-            f"{masks_folder(output, identity.run_id).uri}: did somebody else write there? Remove the files of this run "
+            f"{output.masks_folder(identity.run_id).uri}: did somebody else write there? Remove the files of this run "
             "and run it again."
         )
     return report
 
 
 def _check_all(
-    output: Location, identity: Identity, manifest: Manifest, pointer: Pointer
+    output: Output, identity: Identity, manifest: Manifest, alone: dict[str, Seal]
 ) -> tuple[ArchiveReport, list[tuple[_Held, list[str]]], list[tuple[_Held, set[str]]]]:
     """What the files of a run hold; which lack images, and which; which hold images of others, and what is theirs."""
-    report = ArchiveReport(identity.run_id, output.uri, identity.model_name, compacted=bool(pointer.segments))
+    report = ArchiveReport(identity.run_id, output.uri, identity.model_name, compacted=bool(alone))
     errors: collections.Counter[str] = collections.Counter()
     missing: list[tuple[_Held, list[str]]] = []
     foreign: list[tuple[_Held, set[str]]] = []
@@ -113,7 +116,7 @@ def _check_all(
         _add(report, errors, check)
 
     with ThreadPoolExecutor(_READERS) as pool:
-        for held, expected in _expected(output, identity, manifest, pointer):
+        for held, expected in _expected(output, identity, manifest, alone):
             while waiting and (in_flight + len(expected) > _IMAGES_IN_FLIGHT or len(waiting) >= 4 * _READERS):
                 take_one()
             waiting.append((held, len(expected), pool.submit(_check, held, expected)))
@@ -127,15 +130,15 @@ def _check_all(
 
 
 def _expected(
-    output: Location, identity: Identity, manifest: Manifest, pointer: Pointer
+    output: Output, identity: Identity, manifest: Manifest, alone: dict[str, Seal]
 ) -> Iterator[tuple[_Held, list[str]]]:
     """What must hold which images."""
-    folder = masks_folder(output, identity.run_id)
+    folder, sealed = output.masks_folder(identity.run_id), output.sealed_folder(identity.run_id)
     for name, parts in itertools.groupby(manifest.parts(), key=lambda part: part.segment):
-        held = pointer.segments.get(name)
-        if held is not None:
-            places = tuple(pointers.place_of(output, identity.run_id, held, file) for file in held.files)
-            yield _Held(name, places, held), [image_id for part in parts for image_id in part.image_ids()]
+        seal = alone.get(name)
+        if seal is not None:
+            places = tuple(sealed / seal.prefix / file.path for file in seal.files)
+            yield _Held(name, places, seal), [image_id for part in parts for image_id in part.image_ids()]
             continue
         for part in parts:
             for unit, start, end in units_of(part, identity.unit_images):
@@ -187,18 +190,18 @@ def _count(check: _Check, table: pa.Table, place: Location, present: set[str], w
         count.pixels += row["pixels_sum"]
 
 
-def _give_up(output: Location, run_id: str, held: _Held) -> None:
+def _give_up(output: Output, run_id: str, held: _Held) -> None:
     """Out of the way with what lacks rows, never written by us: the next run does it again as a whole."""
-    if held.segment is not None:
-        compaction.uncover(output, run_id, held.name)
+    if held.seal is not None:
+        sealing.give_up(output, run_id, held.seal)
     else:
         storage.remove(held.places[0])
 
 
-def _drop_foreign(output: Location, run_id: str, held: _Held, wanted: set[str]) -> None:
+def _drop_foreign(output: Output, run_id: str, held: _Held, wanted: set[str]) -> None:
     """Write again what holds rows of images that another part owns, without them."""
-    if held.segment is not None:
-        compaction.rewrite_without(output, run_id, held.name, wanted)
+    if held.seal is not None:
+        sealing.rewrite_without(output, run_id, held.seal, wanted)
         return
     [place] = held.places
     if not wanted:

@@ -15,20 +15,16 @@ import ray
 from segcore import checkpoint
 from tasks import cluster, logs, progress, storage, storage_faults
 from tasks.archive import runs
-from tasks.archive.manifest import Manifest
-from tasks.archive.pointer import masks_folder
+from tasks.archive.output import Output
 from tasks.errors import InterruptedJobError, JobError
 from tasks.segmentation.job import (
     ArchiveJob,
     ArchivePlan,
     Identity,
     identify,
-    manifest_folder,
     mask_params,
-    png_folder,
     remaining_units,
 )
-from tasks.storage import Location
 from tasks.stream.growth import stream_growing
 from tasks.stream.meter import Meter
 from tasks.stream.units import Destination, Unit
@@ -72,14 +68,14 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
     session = SessionReport()
     if not plan.remaining_units:
         return session
-    output = storage.locate(job.output)
+    output = Output.at(job.output)
     identity = identify(job)
     params = mask_params(job, identity)
     destination = Destination(
-        masks_folder(output, plan.run_id),
+        output.masks_folder(plan.run_id),
         plan.run_id,
         storage.locate(job.source),
-        png_folder(output, plan.run_id) if job.png else None,
+        output.png_folder(plan.run_id) if job.png else None,
     )
     free = (1.0, 0.0)
     start = time.monotonic()
@@ -87,16 +83,16 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
     tracker = progress.Tracker(plan.images, plan.images - plan.remaining_images)
     logs.event(f"{plan.remaining_images} images remain", run=plan.run_id, stage="session", images=plan.images)
     try:
-        with storage.explained(output):
+        with storage.explained(output.place):
             # Where another session of this run may be at work, begin elsewhere: both then share what is left
-            busy_already = runs.status(output, plan.run_id) == runs.RUNNING
+            busy_already = runs.status(output.place, plan.run_id) == runs.RUNNING
             spread_seed = random.randrange(2**32) if busy_already else None
-            runs.begin(output, plan.run_id, _facts(job, identity, plan))
+            runs.begin(output.place, plan.run_id, _facts(job, identity, plan))
         with cluster.connected():
             cluster.grow(job.cpus, job.gpus)
             packed = _packed(job)
             for _ in range(_PASSES):  # Again where another session has listed images meanwhile
-                units = remaining_units(Manifest(manifest_folder(output, identity)), output, identity)
+                units = remaining_units(output.manifest(identity.source_id), output, identity)
                 waves = iter(lambda: list(itertools.islice(units, wave_units(free[0]))), [])  # noqa: B023
                 done_before = session.images
                 for wave in waves:
@@ -166,11 +162,11 @@ def _facts(job: ArchiveJob, identity: Identity, plan: ArchivePlan) -> dict[str, 
     }
 
 
-def _note_end(output: Location, run_id: str, status: str, session: SessionReport, **facts: str) -> None:
+def _note_end(output: Output, run_id: str, status: str, session: SessionReport, **facts: str) -> None:
     facts = {name: storage_faults.scrub(text) for name, text in facts.items()}
     logs.event(f"session {status} after {session.images} images", run=run_id, stage="session", facts=facts)
     with contextlib.suppress(Exception):  # The storage may be what failed
-        runs.end(output, run_id, status, asdict(session) if session.images else None, **facts)
+        runs.end(output.place, run_id, status, asdict(session) if session.images else None, **facts)
 
 
 def wave_units(cpus: float) -> int:

@@ -1,6 +1,6 @@
 from flows.prefect_runs import compact_run
-from tasks.results.compaction import CompactJob
 from tasks.results.reading import open_results
+from tasks.results.sealing import CompactJob
 from tests.outputs import error_row, write_run
 
 

@@ -12,7 +12,7 @@ from segcore.masks import encode_mask
 from tasks.archive.schema import empty_row
 from tasks.errors import JobError
 from tasks.evaluation.submission import check_mask, write_submission
-from tasks.results.compaction import CompactJob, compact
+from tasks.results.sealing import CompactJob, compact
 from tests.console import invoke
 from tests.outputs import write_run
 

@@ -12,11 +12,11 @@ from segcore import masks
 from tasks import progress, storage
 from tasks.archive import runs
 from tasks.archive.manifest import Manifest
-from tasks.archive.pointer import masks_folder
+from tasks.archive.output import Output
 from tasks.archive.schema import MASKS
 from tasks.errors import JobError
 from tasks.segmentation.finish import publish_report
-from tasks.segmentation.job import ArchiveJob, identify, list_archive, manifest_folder, units_of
+from tasks.segmentation.job import ArchiveJob, identify, list_archive, units_of
 from tasks.segmentation.proof import check_run
 from tasks.segmentation.session import WAVE_UNITS, segment_remaining, wave_units
 from tasks.storage import locate
@@ -41,7 +41,7 @@ def run(job):
 
 
 def rows_of(report):
-    folder = masks_folder(locate(report.output), report.run_id)
+    folder = Output.at(report.output).masks_folder(report.run_id)
     tables = [pq.read_table(pa.BufferReader(storage.read_bytes(folder / f.path))) for f in storage.list_files(folder)]
     for table in tables:
         assert table.schema.equals(MASKS)
@@ -108,7 +108,7 @@ def test_a_lost_file_is_done_again_with_equal_rows(photographs, tmp_path):
     folder = tmp_path / "out" / "masks" / f"run={report.run_id}"
     next(iter(folder.iterdir())).unlink()
     with pytest.raises(JobError, match=r"images have no row: .*photo-.*Run the same command again"):
-        check_run(locate(job.output), identify(job))
+        check_run(Output.at(job.output), identify(job))
     assert 0 < run(job).done_now < 6
     assert rows_of(report) == before
 
@@ -185,7 +185,7 @@ def test_a_file_that_lacks_a_row_is_done_again(photographs, tmp_path):
     place = sorted(folder.iterdir())[0]
     pq.write_table(pq.read_table(place, partitioning=None).slice(1), place)
     with pytest.raises(JobError, match="1 images have no row"):
-        check_run(locate(job.output), identify(job))
+        check_run(Output.at(job.output), identify(job))
     assert run(job).done_now > 0 and len(rows_of(report)) == 6
 
 
@@ -231,7 +231,7 @@ def test_a_replaced_photograph_is_done_again_on_request_only(photographs, tmp_pa
 def test_rows_that_a_rival_listing_owns_are_dropped_at_the_finish(photographs, tmp_path):
     job = job_of(photographs, tmp_path / "out", crf=None)
     output = locate(job.output)
-    folder = manifest_folder(output, identify(job))
+    folder = Output(output).manifest_folder(identify(job).source_id)
     stale = Manifest(folder)
     first = run(job)
     # A second listing began before the first had written, and saw one photograph more
@@ -260,7 +260,7 @@ def test_dear_images_are_committed_in_smaller_units(photographs, tmp_path):
     report = run(job)
     assert len(list((tmp_path / "out" / "masks" / f"run={report.run_id}").iterdir())) == 6
     assert len(rows_of(report)) == 6
-    (part, *_) = Manifest(manifest_folder(locate(job.output), identify(job))).parts()
+    (part, *_) = Output.at(job.output).manifest(identify(job).source_id).parts()
     assert [u[1:] for u in units_of(part, 3)] == [(0, 3), (3, 4)]
 
 

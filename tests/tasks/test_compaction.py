@@ -1,13 +1,16 @@
 """Compaction against the one promise: whoever reads, at any moment, finds each row once."""
 
 import contextlib
+import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,17 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks import storage
-from tasks.archive import pointer, runs
+from tasks.archive import runs, seals
 from tasks.archive.entries import Entry
-from tasks.archive.manifest import Manifest, extend
+from tasks.archive.manifest import extend
 from tasks.archive.output import Output
 from tasks.archive.schema import MASKS
 from tasks.errors import JobError
-from tasks.results import compaction
-from tasks.results.compaction import CompactJob, compact
+from tasks.results import sealing
 from tasks.results.query import FindJob, ask, find
 from tasks.results.reading import Results, open_results
-from tasks.segmentation.job import ArchiveJob, identify, manifest_folder, remaining_units
+from tasks.results.sealing import CompactJob, compact
+from tasks.segmentation.job import ArchiveJob, identify, remaining_units
 from tasks.segmentation.proof import check_run
 from tasks.segmentation.report import ArchiveReport
 from tasks.storage import Location, locate
@@ -34,6 +37,7 @@ from tasks.stream.units import mask_file
 from tests.outputs import error_row, mask_row, small_rows, write_run
 
 RUN = "run0"
+DATA = Path(__file__).parent.parent / "data" / "outputs"
 
 
 class Archive:
@@ -41,7 +45,7 @@ class Archive:
 
     def __init__(self, output: str) -> None:
         self.job = ArchiveJob(source="/nowhere", output=output)
-        self.output, self.identity = locate(output), identify(self.job)
+        self.output, self.identity = Output.at(output), identify(self.job)
         self.run_id = self.identity.run_id
         self.added = 0
         self.versions: dict[str, str] = {}
@@ -59,22 +63,22 @@ class Archive:
         self._list(refresh=True)
 
     def _list(self, *, refresh: bool) -> None:
-        runs.begin(self.output, self.run_id, {"model": "test"})
+        runs.begin(self.output.place, self.run_id, {"model": "test"})
         entries = (Entry(n, f"/{n}", "file", n.encode(), 0, 1, v) for n, v in sorted(self.versions.items()))
-        extend(Manifest(manifest_folder(self.output, self.identity)), entries, refresh_changed=refresh)
+        extend(self.output.manifest(self.identity.source_id), entries, refresh_changed=refresh)
 
     def commit(self) -> None:
         """The rows of every image that has none."""
-        manifest = Manifest(manifest_folder(self.output, self.identity))
+        manifest = self.output.manifest(self.identity.source_id)
         for unit in remaining_units(manifest, self.output, self.identity):
             rows = [mask_row(e.image_id, f"version {e.version}", np.ones((2, 3), np.uint8)) for e in unit.entries]
-            write_rows(self.output / "masks" / f"run={self.run_id}" / mask_file(unit.name), rows)
+            write_rows(self.output.masks_folder(self.run_id) / mask_file(unit.name), rows)
 
     def finish(self) -> ArchiveReport:
         """The proof of the run, and its record."""
-        manifest = Manifest(manifest_folder(self.output, self.identity))
+        manifest = self.output.manifest(self.identity.source_id)
         report = check_run(self.output, self.identity, manifest)
-        runs.end(self.output, self.run_id, runs.FINISHED, None, segments=[s.name for s in manifest.segments])
+        runs.end(self.output.place, self.run_id, runs.FINISHED, None, segments=[s.name for s in manifest.segments])
         return report
 
     def whole(self, images: int) -> None:
@@ -86,7 +90,7 @@ class Archive:
     def read(self) -> dict[str, str]:
         """Version of each row by identity; fails where an image has two rows."""
         found: dict[str, str] = {}
-        for file in Output(self.output).files(self.run_id):
+        for file in self.output.files(self.run_id):
             for table in Results.read_file(file, ["image_id", "uri"]):
                 for row in table.to_pylist():
                     assert row["image_id"] not in found, f"{row['image_id']} has two rows"
@@ -94,7 +98,7 @@ class Archive:
         return found
 
     def small_files(self) -> int:
-        return sum(1 for _ in storage.list_files(pointer.masks_folder(self.output, self.run_id)))
+        return sum(1 for _ in storage.list_files(self.output.masks_folder(self.run_id)))
 
 
 @pytest.fixture
@@ -185,12 +189,12 @@ def test_who_reads_longer_than_the_grace_is_told(archive):
 
 
 def test_row_groups_stay_small_and_a_mask_is_found_in_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(compaction, "_GROUP_ROWS", 16)
+    monkeypatch.setattr(sealing, "_GROUP_ROWS", 16)
     output = str(tmp_path / "out")
     rows = [error_row(f"{n:03d}", "x") for n in range(100)]
     rows[77] = mask_row("077", "x", np.full((3, 4), 5, np.uint8))
     write_run(output, RUN, rows, per_file=4)
-    monkeypatch.setattr(compaction, "_FILE_BYTES", sum(file.size for file in Output(locate(output)).files(RUN)[:13]))
+    monkeypatch.setattr(sealing, "_FILE_BYTES", sum(file.size for file in Output.at(output).files(RUN)[:13]))
     compact(CompactJob(output=output))
     opened = open_results(output)
     assert [piece.rows for piece in opened.pieces[:4]] == [16, 16, 16, 4]  # A file of 13 small ones
@@ -204,7 +208,7 @@ def test_a_compacted_run_is_done_and_stays_proved(any_archive):
     any_archive.whole(20)
     compact(asked(any_archive, expire=True, grace_minutes=0))
     assert any_archive.small_files() == 0
-    manifest = Manifest(manifest_folder(any_archive.output, any_archive.identity))
+    manifest = any_archive.output.manifest(any_archive.identity.source_id)
     assert list(remaining_units(manifest, any_archive.output, any_archive.identity)) == []
     report = any_archive.finish()
     assert (report.images, report.masks, report.compacted) == (20, 20, True)
@@ -223,13 +227,13 @@ def test_a_refreshed_image_has_its_new_row_alone(archive):
     archive.commit()
     archive.finish()  # Takes the old rows out of the large file
     assert archive.read() == archive.versions
-    before = set(storage.list_files(pointer.compacted_folder(archive.output, archive.run_id)))
+    before = set(storage.list_files(archive.output.sealed_folder(archive.run_id)))
     # The old large file stays for who reads it, then goes
     compact(asked(archive))
-    assert before <= set(storage.list_files(pointer.compacted_folder(archive.output, archive.run_id))) | before
+    assert before <= set(storage.list_files(archive.output.sealed_folder(archive.run_id))) | before
     compact(asked(archive, grace_minutes=0))
     assert archive.read() == archive.versions
-    assert not pointer.read(archive.output, archive.run_id).superseded
+    assert set(seals.by_prefix(archive.output.sealed_folder(archive.run_id))) == {the_seal(archive).prefix}
     # All of a segment's images: nothing of it is left to read
     archive.change([f"{n:05d}.jpg" for n in range(20)], "3")
     archive.commit()
@@ -243,7 +247,7 @@ def test_a_run_that_is_not_finished_is_refused(archive):
     archive.add(5)
     with pytest.raises(JobError, match=r"is not finished, its status is running: compact it when .* Nothing was"):
         compact(asked(archive))
-    runs.end(archive.output, archive.run_id, runs.FINISHED, None, segments=None)
+    runs.end(archive.output.place, archive.run_id, runs.FINISHED, None, segments=None)
     with pytest.raises(JobError, match=r"does not say what was proved"):
         compact(asked(archive))
 
@@ -257,12 +261,12 @@ def test_a_run_that_goes_on_meanwhile_is_left_alone(archive):
 
     with every_write(go_on), pytest.raises(JobError, match=r"is not finished, .* Nothing was changed"):
         compact(asked(archive))
-    assert not pointer.read(archive.output, archive.run_id).segments
+    assert not archive.output.look(archive.run_id).seals
     archive.commit()
     archive.finish()
     # Rows of the compacted segment that go while it is written
-    victim = next(storage.list_files(pointer.masks_folder(archive.output, archive.run_id))).path
-    place = pointer.masks_folder(archive.output, archive.run_id) / victim
+    victim = next(storage.list_files(archive.output.masks_folder(archive.run_id))).path
+    place = archive.output.masks_folder(archive.run_id) / victim
 
     def drop(number: int) -> None:
         if number == 0:
@@ -273,57 +277,116 @@ def test_a_run_that_goes_on_meanwhile_is_left_alone(archive):
         compact(asked(archive))
 
 
-def the_pointer(archive: Archive) -> Location:
-    folder = pointer.compacted_folder(archive.output, archive.run_id) / "pointers"
-    [file] = storage.list_files(folder)
-    return folder / file.path
+def the_seal(archive: Archive) -> seals.Seal:
+    [seal] = archive.output.look(archive.run_id).seals.values()
+    return seal
 
 
-def test_a_spoilt_pointer_is_no_hole(archive):
+def test_a_seal_that_does_not_fit_hides_nothing(archive):
+    """Small files that were changed, added or removed since count themselves; a seal that is alone counts whatever."""
     archive.whole(10)
     compact(asked(archive))
-    place = the_pointer(archive)
-    kept = storage.read_bytes(place)
-    for spoilt in (b"", b"{", b"[]", b'{"version": 1}', b'{"version": 1, "segments": {"a": {}}, "superseded": {}}'):
-        storage.write_whole(place, spoilt)
-        with pytest.raises(JobError, match=r"is not a pointer of ours .*: put back a copy of it"):
-            archive.read()
-    storage.write_whole(place, kept.replace(b'"version": 1', b'"version": 2'))
-    with pytest.raises(JobError, match=r"is of version 2, made by a newer program"):
-        archive.read()
+    assert len(archive.output.files(archive.run_id)) == 1
+    folder = archive.output.masks_folder(archive.run_id)
+    victim = folder / next(storage.list_files(folder)).path
+    kept = storage.read_bytes(victim)
+    storage.write_whole(victim, kept + b" ")
+    assert len(archive.output.files(archive.run_id)) == 3
+    storage.write_whole(victim, kept)
+    assert len(archive.output.files(archive.run_id)) == 1 and archive.read() == archive.versions
+    storage.remove(victim)
+    [unit] = remaining_units(archive.output.manifest(archive.identity.source_id), archive.output, archive.identity)
+    assert len(archive.read()) == 10 - len(unit.entries)
+    archive.commit()
+    compact(asked(archive, expire=True, grace_minutes=0))
+    storage.write_whole(victim, kept)  # A session that was slow
+    assert len(archive.output.files(archive.run_id)) == 1 and archive.read() == archive.versions
+    assert compact(asked(archive, expire=True, grace_minutes=0)).removed == 1
 
 
-def test_a_lost_pointer_is_found_again(archive):
+@pytest.mark.parametrize("lost", ["alone", "seal-001.json", "000-of-001.parquet"])
+def test_a_lost_file_of_a_seal_is_no_silent_hole(lost, archive):
     archive.whole(10)
     compact(asked(archive, expire=True, grace_minutes=0))
-    storage.remove(the_pointer(archive))
-    assert archive.read() == {}
-    assert "1 large files of run" in compact(asked(archive)).told()
-    assert archive.read() == archive.versions
+    storage.remove(archive.output.sealed_folder(archive.run_id) / the_seal(archive).prefix / lost)
+    if not lost.endswith("parquet"):
+        assert archive.read() == archive.versions
+        return
+    with pytest.raises(JobError, match=r"is gone since the run was opened"):
+        archive.read()
+    with pytest.raises(JobError, match=r"10 images have no row"):
+        archive.finish()
+    archive.commit()
+    assert archive.finish().masks == 10 and archive.read() == archive.versions
+
+
+def test_an_old_pointer_that_cannot_be_read_is_no_hole(tmp_path):
+    shutil.copytree(DATA / "expired", tmp_path / "out")
+    output = Output.at(str(tmp_path / "out"))
+    run_id = str(output.choose()["run_id"])
+    folder = output.sealed_folder(run_id) / "pointers"
+    [file] = storage.list_files(folder)
+    kept = storage.read_bytes(folder / file.path)
+    for spoilt in (b"", b"{", b"[]", b'{"version": 1}', kept.replace(b'"prefix"', b'"x"')):
+        storage.write_whole(folder / file.path, spoilt)
+        with pytest.raises(JobError, match=r"is not a pointer of ours .*: put back a copy of it"):
+            output.files(run_id)
+    # Of two that were written at once, the higher revision of each segment counts
+    storage.write_whole(folder / file.path, kept)
+    later = json.loads(kept)
+    [segment] = later["segments"]
+    later["dropped"] = {segment: later["segments"].pop(segment)["revision"]}
+    storage.write_whole(folder / "000009-0123abcd.json", json.dumps(later).encode())
+    assert not output.look(run_id).seals
+
+
+@pytest.mark.parametrize("kind", ["compacted", "expired"])
+def test_an_old_compaction_is_gone_on_with(kind, tmp_path):
+    shutil.copytree(DATA / kind, tmp_path / "out")
+    output = Output.at(str(tmp_path / "out"))
+    rows = sorted(open_results(output.uri).rows(MASKS.names), key=lambda row: row["image_id"])
+    compact(CompactJob(output=output.uri))
+    run_id = str(output.choose()["run_id"])
+    [seal] = output.look(run_id).seals.values()
+    assert not seal.is_old and seal.is_alone and "pointers" not in seals.by_prefix(output.sealed_folder(run_id))
+    removed = compact(CompactJob(output=output.uri, expire=True, grace_minutes=0)).removed
+    assert removed == (2 if kind == "compacted" else 0)
+    assert sorted(open_results(output.uri).rows(MASKS.names), key=lambda row: row["image_id"]) == rows
+    # What a refresh has given to other files is taken out of the large one
+    held = set(seal_rows(output, run_id, seal))
+    sealing.rewrite_without(output, run_id, seal, held - {"cat-0.jpg"})
+    left = {row["image_id"] for row in open_results(output.uri).rows()}
+    assert left == {row["image_id"] for row in rows} - {"cat-0.jpg"}
+
+
+def seal_rows(output: Output, run_id: str, seal: seals.Seal) -> list[str]:
+    place = output.sealed_folder(run_id) / seal.prefix
+    found = [pq.read_table(pa.BufferReader(storage.read_bytes(place / file.path))) for file in seal.files]
+    return [image_id for table in found for image_id in table["image_id"].to_pylist()]
 
 
 def test_a_segment_that_was_given_up_is_compacted_again(archive):
     archive.whole(10)
     compact(asked(archive))
-    [segment] = pointer.read(archive.output, archive.run_id).segments
-    compaction.uncover(archive.output, archive.run_id, segment)
-    assert archive.read() == archive.versions and len(Output(archive.output).files(archive.run_id)) == 3
+    sealing.give_up(archive.output, archive.run_id, the_seal(archive))
+    assert archive.read() == archive.versions and len(archive.output.files(archive.run_id)) == 3
     for _ in range(2):  # From the same small files the same prefix, which is not to be cleaned as an old one
         compact(asked(archive, grace_minutes=0))
-        assert archive.read() == archive.versions and len(Output(archive.output).files(archive.run_id)) == 1
+        assert archive.read() == archive.versions and len(archive.output.files(archive.run_id)) == 1
 
 
 def test_a_large_file_that_went_missing_is_done_again(archive):
     archive.whole(10)
     compact(asked(archive, expire=True, grace_minutes=0))
-    [file] = Output(archive.output).files(archive.run_id)
+    [file] = archive.output.files(archive.run_id)
     with pytest.raises(JobError, match=r"is not as it was written: no small file"):
         storage.remove(file.place)
         archive.add(1)
         archive.commit()
-        write_rows(pointer.masks_folder(archive.output, archive.run_id) / _any_unit(archive), [error_row("x", "x")])
-        compaction._expire(archive.output, archive.run_id, 0)
-    storage.remove(pointer.masks_folder(archive.output, archive.run_id) / _any_unit(archive))
+        write_rows(archive.output.masks_folder(archive.run_id) / _any_unit(archive), [error_row("x", "x")])
+        look = archive.output.look(archive.run_id)
+        sealing._expire(archive.output, archive.run_id, list(look.seals.values()), look)
+    storage.remove(archive.output.masks_folder(archive.run_id) / _any_unit(archive))
     with pytest.raises(JobError, match=r"10 images have no row: .* Run the same command again"):
         archive.finish()
     archive.commit()
@@ -332,26 +395,7 @@ def test_a_large_file_that_went_missing_is_done_again(archive):
 
 
 def _any_unit(archive: Archive) -> str:
-    [segment] = pointer.read(archive.output, archive.run_id).segments
-    return f"part-{segment}-0000.parquet"
-
-
-def test_pointers_that_were_written_at_once_are_one(archive):
-    def held(prefix: str, revision: int = 1) -> pointer.CompactedSegment:
-        return pointer.CompactedSegment(prefix, (), 1, pointer.now(), revision)
-
-    archive.whole(4)
-    place = (archive.output, archive.run_id)
-    start = pointer.read(*place).naming({"a": held("a1"), "b": held("b1"), "c": held("c1")})
-    pointer.write(*place, start)
-    one = other = pointer.read(*place)
-    pointer.write(*place, one.naming({"a": held("a2"), "d": held("d1")}))
-    pointer.write(*place, other.without("b").without("c").naming({"c": held("c2")}))
-    both = pointer.read(*place)
-    assert {name: held.prefix for name, held in both.segments.items()} == {"a": "a2", "c": "c2", "d": "d1"}
-    assert set(both.superseded) == {"a1", "b1", "c1"} and len(both.names) == 2
-    pointer.write(*place, both)
-    assert pointer.read(*place) == both and the_pointer(archive).name.startswith("000003-")
+    return f"part-{the_seal(archive).segment}-0000.parquet"
 
 
 def test_two_compactions_at_once_name_each_row_once(archive):
@@ -365,7 +409,7 @@ def test_two_compactions_at_once_name_each_row_once(archive):
     with every_write(other):
         reports.append(compact(asked(archive)))
     assert [report.rows for report in reports] == [20, 20]
-    assert len(Output(archive.output).files(archive.run_id)) == 1
+    assert len(archive.output.files(archive.run_id)) == 1
     assert archive.read() == archive.versions
     # One expires what the other is about to compact
     archive.whole(8)
@@ -424,10 +468,9 @@ def test_whatever_is_interleaved_each_row_is_found_once(seed, archive):
     compact(asked(archive, expire=True, grace_minutes=0))
     assert archive.read() == archive.versions
     assert archive.finish().masks == len(archive.versions)
-    left = {prefix for prefix, _ in pointer.prefixes(archive.output, archive.run_id, pointer.Pointer())}
-    assert left == {
-        held.prefix for held in pointer.read(archive.output, archive.run_id).segments.values() if held.files
-    }
+    # Nothing is left of what was killed or replaced
+    left = seals.by_prefix(archive.output.sealed_folder(archive.run_id))
+    assert set(left) == {seal.prefix for seal in archive.output.look(archive.run_id).seals.values()}
 
 
 @pytest.mark.slow
@@ -437,8 +480,8 @@ def test_killed_at_any_moment_nothing_is_lost(where, tmp_path, request):
     rows = [mask_row(f"{n:05d}", "/x", np.full((4, 5), n % 20, np.uint8)) for n in range(400)]
     write_run(output, RUN, rows, per_file=4)
     program = (
-        "import sys; from tasks.results import compaction; compaction._FILE_BYTES = 60_000; print('begun', flush=True);"
-        "print(compaction.compact(compaction.CompactJob(output=sys.argv[1], expire=True, grace_minutes=0)).told())"
+        "import sys; from tasks.results import sealing; sealing._FILE_BYTES = 60_000; print('begun', flush=True);"
+        "print(sealing.compact(sealing.CompactJob(output=sys.argv[1], expire=True, grace_minutes=0)).told())"
     )
     dice, kills, longest = random.Random(where), 0, 1.5
     for _ in range(6):

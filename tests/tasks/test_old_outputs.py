@@ -88,16 +88,16 @@ def test_they_are_whole_and_gone_on_with(output):
     place = Output.at(output)
     manifest = place.manifest(identity.source_id)
     assert manifest.num_images == 10
-    assert not list(remaining_units(manifest, place.place, identity))
-    report = check_run(place.place, identity)
+    assert not list(remaining_units(manifest, place, identity))
+    report = check_run(place, identity)
     assert (report.images, report.masks, report.errors) == (10, 9, {"truncated": 1})
     # The last small file holds the newest images: without it, they remain, and nothing else
     small = sorted(storage.list_files(place.masks_folder(RUN)), key=lambda f: f.path)[-1]
     storage.remove(place.masks_folder(RUN) / small.path)
-    [unit] = remaining_units(manifest, place.place, identity)
+    [unit] = remaining_units(manifest, place, identity)
     lost = {entry.image_id for entry in unit.entries}
     with pytest.raises(JobError, match=f"{len(lost)} images have no row"):
-        check_run(place.place, identity)
+        check_run(place, identity)
     there = set(open_results(output).to_arrow(["image_id"])["image_id"].to_pylist())
     assert there | lost == {entry.image_id for part in manifest.parts() for entry in part.entries()}
     assert not there & lost
