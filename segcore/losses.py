@@ -7,9 +7,9 @@ the batch: the divisors of all parts are added up first (`training.py`).
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -65,58 +65,57 @@ def loss_weight(name: str, params: LossParams) -> float:
     return params.auxiliary_weight if name == "auxiliary" else 1.0
 
 
-def divisor(target: Tensor, params: LossParams) -> Tensor:
-    """What a sum of losses over these labels is to be divided by: () float32, from the labels alone.
+def mix_targets(labels: Tensor, soft: Tensor, inside: Tensor, share: Tensor) -> Tensor:
+    """What a network learns from masks and a teacher: (N, C, h, w) float32, 0 in all classes where nothing is known.
 
-    target: (N, h, w). Without weights and mining the number of valid positions.
+    labels: (N, h, w) uint8, 255 void. soft: (N, C, h, w) float, the teacher's probabilities; a position whose sum is
+    below `MIN_SOFT_SUM` is unknown to it. inside: (N, h, w) bool, where `soft` means something.
+    share: (N, h, w) float, the teacher's share where both are known; alone, either counts in full.
     """
-    return _divisors(target, params).sum()
+    total = soft.sum(1, keepdim=True)
+    taught = (inside.unsqueeze(1) & (total > MIN_SOFT_SUM)).float()
+    labelled = (labels != IGNORE_LABEL).unsqueeze(1)
+    hard = torch.zeros_like(soft).scatter_(1, torch.where(labelled, labels.unsqueeze(1), 0).long(), 1.0)
+    weight = torch.where(labelled, share.unsqueeze(1), 1.0) * taught
+    return soft / total.clamp(min=1e-6) * weight + hard * (labelled * (1 - weight))
 
 
-def cross_entropy_sum(logits: Tensor, target: Tensor, params: LossParams) -> Tensor:
+MIN_SOFT_SUM = 0.3
+"""Sum of a teacher's probabilities above which a position is known: classes that an image cannot hold are set to 0."""
+
+
+def class_weights(pixels: Sequence[float] | np.ndarray, power: float) -> np.ndarray:
+    """(C,) float32: (1 / share of pixels) ** power, 1 on average over the pixels. Classes below 1 % count as 1 %."""
+    shares = np.asarray(pixels, np.float64) / max(1e-9, float(np.sum(pixels)))
+    weights = np.maximum(shares, 1e-2) ** -power
+    return np.asarray(weights / max(1e-9, float((weights * shares).sum())), np.float32)
+
+
+def divisor(target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """What a sum of losses over these targets is to be divided by: () float32, the sum of the positions' weights.
+
+    target: (N, h, w) labels, or (N, C, h, w) shares of the classes. weights: (C,) of each class; None: 1.
+    """
+    return _position_weights(target, weights).sum()
+
+
+def cross_entropy_sum(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sum of the cross-entropies over the positions that count: () float32.
 
-    logits: (N, C, h, w), resized to the labels where these are larger. target: (N, h, w) integer, 255 ignored.
-    ValueError: the maps do not lie on each other.
+    logits: (N, C, h, w), resized to the target where that is larger. target: (N, h, w) integer, 255 ignored, or
+    (N, C, h, w) float, shares of the classes, all 0 where a position is ignored. weights: (C,) of each class; a
+    position weighs what its classes weigh. ValueError: the maps do not lie on each other.
     """
-    logits = _on_grid(logits, target)
-    target = target.long()
-    losses = F.cross_entropy(logits.float(), target, reduction="none", ignore_index=IGNORE_LABEL)  # (N, h, w)
-    weights = _position_weights(target, params)
-    if params.ohem_share >= 1:
-        return (losses * weights).sum()
-    total = losses.new_zeros(())
-    for image_losses, image_weights, image_target in zip(losses, weights, target, strict=True):
-        count = _kept(int((image_target != IGNORE_LABEL).sum()), params)
-        # Ignored positions have loss 0 and weight 0: they may fill up a tie, but add nothing
-        hardest = image_losses.detach().flatten().topk(count).indices
-        total = total + (image_losses * image_weights).flatten()[hardest].sum()
-    return total
-
-
-def soft_cross_entropy_sum(logits: Tensor, soft: Tensor, inside: Tensor) -> Tensor:
-    """Sum of the cross-entropies against a teacher's probabilities: () float32, to divide by the positions inside.
-
-    logits: (N, C, h, w). soft: (N, C, h, w) float, brought to a sum of 1. inside: (N, h, w) bool, where `soft` means
-    something. ValueError: another grid or another number of classes.
-    """
-    if logits.shape != soft.shape:
-        raise ValueError(f"Scores are {tuple(logits.shape)}, the teacher's probabilities {tuple(soft.shape)}.")
-    soft = soft.float()
-    soft = soft / soft.sum(1, keepdim=True).clamp(min=1e-6)
-    losses = -(soft * logits.float().log_softmax(1)).sum(1)  # (N, h, w)
-    return (losses * inside).sum()
-
-
-def inverse_root_weights(pixels: Sequence[int]) -> tuple[float, ...]:
-    """Class weights that fall with the root of a class's pixels: 1 on average over pixels, 0 for absent classes."""
-    roots = [1 / math.sqrt(count) if count else 0.0 for count in pixels]
-    mean = sum(root * count for root, count in zip(roots, pixels, strict=True)) / max(1, sum(pixels))
-    return tuple(root / mean if mean else 1.0 for root in roots)
+    logits = _on_grid(logits, target).float()
+    if target.ndim == 4:
+        each = -(target * logits.log_softmax(1)).sum(1)  # (N, h, w)
+    else:
+        each = F.cross_entropy(logits, target.long(), reduction="none", ignore_index=IGNORE_LABEL)
+    return (each * _position_weights(target, weights)).sum()
 
 
 def _on_grid(logits: Tensor, target: Tensor) -> Tensor:
-    size = (target.shape[1], target.shape[2])
+    size = (target.shape[-2], target.shape[-1])
     if logits.shape[2:] == torch.Size(size):
         return logits
     if size[0] < logits.shape[2] or size[1] < logits.shape[3]:
@@ -127,24 +126,11 @@ def _on_grid(logits: Tensor, target: Tensor) -> Tensor:
     return resize_scores(logits.float(), size)
 
 
-def _kept(valid: int, params: LossParams) -> int:
-    return math.ceil(params.ohem_share * valid)
-
-
-def _position_weights(target: Tensor, params: LossParams) -> Tensor:
-    """(N, h, w) float32: the weight of each label, 0 where it is ignored."""
+def _position_weights(target: Tensor, weights: Tensor | None) -> Tensor:
+    """(N, h, w) float32: the weight of each position, 0 where it is ignored."""
+    if target.ndim == 4:
+        return target.sum(1) if weights is None else torch.einsum("nchw,c->nhw", target, weights)
     valid = target != IGNORE_LABEL
-    if params.class_weights is None:
+    if weights is None:
         return valid.float()
-    weights = torch.tensor(params.class_weights, dtype=torch.float32, device=target.device)
     return weights[torch.where(valid, target, 0).long()] * valid
-
-
-def _divisors(target: Tensor, params: LossParams) -> Tensor:
-    """(N,) float32, of each image."""
-    valid = (target != IGNORE_LABEL).flatten(1).sum(1).float()
-    weights = _position_weights(target, params).flatten(1).sum(1)
-    if params.ohem_share >= 1:
-        return weights
-    # As if the positions that are kept had the average weight of the image
-    return torch.ceil(params.ohem_share * valid) * weights / valid.clamp(min=1)

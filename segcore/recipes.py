@@ -34,15 +34,32 @@ class LossParams:
     """Scales beside 1 of DeepLab v2's multi-scale training, such as 0.75 and 0.5; with them there is a loss for each
     scale and one for the fused map, all of weight 1."""
 
-    class_weights: tuple[Annotated[float, Ge(0.0)], ...] | None = None
-    """Weight of each class in the mean; None weighs all alike."""
+    class_power: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.0
+    """A class weighs (1 / its share of the pixels) to this power; 0 weighs all alike."""
 
-    ohem_share: Annotated[float, Interval(gt=0.0, le=1.0)] = 1.0
-    """Online hard example mining: only this share of each image's valid positions counts, those with the largest
-    loss."""
+    teacher_share: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.0
+    """Share of the target that is a teacher's probabilities where there is a label too, unless the teacher's file has
+    a share for the image; 0 learns without a teacher."""
 
-    soft_weight: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.0
-    """Share of the main loss that is cross-entropy against a teacher's probabilities; the masks have the rest."""
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of a training, with views of its own."""
+
+    until: Annotated[float, Interval(gt=0.0, le=1.0)]
+    """Share of the steps at which it ends."""
+
+    crop_px: Annotated[int, Interval(ge=9, le=4097)]
+    """Side of the crops in px, 8k + 1."""
+
+    scales: tuple[float, ...]
+    """As in `AugmentParams`."""
+
+    cut_mix: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.0
+    """Share of steps in which a rectangle of each view comes from another one (CutMix, Yun et al. 2019)."""
+
+    copy_paste: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.0
+    """Share of the other steps in which each view gets the objects of another (copy-paste, Ghiasi et al. 2021)."""
 
 
 _POLY = Schedule("poly", power=0.9)
@@ -85,6 +102,9 @@ class TrainRecipe:
     momentum: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.9
     """Of SGD; the first beta of AdamW."""
 
+    second_momentum: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.999
+    """The second beta of AdamW."""
+
     weight_decay: Annotated[float, Ge(0.0)] = 5e-4
     """Of weights."""
 
@@ -96,6 +116,16 @@ class TrainRecipe:
 
     augmentation: AugmentParams = _CROP_AND_MIRROR
     """Random views of the images."""
+
+    phases: tuple[Phase, ...] = ()
+    """Parts of the training whose crops and scales replace those of `augmentation`; the last ends at 1."""
+
+    draw_power: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.0
+    """Images are drawn with (1 / share of images of their rarest class) to this power; 0: each once an epoch."""
+
+    max_epochs: Annotated[float, Ge(0.0)] = 0.0
+    """A dataset so small that `iterations` would show each image more often than this gets fewer steps, but at least
+    `MIN_ITERATIONS`; 0 for no bound."""
 
     sync_batch_norm: bool = False
     """Batch statistics over all workers (CUDA); on CPUs every worker normalises its own part."""
@@ -114,6 +144,36 @@ class TrainRecipe:
 
     def __post_init__(self) -> None:
         models.variant(self.model)
+        if self.phases and [p.until for p in self.phases] != sorted({p.until for p in self.phases} | {1.0}):
+            raise ValueError("Phases must end one after the other, the last one at 1.")
+        if self.loss.teacher_share and (self.loss.label_resolution == "full" or self.loss.scales):
+            raise ValueError("A teacher's probabilities lie at every eighth pixel: no full labels, no other scales.")
+        for phase in self.phases:
+            self._views(phase)  # Refuses crops that do not fit the grid
+
+    @property
+    def crop_px(self) -> int:
+        """Side of the largest crops."""
+        return max([phase.crop_px for phase in self.phases], default=self.augmentation.crop_px)
+
+    @property
+    def mean_cost(self) -> float:
+        """Work of a step on average, relative to the first steps: by the areas of the crops."""
+        starts = [0.0, *(phase.until for phase in self.phases)]
+        areas = [phase.crop_px**2 * (phase.until - start) for phase, start in zip(self.phases, starts, strict=False)]
+        return sum(areas) / self.phases[0].crop_px ** 2 if self.phases else 1.0
+
+    def phase(self, step: int) -> Phase | None:
+        """The part of the training that a step belongs to; None where there are no parts."""
+        return next((phase for phase in self.phases if step < phase.until * self.iterations), None)
+
+    def views(self, step: int) -> AugmentParams:
+        """Views of the images of a step."""
+        phase = self.phase(step)
+        return self.augmentation if phase is None else self._views(phase)
+
+    def _views(self, phase: Phase) -> AugmentParams:
+        return dataclasses.replace(self.augmentation, crop_px=phase.crop_px, scales=phase.scales)
 
 
 def recipe(name: str) -> TrainRecipe:
@@ -142,6 +202,18 @@ def with_batch_size(recipe: TrainRecipe, batch_size: int) -> TrainRecipe:
     rate = recipe.learning_rate * (k if recipe.optimiser == "sgd" else k**0.5)
     shorter = with_iterations(recipe, max(1, round(recipe.iterations / k)))
     return dataclasses.replace(shorter, batch_size=batch_size, learning_rate=rate)
+
+
+MIN_ITERATIONS = 300
+"""Fewest steps that `max_epochs` leaves."""
+
+
+def for_images(recipe: TrainRecipe, images: int) -> TrainRecipe:
+    """The recipe for a dataset of so many images: fewer steps where it would see them more than `max_epochs` times."""
+    if not recipe.max_epochs:
+        return recipe
+    most = max(MIN_ITERATIONS, round(recipe.max_epochs * images / recipe.batch_size))
+    return recipe if recipe.iterations <= most else with_iterations(recipe, most)
 
 
 # DeepLab v1 (section 4.1 and the released solver.prototxt). Classifier x10, biases x2 and without decay.
@@ -250,12 +322,58 @@ _FAST = TrainRecipe(
     clip_norm=1.0,
     ema_decay=0.999,
     precision="bf16",
+    max_epochs=45.0,
 )
 FAST_PSPNET18 = _FAST
-# The bundled model's kind; how the bundled weights themselves came about is in `distillation.py`.
 FAST_PSPNET14 = dataclasses.replace(_FAST, model="pspnet14", loss=LossParams())
 FAST_DEEPLAB_V2_RESNET18 = dataclasses.replace(
     _FAST, model="deeplab_v2_resnet18", options={"frozen_batch_norm": False}, loss=LossParams()
+)
+
+# Ours, from ImageNet weights within an hour of one or two cores. New layers learn faster than the backbone; crops grow
+# along, since small ones are cheap while much is still to be learnt.
+_FROM_IMAGENET = TrainRecipe(
+    model="pspnet_lite2",
+    initial="EfficientNet-Lite from ImageNet",
+    batch_size=16,
+    iterations=2200,
+    optimiser="adamw",
+    learning_rate=1e-3,
+    schedule=Schedule("cosine", warmup=88),
+    rules=(LayerRule(r"^trunk\.", 0.4, 0.4),),
+    second_momentum=0.99,
+    weight_decay=0.02,
+    loss=LossParams(auxiliary_weight=0.4, class_power=0.2),
+    augmentation=AugmentParams(
+        rotation_degrees=8.0,
+        blur_probability=0.08,
+        brightness=0.3,
+        contrast=0.3,
+        saturation=0.35,
+        hue_degrees=8.0,
+        grey_probability=0.08,
+        fill_rgb=(127, 127, 127),
+    ),
+    phases=(
+        Phase(0.45, 193, (0.55, 1.5), cut_mix=0.4, copy_paste=0.2),
+        Phase(0.85, 225, (0.65, 1.8), cut_mix=0.4, copy_paste=0.2),
+        Phase(0.93, 257, (0.7, 1.9), cut_mix=0.4, copy_paste=0.2),
+        Phase(1.0, 257, (0.7, 1.9)),
+    ),
+    draw_power=0.5,
+    clip_norm=5.0,
+    ema_decay=0.998,
+    precision="bf16",
+    max_epochs=60.0,
+)
+PSPNET_LITE2 = _FROM_IMAGENET
+PSPNET_LITE0 = dataclasses.replace(_FROM_IMAGENET, model="pspnet_lite0")
+_ASPP_LOSS = dataclasses.replace(_FROM_IMAGENET.loss, auxiliary_weight=0.0)
+DEEPLAB_V2_LITE2 = dataclasses.replace(_FROM_IMAGENET, model="deeplab_v2_lite2", loss=_ASPP_LOSS)
+DEEPLAB_V2_LITE0 = dataclasses.replace(_FROM_IMAGENET, model="deeplab_v2_lite0", loss=_ASPP_LOSS)
+# The bundled model: the same, with a teacher
+DEFAULT_MODEL = dataclasses.replace(
+    PSPNET_LITE2, loss=dataclasses.replace(_FROM_IMAGENET.loss, teacher_share=0.3), max_epochs=0.0
 )
 
 RECIPES: dict[str, TrainRecipe] = {
@@ -275,6 +393,11 @@ RECIPES: dict[str, TrainRecipe] = {
     "pspnet101": PSPNET101,
     "pspnet152": PSPNET152,
     "pspnet269": PSPNET269,
+    "default_model": DEFAULT_MODEL,
+    "pspnet_lite0": PSPNET_LITE0,
+    "pspnet_lite2": PSPNET_LITE2,
+    "deeplab_v2_lite0": DEEPLAB_V2_LITE0,
+    "deeplab_v2_lite2": DEEPLAB_V2_LITE2,
     "fast_pspnet18": FAST_PSPNET18,
     "fast_pspnet14": FAST_PSPNET14,
     "fast_deeplab_v2_resnet18": FAST_DEEPLAB_V2_RESNET18,

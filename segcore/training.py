@@ -30,6 +30,7 @@ from segcore.moving_average import MovingAverage
 from segcore.preprocessing import Preprocessing
 from segcore.recipes import LossParams, TrainRecipe
 from segcore.schedules import freeze_others, parameter_groups, torch_groups
+from segcore.voc import IGNORE_LABEL
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ class Batch:
     inside: Tensor | None = None
     """(N, h, w) bool: where `soft` means something."""
 
+    teacher_share: Tensor | None = None
+    """(N, h, w) float: the teacher's share of the target where there is a label too."""
+
 
 @dataclass
 class StepReport:
@@ -57,7 +61,7 @@ class StepReport:
     """Weighted sum of all losses, of the global batch, before the step."""
 
     losses: dict[str, float]
-    """Each loss by name, without its weight: "main", "auxiliary", "scale 0.5", "fused", "soft"."""
+    """Each loss by name, without its weight: "main", "auxiliary", "scale 0.5", "fused"."""
 
     learning_rates: dict[str, float]
     """By parameter group."""
@@ -99,9 +103,17 @@ class Trainer:
     """A network in training with its optimiser, its moving average and the number of the next step."""
 
     def __init__(
-        self, recipe: TrainRecipe, network: nn.Module, device: torch.device | str = "cpu", *, compiled: bool = False
+        self,
+        recipe: TrainRecipe,
+        network: nn.Module,
+        device: torch.device | str = "cpu",
+        *,
+        class_weights: np.ndarray | None = None,
+        compiled: bool = False,
     ) -> None:
         """network: as `new_network` makes it; it is trained in place. compiled: let torch.compile fuse its kernels.
+
+        class_weights: (C,) float32 of `losses.class_weights`, for recipes with a `class_power`.
 
         ValueError: the recipe trains nothing, has no weight for the network's auxiliary head, or would synchronise
         batch normalisation that is frozen.
@@ -116,6 +128,7 @@ class Trainer:
         self.recipe = recipe
         self.device = device
         self.step = 0
+        self.class_weights = None if class_weights is None else torch.from_numpy(class_weights).to(device)
         self.groups = parameter_groups(network, recipe.rules, recipe.weight_decay, decay_biases=recipe.decay_biases)
         freeze_others(network, self.groups)
         # For evaluation: normalisation layers as they were built, whatever takes their place in training
@@ -123,7 +136,7 @@ class Trainer:
         if recipe.sync_batch_norm and device.type == "cuda" and _num_workers() > 1:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         self.network = network.to(device)
-        if device.type == "cuda":
+        if device.type == "cuda" or recipe.precision == "bf16":
             self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimiser = _optimiser(recipe, torch_groups(self.network, self.groups, recipe.learning_rate))
         self.average = _average(self.network, recipe.ema_decay) if recipe.ema_decay else None
@@ -148,10 +161,11 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = group["base_lr"] * factor
         # One divisor for each loss, of all parts of all workers, known before the first forward pass
-        targets = [losses.label_targets(batch.labels, params) for batch in batches]
-        names = [*targets[0], *(["soft"] if params.soft_weight else [])]
-        divisors = self._summed([[_divisor(name, t, batch, params) for name in names]
-                                 for t, batch in zip(targets, batches, strict=True)]).clamp(min=1e-6)  # fmt: skip
+        targets = [_targets(batch, params) for batch in batches]
+        names = list(targets[0])
+        divisors = self._summed(
+            [[losses.divisor(target[name], self.class_weights) for name in names] for target in targets]
+        ).clamp(min=1e-6)
         self.optimiser.zero_grad(set_to_none=True)
         seconds = {"forward": 0.0, "backward": 0.0, "step": 0.0}
         sums: list[list[Tensor]] = []
@@ -161,8 +175,8 @@ class Trainer:
             self._synchronise(number == len(batches))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 logits = self._parallel(batch.images.contiguous(memory_format=torch.channels_last))
-            part = _loss_sums(logits, target, batch, params)
-            weighted = [_weight(name, params) * part[name] / divisors[i] for i, name in enumerate(names)]
+            part = {name: losses.cross_entropy_sum(logits[name], target[name], self.class_weights) for name in names}
+            weighted = [losses.loss_weight(name, params) * part[name] / divisors[i] for i, name in enumerate(names)]
             # DistributedDataParallel takes the mean of the workers' gradients, and this is a part of one sum
             total = torch.stack(weighted).sum() * _num_workers()
             middle = time.perf_counter()
@@ -172,7 +186,7 @@ class Trainer:
             seconds["backward"] += time.perf_counter() - middle
         began = time.perf_counter()
         means = dict(zip(names, (self._summed(sums) / divisors).tolist(), strict=True))
-        loss = sum(_weight(name, params) * value for name, value in means.items())
+        loss = sum(losses.loss_weight(name, params) * value for name, value in means.items())
         if not math.isfinite(loss):
             raise NonFiniteLossError(f"The loss of step {self.step} is {loss}.")
         norm = self._clip()
@@ -279,7 +293,9 @@ def normalise(images: np.ndarray | Tensor, preprocessing: Preprocessing, device:
 def _optimiser(recipe: TrainRecipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     if recipe.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.momentum, 0.999))
+    return torch.optim.AdamW(
+        groups, lr=recipe.learning_rate, betas=(recipe.momentum, recipe.second_momentum), fused=True
+    )
 
 
 def _average(network: nn.Module, decay: float) -> MovingAverage:
@@ -290,25 +306,48 @@ def _num_workers() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def _divisor(name: str, targets: Mapping[str, Tensor], batch: Batch, params: LossParams) -> Tensor:
-    if name != "soft":
-        return losses.divisor(targets[name], params)
-    if batch.inside is None:
-        raise ValueError("The recipe learns from a teacher (soft_weight), but the batch has no soft labels.")
-    return batch.inside.sum().float()
+def _targets(batch: Batch, params: LossParams) -> dict[str, Tensor]:
+    """What each loss is held against, by its name."""
+    targets = losses.label_targets(batch.labels, params)
+    if not params.teacher_share:
+        return targets
+    if batch.soft is None or batch.inside is None or batch.teacher_share is None:
+        raise ValueError("The recipe learns from a teacher (teacher_share), but the batch has no soft labels.")
+    mixed = losses.mix_targets(targets["main"], batch.soft, batch.inside, batch.teacher_share)
+    return dict.fromkeys(targets, mixed)
 
 
-def _loss_sums(
-    logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], batch: Batch, params: LossParams
-) -> dict[str, Tensor]:
-    sums = {name: losses.cross_entropy_sum(logits[name], target, params) for name, target in targets.items()}
-    if params.soft_weight:
-        assert batch.soft is not None and batch.inside is not None, "checked with the divisors"
-        sums["soft"] = losses.soft_cross_entropy_sum(logits["main"], batch.soft, batch.inside)
-    return sums
+def cut_mix(batch: Batch, rng: np.random.Generator) -> None:
+    """Put a rectangle of every view into its neighbour in the batch, in place; of up to half of the area.
+
+    It ends between positions of the grid, so that each of them keeps the pixels around it.
+    """
+    stride = losses.STRIDE_PX
+    side = (batch.labels.shape[2] - 1) // stride + 1
+    height, width = (min(side, max(1, round(side * math.sqrt(rng.uniform(0.05, 0.5))))) for _ in range(2))
+    top, left = int(rng.integers(side - height + 1)), int(rng.integers(side - width + 1))
+    rows = slice(max(0, top * stride - stride // 2), (top + height - 1) * stride + stride // 2 + 1)
+    columns = slice(max(0, left * stride - stride // 2), (left + width - 1) * stride + stride // 2 + 1)
+    for pixels in (batch.images, batch.labels):
+        pixels[..., rows, columns] = pixels[..., rows, columns].roll(1, 0)
+    if batch.soft is not None and batch.inside is not None:
+        for grid in (batch.soft, batch.inside, batch.teacher_share):
+            assert grid is not None, "all of a teacher, or nothing"
+            cells = (..., slice(top, top + height), slice(left, left + width))
+            grid[cells] = grid[cells].roll(1, 0)
 
 
-def _weight(name: str, params: LossParams) -> float:
-    if name == "soft":
-        return params.soft_weight
-    return losses.loss_weight(name, params) * ((1 - params.soft_weight) if name == "main" else 1.0)
+def paste_objects(batch: Batch) -> None:
+    """Put the objects of every view into its neighbour in the batch, at their places, in place.
+
+    What is neither label 0 nor void is an object.
+    """
+    objects = ((batch.labels != 0) & (batch.labels != IGNORE_LABEL)).roll(1, 0)  # (N, H, W)
+    batch.images.copy_(torch.where(objects.unsqueeze(1), batch.images.roll(1, 0), batch.images))
+    batch.labels.copy_(torch.where(objects, batch.labels.roll(1, 0), batch.labels))
+    if batch.soft is not None and batch.inside is not None:
+        cells = losses.align_labels(objects)
+        batch.soft.copy_(torch.where(cells.unsqueeze(1), batch.soft.roll(1, 0), batch.soft))
+        for grid in (batch.inside, batch.teacher_share):
+            assert grid is not None, "all of a teacher, or nothing"
+            grid.copy_(torch.where(cells, grid.roll(1, 0), grid))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcore.models.layers import Classifier, resize_scores
-from segcore.models.resnet import BasicBlock, Bottleneck, CompactResNet, ConvBn, ResNet, ShrinkingStem, ThreeStem
+from segcore.models.resnet import BasicBlock, Bottleneck, CompactResNet, ConvBn, ResNet, ThreeStem
 
 Pooling = Literal["average", "max"]
 
@@ -115,24 +115,10 @@ class CompactPspNet(PspNet):
         pyramid = PyramidPooling(trunk.out_channels, tuple(bins), "average", reduction=True)
         super().__init__(trunk, pyramid, num_classes, auxiliary_at=None)
         self.pitch_px = 4 * shrink
-        self.sample_every(1)
-
-    def sample_every(self, step: int) -> None:
-        """Compute every `step`-th position of the trunk's grid only, with the same weights: 1, 2, 4 or 8.
-
-        See `CompactResNet.sample_every`; the averages of the pyramid are then over fewer positions.
-        """
-        assert isinstance(self.trunk, CompactResNet)
-        self.head.conv.place(1, self.trunk.sample_every(step))
-
-    def take_shrunk(self, shrunk: bool) -> None:
-        """Whether images come at their small size already, as in training; scores then stay on the trunk's grid."""
-        assert isinstance(self.trunk.stem, ShrinkingStem)
-        self.trunk.stem.shrinks = not shrunk
+        self.head.conv.place(1, CompactResNet.out_dilation)
 
     def forward(self, images: Tensor) -> Tensor:
-        assert isinstance(self.trunk.stem, ShrinkingStem)
-        if not self.trunk.stem.shrinks or self.pitch_px == 8:
+        if self.pitch_px == 8:
             return self._scores(images)
         # A rectangle on whose corners both grids have a position, then the part of it that the images are
         height, width = images.shape[2:]

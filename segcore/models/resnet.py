@@ -139,16 +139,12 @@ class ShrinkingStem(SevenStem):
         if shrink not in (2, 3, 4):
             raise ValueError(f"shrink must be 2, 3 or 4, got {shrink!r}.")
         self.shrink = shrink
-        self.shrinks = True
-        """False: the images come shrunk already, as in training."""
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.shrinks:
-            # Two averages: a triangle around every second (third, fourth) pixel from the corner on; padding is the mean
-            side = self.shrink
-            images = F.pad(images, (side - 1,) * 4)
-            images = F.avg_pool2d(F.avg_pool2d(images, side, 1), side, side)
-        return super().forward(images)
+        # Two averages: a triangle around every second (third, fourth) pixel from the corner on; padding is the mean
+        side = self.shrink
+        images = F.pad(images, (side - 1,) * 4)
+        return super().forward(F.avg_pool2d(F.avg_pool2d(images, side, 1), side, side))
 
 
 class ThreeStem(nn.Module):
@@ -238,39 +234,27 @@ class ResNet(nn.Module):
 class CompactResNet(ResNet):
     """A narrow ResNet-14 (basic blocks 1, 1, 2, 2) behind a ShrinkingStem, all at the stem's stride by holes.
 
-    Without holes it is an ordinary ResNet with three more strides of 2. `sample_every` goes back and forth between the
-    two with the same weights.
+    It was trained as an ordinary ResNet, with a stride of 2 at each of res3 to res5: the same function at every eighth
+    position of this grid (the hole algorithm, v1 section 3.1).
     """
 
     STRIDES = (1, 1, 1, 1)
     DILATIONS = (1, 1, 1, 1)
     WIDTHS = (64, 96, 192, 320)
 
+    out_dilation = 8
+    """Dilation that layers behind it need."""
+
     def __init__(self, shrink: int) -> None:
         super().__init__(ShrinkingStem(shrink), BasicBlock, (1, 1, 2, 2), stride_on_first=False)
-        self.sample_every(1)
-
-    def sample_every(self, step: int) -> int:
-        """Compute only every `step`-th position of the dense grid, corner to corner: 1, 2, 4 or 8.
-
-        The function is the same (the hole algorithm, v1 section 3.1), exactly so where the grid's sides are multiples
-        of the step, plus 1; the work is up to 30 times less. Returns the dilation that layers behind it need.
-        """
-        if step not in (1, 2, 4, 8):
-            raise ValueError(f"step must be 1, 2, 4 or 8, got {step}.")
         dilation = 1
         for number in (3, 4, 5):
-            stride = 2 if step > 1 else 1
-            step //= stride
-            after = dilation * 2 // stride
             for index, block in enumerate(self.stage(number)):
                 assert isinstance(block, BasicBlock)
-                block.branch2a.place(stride if index == 0 else 1, dilation if index == 0 else after)
-                block.branch2b.place(1, after)
-                if block.branch1 is not None:
-                    block.branch1.place(stride, 1)
-            dilation = after
-        return dilation
+                # The first convolution looks at the grid that the stage before it left
+                block.branch2a.place(1, dilation if index == 0 else 2 * dilation)
+                block.branch2b.place(1, 2 * dilation)
+            dilation *= 2
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:

@@ -38,7 +38,7 @@ class Driver:
     def __init__(self, resolved: ResolvedTraining, record: dict[str, Any], *, measure_steps: int = 0) -> None:
         """record: of the output; the first session's number of threads is put into it.
 
-        measure_steps: steps that are only measured, without a word to anybody; what the workers say of them is in
+        measure_steps: steps that are only measured; what the workers say of them is in
         `news`. 0 trains. Raises JobError where the cluster has too little, or the batch cannot be shared.
         """
         self.resolved, self.record, self.measure_steps = resolved, record, measure_steps
@@ -112,7 +112,7 @@ class Driver:
             # Beside this thread, which listens to the workers
             fitting = threading.Thread(target=fit, daemon=True, name="ray-train")
             fitting.start()
-            watcher = Watcher(self.resolved.recipe, silent=bool(self.measure_steps))
+            watcher = Watcher(self.resolved.recipe, self.measure_steps)
             while fitting.is_alive():
                 fitting.join(_POLL_S)
                 self._listen(mailbox, watcher)

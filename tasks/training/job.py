@@ -1,10 +1,10 @@
 """What is asked of a training, by which recipe."""
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import annotated_types
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, field_validator, model_validator
 
 from segcore import recipes
 from segcore.inference import InferenceParams
@@ -26,8 +26,8 @@ class TrainJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=
     split: str = "auto"
     """Split of the dataset to learn from; "auto": train_aug where the dataset has one, otherwise train."""
 
-    validation_split: str = "val"
-    """Split to validate on."""
+    validation_split: str = "auto"
+    """Split to validate on; "auto": val, or no validation where the dataset has none."""
 
     initial: str | None = None
     """Weights to start from: name of a model, path or URI of a model directory; layers that fit are taken."""
@@ -37,6 +37,13 @@ class TrainJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=
 
     iterations: Annotated[int, annotated_types.Ge(1)] | None = None
     """Steps, instead of the recipe's; the schedule, its stairs and its warm-up shrink or grow with them."""
+
+    epochs: Annotated[float, annotated_types.Gt(0)] | None = None
+    """As many steps as show each image so often, instead of the recipe's number."""
+
+    minutes: Annotated[float, annotated_types.Gt(0)] | None = None
+    """As many steps as this machine does in so many minutes, by a measurement at the start, instead of the recipe's
+    number. A training that goes on keeps its number of steps."""
 
     batch_size: Annotated[int, annotated_types.Ge(1)] | None = None
     """Global batch, instead of the recipe's; learning rate and iterations follow by the linear rule."""
@@ -92,24 +99,39 @@ class TrainJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=
     compiled: bool = False
     """Let torch.compile fuse the kernels; takes a minute or more at the start."""
 
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        given = [name for name in ("iterations", "epochs", "minutes") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both given; one of them says how long to train.")
+        return self
+
     @field_validator("recipe", mode="before", json_schema_input_type=str | TrainRecipe)
     @classmethod
     def _named_recipe(cls, value: Any) -> Any:
         return recipes.recipe(value) if isinstance(value, str) else value
 
 
-def job_recipe(job: TrainJob) -> TrainRecipe:
-    """The recipe, with what the job asks for instead. ValueError: it does not fit together."""
+def job_recipe(job: TrainJob, images: int) -> TrainRecipe:
+    """The recipe, with what the job asks for instead, for a split of so many images.
+
+    ValueError: it does not fit together.
+    """
     recipe = job.recipe
     if job.batch_size is not None:
         recipe = recipes.with_batch_size(recipe, job.batch_size)
-    if job.iterations is not None:
+    if job.epochs is not None:
+        recipe = recipes.with_iterations(recipe, max(1, round(job.epochs * images / recipe.batch_size)))
+    elif job.iterations is not None:
         recipe = recipes.with_iterations(recipe, job.iterations)
+    else:
+        recipe = recipes.for_images(recipe, images)
     changes: dict[str, Any] = {
         name: value for name in ("learning_rate", "precision", "seed") if (value := getattr(job, name)) is not None
     }
     if job.crop_px is not None:
         changes["augmentation"] = replace(recipe.augmentation, crop_px=job.crop_px)
+        changes["phases"] = tuple(replace(phase, crop_px=job.crop_px) for phase in recipe.phases)
     return replace(recipe, **changes)
 
 
@@ -117,6 +139,6 @@ def describe_recipes() -> list[str]:
     """One line for each recipe."""
     return [
         f"{name:<30} {r.optimiser} {r.learning_rate:g}, {r.schedule.kind}, batch {r.batch_size}, {r.iterations} steps, "
-        f"crop {r.augmentation.crop_px}; from {r.initial or 'scratch'}"
+        f"crop {r.crop_px}; from {r.initial or 'scratch'}"
         for name, r in recipes.RECIPES.items()
     ]

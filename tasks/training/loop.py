@@ -20,7 +20,7 @@ import ray.train.torch
 import torch
 from torch import distributed
 
-from segcore import evaluation
+from segcore import evaluation, losses, sampling
 from segcore.card import ModelCard
 from segcore.checkpoint import LoadedModel
 from segcore.inference import InferenceParams
@@ -144,15 +144,25 @@ class _Loop:
         if config.initial is not None and not start:
             initial = load_model(config.initial).module.state_dict()
         network = new_network(config.recipe, len(config.classes), config.preprocessing, initial)
-        self.trainer = Trainer(config.recipe, network, self.device, compiled=config.compiled)
+        recipe = config.recipe
+        self.reader = SplitReader(config.dataset, config.train, config.cache_bytes)
+        drawn = class_weights = None
+        if recipe.draw_power or recipe.loss.class_power:
+            pixels = self.reader.class_pixels(len(config.classes))
+            drawn = sampling.drawing_weights(pixels, recipe.draw_power) if recipe.draw_power else None
+            if recipe.loss.class_power:
+                # As they are met: rare images are drawn more often
+                shares = pixels / pixels.sum(1, keepdims=True).clip(1)
+                met = shares.mean(0) if drawn is None else drawn @ shares
+                class_weights = losses.class_weights(met, recipe.loss.class_power)
+        self.trainer = Trainer(recipe, network, self.device, class_weights=class_weights, compiled=config.compiled)
         self.progress = Progress()
         if start:
             state = checkpoints.read_checkpoint(config.output, start[0])
             self.trainer.load_state_dict(state["trainer"])
             self.progress = Progress(**state["progress"])
-        self.reader = SplitReader(config.dataset, config.train, config.cache_bytes)
         teacher: Teacher | None = None
-        if config.recipe.loss.soft_weight:
+        if recipe.loss.teacher_share:
             assert config.teacher is not None, "checked by the driver"
             teacher = read_teacher(config.teacher, len(config.classes))
         self.loader = Loader(
@@ -165,6 +175,7 @@ class _Loop:
             images_at_once=config.images_at_once,
             num_threads=max(2, config.num_threads),
             device=self.device,
+            drawn=drawn,
         )
         self.rows: list[dict[str, Any]] = []
         self.first_row = self.trainer.step

@@ -43,6 +43,8 @@ class TrainPlan(BaseModel, frozen=True):
     num_workers: int
     device: str
     seconds_per_step: float
+    """On average over the whole training, whose crops may grow."""
+
     images_per_s: float
     device_busy: float
     peak_bytes: int
@@ -65,13 +67,13 @@ def make_plan(
     job, recipe = resolved.job, resolved.recipe
     rows = [row for row in news if "loss" in row]
     timed = rows[1:] or rows  # The first step warms caches up
-    seconds = sum(row["seconds"] for row in timed) / len(timed)
+    seconds = sum(row["seconds"] for row in timed) / len(timed) * recipe.mean_cost
     split = resolved.manifest.split(job.split)
     groups, frozen = _counted(recipe, len(resolved.manifest.classes))
     steps = recipe.iterations - start
     return TrainPlan(
         job=f"{recipe.model}, {recipe.iterations} steps of {recipe.batch_size} crops of "
-        f"{recipe.augmentation.crop_px} px, {recipe.optimiser}, {recipe.schedule.kind}, {recipe.precision}",
+        f"{recipe.crop_px} px, {recipe.optimiser}, {recipe.schedule.kind}, {recipe.precision}",
         groups=groups,
         frozen=frozen,
         images=split.images,

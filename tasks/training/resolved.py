@@ -37,21 +37,20 @@ class ResolvedTraining:
 
 def resolve(job: TrainJob) -> ResolvedTraining:
     """Look everything up that a job names. Raises JobError where it cannot be trained."""
-    try:
-        recipe = job_recipe(job)
-    except ValueError as error:
-        raise JobError(f"The recipe does not fit together: {error}") from None
     manifest = shards.read_manifest(storage.locate(job.dataset))
     job = job.model_copy(update={"split": manifest.training_split(job.split)})
     split = manifest.split(job.split)
+    try:
+        recipe = job_recipe(job, split.images)
+    except ValueError as error:
+        raise JobError(f"The recipe does not fit together: {error}") from None
+    if job.validation_split == "auto":
+        images = job.validation_images if "val" in manifest.splits else 0
+        job = job.model_copy(update={"validation_split": "val", "validation_images": images})
     if job.validation_images:
         manifest.split(job.validation_split)
-    if recipe.loss.soft_weight and job.teacher is None:
+    if recipe.loss.teacher_share and job.teacher is None:
         raise JobError("The recipe learns from a teacher too: give the npz file of its probabilities (teacher).")
-    if recipe.loss.class_weights is not None and len(recipe.loss.class_weights) != len(manifest.classes):
-        raise JobError(
-            f"The recipe weighs {len(recipe.loss.class_weights)} classes, the dataset has {len(manifest.classes)}."
-        )
     preprocessing, init, digest = models.variant(recipe.model).preprocessing, f"seeded, seed {recipe.seed}", ""
     trained_on = f"{manifest.name}-{job.split}"
     if job.initial is not None:
@@ -64,7 +63,7 @@ def resolve(job: TrainJob) -> ResolvedTraining:
         if card.saw_voc_val:
             trained_on += f" after {card.training_split}"  # What it saw before, it has still seen
     teacher = None
-    if recipe.loss.soft_weight and job.teacher is not None:
+    if recipe.loss.teacher_share and job.teacher is not None:
         place = storage.locate(job.teacher)
         with storage.explained(place):
             teacher = hashlib.sha256(storage.read_bytes(place)).hexdigest()

@@ -9,18 +9,17 @@ from tasks import progress
 class Watcher:
     """Reports how far a training is, and counts in `starts` how often its workers have begun."""
 
-    def __init__(self, recipe: TrainRecipe, *, silent: bool) -> None:
-        """silent: report to nobody, only count."""
+    def __init__(self, recipe: TrainRecipe, measure_steps: int) -> None:
+        """measure_steps: how many steps are only measured; 0 trains."""
         self.recipe = recipe
         self.starts = 0
-        self._tracker = None if silent else progress.Tracker(recipe.iterations, title="training", unit="steps")
+        title = "measuring" if measure_steps else "training"
+        self._tracker = progress.Tracker(measure_steps or recipe.iterations, title=title, unit="steps")
 
     def hear(self, news: dict[str, Any]) -> None:
         """One message of the workers."""
         if "resumed" in news:
             self.starts += 1
-        if self._tracker is None:
-            return
         if "resumed" in news:
             self._tracker.restart(news["step"])
             if news["resumed"]:
@@ -40,5 +39,4 @@ class Watcher:
 
     def end(self) -> None:
         """The session is over."""
-        if self._tracker is not None:
-            self._tracker.end()
+        self._tracker.end()

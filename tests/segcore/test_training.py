@@ -23,7 +23,15 @@ from segcore.models.vgg import FcHead
 from segcore.preprocessing import DEEPLAB
 from segcore.recipes import RECIPES, LossParams, TrainRecipe
 from segcore.schedules import Schedule
-from segcore.training import Batch, NonFiniteLossError, Trainer, new_network, normalise
+from segcore.training import (
+    Batch,
+    NonFiniteLossError,
+    Trainer,
+    cut_mix,
+    new_network,
+    normalise,
+    paste_objects,
+)
 
 SMALL = dataclasses.replace(RECIPES["deeplab_v2_resnet18"], iterations=10, loss=LossParams())
 """Frozen batch normalisation and no dropout: a step does not depend on how its batch is divided."""
@@ -56,6 +64,14 @@ def check_one_step(name: str) -> None:
         spread = copy.deepcopy(network).eval()(photographs.images).std().item()
     assert 0.1 < spread < 20
     trainer = Trainer(recipe, network)
+    if recipe.loss.teacher_share:
+        soft = torch.full((2, 21, 6, 6), 1 / 21)
+        photographs = dataclasses.replace(
+            photographs,
+            soft=soft,
+            inside=torch.ones(2, 6, 6, dtype=torch.bool),
+            teacher_share=torch.full((2, 6, 6), 0.3),
+        )
     before = {key: value.clone() for key, value in network.named_parameters() if value.ndim == 1}
     report = trainer.train_step([photographs])
     assert np.isfinite(report.loss)
@@ -163,16 +179,61 @@ def test_a_loss_that_is_no_number_changes_nothing():
 
 
 def test_a_teacher_is_learnt_from():
-    recipe = dataclasses.replace(SMALL, loss=LossParams(soft_weight=1.0), learning_rate=1e-4)
+    recipe = dataclasses.replace(SMALL, loss=LossParams(teacher_share=1.0), learning_rate=1e-4)
     trainer = Trainer(recipe, new_network(recipe))
     soft = torch.zeros(2, 21, 5, 5)
     soft[:, 3] = 1.0
-    views = dataclasses.replace(batch(), soft=soft, inside=torch.ones(2, 5, 5, dtype=torch.bool))
+    taught = {"soft": soft, "inside": torch.ones(2, 5, 5, dtype=torch.bool), "teacher_share": torch.ones(2, 5, 5)}
+    views = dataclasses.replace(batch(), **taught)
     reports = [trainer.train_step([views]) for _ in range(6)]
     assert reports[-1].loss < reports[0].loss
-    assert reports[0].loss == pytest.approx(reports[0].losses["soft"])
+    with torch.no_grad():
+        scores = trainer.network.eval()(views.images)
+    expected = -scores.log_softmax(1)[:, 3].mean()
+    after = trainer.train_step([views])
+    assert after.loss == pytest.approx(float(expected), rel=0.5), "of the teacher's class alone"
     with pytest.raises(ValueError, match="no soft labels"):
         trainer.train_step([batch()])
+
+
+def numbered(count: int, side: int = 65) -> Batch:
+    """Every view's pixels, labels and teacher are its number plus 1."""
+
+    def filled(*shape: int) -> Tensor:
+        return torch.arange(1.0, count + 1).reshape(-1, *[1] * len(shape)).expand(count, *shape).clone()
+
+    grid = (side - 1) // 8 + 1
+    known = torch.ones(count, grid, grid, dtype=torch.bool)
+    return Batch(
+        filled(3, side, side), filled(side, side).to(torch.uint8), filled(2, grid, grid), known, filled(grid, grid)
+    )
+
+
+def test_a_mixed_rectangle_has_pixels_labels_and_teacher_of_one_view():
+    for seed in range(20):
+        views = numbered(4)
+        cut_mix(views, np.random.default_rng(seed))
+        at_grid = views.images[:, 0, ::8, ::8]
+        assert at_grid.equal(views.soft[:, 0])
+        assert at_grid.equal(views.teacher_share)
+        assert at_grid.equal(losses.align_labels(views.labels).float())
+        assert 0 < (views.labels[0] != 1).float().mean() < 0.7
+
+
+def test_objects_go_to_the_next_view_with_their_labels():
+    views = numbered(2, side=17)
+    views.labels.zero_()
+    views.labels[0, 3:9, 3:17] = 8
+    views.labels[0, 2] = 255
+    paste_objects(views)
+    assert (views.images[0] == 1).all(), "the second view has no object to give"
+    assert (views.images[1, :, 3:9, 3:17] == 1).all()
+    assert (views.images[1] == 1).sum() == 3 * 6 * 14
+    assert (views.labels[1] == 8).sum() == 6 * 14 and not (views.labels[1] == 255).any()
+    # Positions lie at pixels 0, 8 and 16: the object holds those at row 8, columns 8 and 16
+    expected = torch.full((2, 3, 3), 2.0)
+    expected[:, 1, 1:] = 1.0
+    assert views.soft[1].equal(expected)
 
 
 def test_gradients_are_clipped_to_the_bound():
