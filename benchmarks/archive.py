@@ -43,9 +43,9 @@ source, output, engine, long_side, model = sys.argv[1:]
 job = ArchiveJob(
     source=source, output=output, model=model, crf_engine=engine, inference={"long_side_px": int(long_side)},
 )
-plan = list_archive.fn(job)
-session = segment_remaining.fn(job, plan)
-report = publish_report.fn(job, plan, session)
+plan = list_archive(job)
+session = segment_remaining(job, plan)
+report = publish_report(job, plan, session)
 assert report.masks == report.images
 rate = (session.images - 1) / (session.seconds - session.seconds_to_first)
 busy = ", ".join(f"{name} {stage['busy_share']:.0%}" for name, stage in session.stages.items())

@@ -145,7 +145,7 @@ def convert_files(files: list[str]) -> int:
 
 def convert(args: argparse.Namespace, folder: Path) -> None:
     from tasks import cluster
-    from tasks.spread import spread
+    from tasks.engines import spread
 
     files = [str(file) for file in sorted((folder / "cls").glob("*.mat"))]
     pieces = [files[k : k + 64] for k in range(0, len(files), 64)]

@@ -135,7 +135,7 @@ def _list(source: str, output: str) -> Callable[[], str]:
     from tasks.segmentation.job import list_archive
 
     def call() -> str:
-        plan = list_archive.fn(_job(source, output))
+        plan = list_archive(_job(source, output))
         return f"{plan.images} images, {plan.added} new, {plan.remaining_images} remain"
 
     return call

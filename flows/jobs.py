@@ -36,12 +36,14 @@ class Step(Protocol):
 
 def segment_archive(job: ArchiveJob, step: Step) -> ArchiveReport:
     """Give every image of an archive a mask, and say what is in it."""
+    from tasks import engines
     from tasks.segmentation.finish import publish_gallery, publish_report
     from tasks.segmentation.job import list_archive
     from tasks.segmentation.session import segment_remaining
 
-    plan = step(list_archive, again=True)(job)
-    session = step(segment_remaining, again=True)(job, plan)
+    with engines.opened(job.engine, cpus=job.cpus, gpus=job.gpus) as engine:
+        plan = step(list_archive, again=True)(job, engine)
+        session = step(segment_remaining, again=True)(job, plan, engine)
     report = step(publish_report, again=True)(job, plan, session)
     return step(publish_gallery)(job, report)
 

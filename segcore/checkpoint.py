@@ -84,7 +84,7 @@ def load(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0) ->
 
         card = _untrained_card(name_or_path, seed)
         # Built on the meta device: the initialisation for training would take longer than the seeded one.
-        with torch.device("meta"):
+        with torch.device("meta"), _without_initialisation():
             module = models.build(card.variant, len(card.classes), **card.options)
         module = module.to_empty(device="cpu")
         initialise_untrained(module, seed, card.preprocessing.input_std)
@@ -120,7 +120,7 @@ def load_packed(packed: PackedModel) -> LoadedModel:
     weights = Path(packed.where)
     card = ModelCard.from_json(packed.card, where=str(weights.parent / CARD_FILE))
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _without_initialisation():
             module = models.build(card.variant, len(card.classes), **card.options)
     except Exception as error:  # Options of a card are anybody's, and torch raises all kinds
         reason = " ".join(str(error).split())[:300]
@@ -142,6 +142,20 @@ def load_packed(packed: PackedModel) -> LoadedModel:
     module.load_state_dict({name: value.to(dtypes[name]) for name, value in tensors.items()}, assign=True)
     content = hashlib.sha256(packed.weights).hexdigest()
     return LoadedModel(module.eval(), card, _file_digest(content, card))
+
+
+def _without_initialisation() -> Any:
+    """Within, layers are made without drawing their weights: on the meta device a draw imports torch's compiler first,
+    which takes longer than everything else of a load."""
+    from torch.overrides import TorchFunctionMode
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_"):
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **(kwargs or {}))
+
+    return Mode()
 
 
 def digest_of(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0) -> str:

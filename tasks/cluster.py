@@ -24,6 +24,7 @@ import ray
 
 from tasks import storage, storage_faults
 from tasks.errors import JobError
+from tasks.processes import usable_cpus
 from tasks.storage import Location
 
 READ_CPUS = 0.25
@@ -57,6 +58,10 @@ class Plan:
 
     refine_nodes: tuple[str, ...] = ()
     """Likewise of each refiner."""
+
+    def workers(self) -> dict[str, int]:
+        """Workers of each stage."""
+        return {"read": self.num_readers, "score": self.num_scorers, "refine": self.num_refiners}
 
     def describe(self) -> str:
         """One line for a person."""
@@ -341,17 +346,6 @@ def _unwrapped(error: BaseException) -> str:
             break
         error = inner
     return next((text for text in texts if "The above exception was" in text), texts[-1])
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use: its affinity, and the container's quota where there is one."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/cpu.max") as file:  # noqa: PTH123
-            quota, period = file.read().split()[:2]
-        if quota != "max":
-            cpus = min(cpus, max(1, int(int(quota) / int(period))))
-    return cpus
 
 
 def _object_store_bytes() -> int:

@@ -58,6 +58,15 @@ def ray_cluster(s3_server: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def local_engine(s3_server: Path) -> Iterator[None]:
+    """One local engine for all tests, whose workers start once; after the S3 server, whose settings they inherit."""
+    from tasks import engines
+
+    with engines.opened("local"):
+        yield
+
+
+@pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """One Prefect server with a database of its own."""
     from prefect.settings import PREFECT_API_URL

@@ -15,7 +15,7 @@ from segcore.refinement import CrfParams, refine_scores
 from segcore.voc import CLASSES
 from tasks.archive.schema import empty_row
 from tasks.storage import locate
-from tasks.stream.pipeline import write_rows
+from tasks.stream.rows import write_rows
 
 
 def mask_row(

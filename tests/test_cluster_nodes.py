@@ -35,7 +35,7 @@ import ray
 from tasks.segmentation.job import ArchiveJob
 
 job = ArchiveJob(**json.loads(sys.argv[1]))
-plan = archive.list_archive.fn(job)
+plan = archive.list_archive(job)
 with cluster.connected():
     if cluster.is_shared():
         @ray.remote(num_cpus=0.1)
@@ -43,8 +43,8 @@ with cluster.connected():
             import segcore._crf, tasks.stream.pipeline
             return tasks.stream.pipeline.__file__, segcore._crf.__file__
         print(json.dumps({"code": ray.get(where.remote())}), flush=True)
-    session = archive_session.segment_remaining.fn(job, plan)
-    report = finish.publish_report.fn(job, plan, session)
+    session = archive_session.segment_remaining(job, plan)
+    report = finish.publish_report(job, plan, session)
 print(json.dumps({"run": report.run_id, "masks": report.masks, "nodes": session.nodes}), flush=True)
 """
 
@@ -109,8 +109,8 @@ def test_nodes_of_unequal_size_one_joins_and_one_leaves(nodes, ray_cluster, buck
     assert end["nodes"] == dict(committed)
 
     alone = ArchiveJob(**job, output=str(tmp_path / "alone"), limit=NUM_COMPARED)
-    plan = list_archive.fn(alone)
-    segment_remaining.fn(alone, plan)
+    plan = list_archive(alone)
+    segment_remaining(alone, plan)
     several, one = masks_of(bucket.folder / "out"), masks_of(tmp_path / "alone")
     assert len(several) == NUM_PHOTOGRAPHS and len(one) == NUM_COMPARED
     assert {image_id: several[image_id] for image_id in one} == one

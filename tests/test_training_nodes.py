@@ -38,7 +38,7 @@ from tasks.training.train import train
 from tasks.training.job import TrainJob
 
 with progress.told_to(progress.Terminal()):
-    print(train.fn(TrainJob.model_validate_json(sys.argv[1])).model_dump_json())
+    print(train(TrainJob.model_validate_json(sys.argv[1])).model_dump_json())
 """
 
 

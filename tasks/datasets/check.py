@@ -16,9 +16,9 @@ from tasks import progress, storage
 from tasks.datasets import pairs
 from tasks.datasets.pairs import Checked
 from tasks.datasets.voc_layout import BEFORE_FIX, IMAGES, Layout, Pair, is_training, is_validation, relative
+from tasks.engines import spread
 from tasks.errors import JobError
 from tasks.parquet_files import read_parquet
-from tasks.spread import spread
 from tasks.storage import Location
 
 _OF_IMAGE = (Kind.MISSING_IMAGE, Kind.IMAGE_UNREADABLE, Kind.SAME_IMAGE, Kind.LOOKS_SAME, Kind.SAME_WITHIN)

@@ -4,7 +4,7 @@ import numpy as np
 
 from segcore.seen_images import Looks, look_at
 from tasks.datasets.shards import RowGroup, Split, read_looks, read_row_group, row_groups
-from tasks.spread import spread
+from tasks.engines import spread
 from tasks.storage import Location
 
 

@@ -21,8 +21,8 @@ from tasks.datasets import fetch, pairs, shards, voc_layout
 from tasks.datasets.check import Examined, Reported
 from tasks.datasets.pairs import Part
 from tasks.datasets.shards import DatasetManifest, ShardFile, Split
+from tasks.engines import spread
 from tasks.errors import JobError
-from tasks.spread import spread
 from tasks.storage import Location
 
 

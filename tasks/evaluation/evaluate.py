@@ -26,6 +26,7 @@ from segcore.refinement import CrfParams
 from tasks import storage
 from tasks.commit import commit
 from tasks.datasets.shards import DatasetManifest, Split, read_manifest
+from tasks.engines import EngineName
 from tasks.errors import JobError
 from tasks.evaluation.code import code_version
 from tasks.evaluation.unseen import refuse_by_name
@@ -73,6 +74,10 @@ class ReevaluateJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
 
     report: bool = True
     """Write the report with its pictures."""
+
+    engine: EngineName = "auto"
+    """Where the work runs: local (processes of this machine) or ray; auto takes ray where RAY_ADDRESS is set or there
+    are GPUs."""
 
 
 @dataclass(frozen=True)

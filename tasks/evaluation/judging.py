@@ -17,7 +17,7 @@ from segcore.images import ErrorKind, ImageError, resize_labels
 from segcore.inference import ScoreMap, relative_work
 from segcore.predictor import PredictParams
 from segcore.refinement import Refined
-from tasks import cluster, progress, storage
+from tasks import engines, progress, storage
 from tasks.archive.entry_bytes import read_entries
 from tasks.archive.sources import Source, list_source
 from tasks.datasets.shards import Split
@@ -28,8 +28,10 @@ from tasks.evaluation.record import read_record, write_record
 from tasks.models.remote import local_model
 from tasks.storage import Location
 from tasks.stream.apart import limits_of
-from tasks.stream.pipeline import Refine, stream
+from tasks.stream.meter import Meter
+from tasks.stream.rows import MaskRows
 from tasks.stream.units import Destination, MaskParams, Record, Unit, mask_file
+from tasks.stream.worker import UnitWork
 
 UNIT_IMAGES = 16
 """Images of one file of counts: what a killed evaluation does again at most, for each worker."""
@@ -64,17 +66,15 @@ def evaluate(job: ReevaluateJob, asked: Evaluation) -> dict[str, Any]:
     units = [unit for unit in _units(source, split) if mask_file(unit.name) not in done]
     if units:
         _require_loadable(asked)
-    tracker = progress.Tracker(split.images, split.images - sum(len(unit.entries) for unit in units))
+    tracker = progress.Tracker(
+        split.images, split.images - sum(len(unit.entries) for unit in units), title="evaluating"
+    )
     try:
-        with cluster.connected():
-            cluster.free_resources()
-            workers = cluster.plan_nodes(cluster.free_nodes())
-            for report in stream(units, params, destination, workers, Judge):
+        with engines.at_hand(job.engine) as engine:
+            for report in engine.units(units, UnitWork(params, destination, Judge), Meter(asked.id)):
                 tracker.advance(report.images, report.errors.total())
-    except JobError:
-        raise
-    except Exception as error:
-        raise JobError(f"{asked.model} could not be evaluated: {cluster.explain(error).rstrip('.')}.") from error
+    except JobError as error:
+        raise type(error)(f"{asked.model} could not be evaluated: {str(error).rstrip('.')}.") from error
     finally:
         tracker.end()
     errors = forget_errors(folder)
@@ -114,8 +114,8 @@ class JudgeDestination(Destination):
     around: Around = "void"
 
 
-class Judge(Refine):
-    """Last stage: actor that refines as the archive does, and counts instead of storing masks for good."""
+class Judge(MaskRows):
+    """Last step: refines as the archive does, and counts instead of storing masks for good."""
 
     what = "judging"
     destination: JudgeDestination

@@ -8,7 +8,6 @@ A broken model keeps no other from its evaluation. What wakes people is found in
     OUTPUT/nights/<night>.json          what a night found; written last (`tasks/nights/record.py`)
 """
 
-import contextlib
 import datetime
 import hashlib
 import json
@@ -16,7 +15,7 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tasks import cluster, progress, storage
+from tasks import engines, progress, storage
 from tasks.errors import JobError
 from tasks.evaluation.code import code_version
 from tasks.evaluation.evaluate import (
@@ -107,19 +106,19 @@ def evaluate_models(job: ReevaluateJob, plan: NightPlan) -> Night:
             of.refused = str(error)
         except JobError as error:
             of.failure = str(error)
-    todo = [e for _, evaluations in asked for e in evaluations if not read_record(output, e.id)]
-    with cluster.connected() if todo else contextlib.nullcontext():
+    todo = {e.id for _, evaluations in asked for e in evaluations if not read_record(output, e.id)}
+    with engines.at_hand(job.engine):
         for of, evaluations in asked:
             try:
                 for e in evaluations:
-                    if e in todo:
+                    if e.id in todo:
                         progress.say(f"Evaluating {e.model}, {e.protocol}, on {e.images} images of {e.dataset}.")
                     evaluate(job, e)
                 of.evaluations = [e.id for e in evaluations]
             except JobError as error:
                 of.failure = str(error)
             except Exception as error:  # Whatever a broken model does is its own failure, not the night's
-                of.failure = cluster.explain(error)
+                of.failure = f"{type(error).__name__}: {error}".splitlines()[0]
     return night
 
 

@@ -68,7 +68,7 @@ def _device() -> str:
     import torch
 
     from segcore.device import choose_device, choose_precision
-    from tasks.cluster import usable_cpus
+    from tasks.processes import usable_cpus
 
     device = choose_device("auto")
     precision = str(choose_precision("auto", device)).removeprefix("torch.")

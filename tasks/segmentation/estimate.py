@@ -18,8 +18,8 @@ from tasks.archive.entries import Entry
 from tasks.archive.sources import Source, list_source
 from tasks.errors import JobError
 from tasks.segmentation.job import ArchiveJob, identify, mask_params
-from tasks.stream.pipeline import STAGES, Refine, Score, read_unit
-from tasks.stream.units import Destination, Unit, unit_table
+from tasks.stream.pipeline import Refine, Score, read_unit
+from tasks.stream.units import STAGES, Destination, Unit, unit_table
 
 START_S = 30.0
 """Until the workers of a job have started."""

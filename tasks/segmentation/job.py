@@ -8,6 +8,7 @@ proves the result.
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,15 +23,18 @@ from segcore.inference import InferenceParams, relative_work
 from segcore.predictor import PredictParams
 from segcore.refinement import CrfParams
 from tasks import progress, storage
+from tasks.archive import runs
 from tasks.archive.manifest import PART_IMAGES, Manifest, Part, extend
 from tasks.archive.output import Output, source_id
 from tasks.archive.schema import SCHEMA_VERSION
 from tasks.archive.sources import LeftAside, Source, list_source
+from tasks.engines import Engine, EngineName
 from tasks.errors import JobError
 from tasks.models.remote import local_model
 from tasks.results.report import GALLERY_IMAGES
 from tasks.stream.apart import limits_of
-from tasks.stream.units import MaskParams, Unit, mask_file
+from tasks.stream.units import Destination, MaskParams, Unit, mask_file
+from tasks.stream.worker import UnitWork
 
 DEFAULT_MODEL = "pspnet14"
 """The model whose weights ship with the project; see docs/default-model.md."""
@@ -104,6 +108,10 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     gpus: Annotated[int, annotated_types.Ge(0)] = 0
     """Ask an autoscaling cluster for this many GPUs; 0 takes what is there."""
 
+    engine: EngineName = "auto"
+    """Where the work runs: local (processes of this machine), ray (a cluster, or GPUs); auto takes ray where
+    RAY_ADDRESS is set or there are GPUs. Decides no mask: a job begun on one goes on with the other."""
+
     @property
     def predict(self) -> PredictParams:
         """What decides a mask, beside the model."""
@@ -132,16 +140,23 @@ class ArchivePlan:
     remaining_images: int
 
 
-def list_archive(job: ArchiveJob) -> ArchivePlan:
-    """Add what the source holds to the manifest, and say what remains to be done."""
+def list_archive(job: ArchiveJob, engine: Engine | None = None) -> ArchivePlan:
+    """Add what the source holds to the manifest, and say what remains to be done.
+
+    engine: starts meanwhile, where the run has not finished before.
+    """
     output = Output.at(job.output)
     identity = identify(job)
-    storage.require_writable(output.place)
     source = Source(storage.locate(job.source), job.id_column, job.image_column)
+    aside = LeftAside()
+    entries = list_source(source, leave_out=output.place, aside=aside)
+    first = list(itertools.islice(entries, 1))  # A source that cannot be read ends here, before anything is started
+    storage.require_writable(output.place)
+    if engine is not None and output.record(identity.run_id).get("status") != runs.FINISHED:
+        engine.prepare(unit_work(job, identity))
     with storage.explained(output.place):
         manifest = output.manifest(identity.source_id)
-        aside = LeftAside()
-        entries = list_source(source, leave_out=output.place, aside=aside)
+        entries = itertools.chain(first, entries)
         listing = extend(manifest, entries, refresh_changed=job.refresh_changed, limit=job.limit)
         if listing.added or listing.refreshed:
             manifest = output.manifest(identity.source_id)
@@ -274,6 +289,14 @@ def mask_params(job: ArchiveJob, identity: Identity) -> MaskParams:
         limits=limits_of(identity.work, job.image_seconds, job.image_memory_mib),
         keep_mask_before_crf=job.keep_mask_before_crf,
     )
+
+
+def unit_work(job: ArchiveJob, identity: Identity) -> UnitWork:
+    """What an engine does to the units of a job."""
+    output = Output.at(job.output)
+    png = output.png_folder(identity.run_id) if job.png else None
+    masks = output.masks_folder(identity.run_id)
+    return UnitWork(mask_params(job, identity), Destination(masks, identity.run_id, storage.locate(job.source), png))
 
 
 def units_of(part: Part, unit_images: int) -> Iterator[tuple[str, int, int]]:

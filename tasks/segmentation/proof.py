@@ -24,7 +24,7 @@ from tasks.results.reading import REMEDY
 from tasks.segmentation.job import Identity, units_of
 from tasks.segmentation.report import ArchiveReport, ClassCount
 from tasks.storage import Location
-from tasks.stream.pipeline import write_rows
+from tasks.stream.rows import write_rows
 from tasks.stream.units import mask_file
 
 _READERS = 16

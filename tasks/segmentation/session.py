@@ -1,39 +1,27 @@
-"""A session of the archive job: doing what remains of its run, wave by wave.
+"""A session of the archive job: doing what remains of its run, on an engine.
 
 What is done stands in the mask files alone, so a session may end anywhere; the run record says how it went.
 """
 
 import contextlib
-import itertools
-import random
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import ray
-
-from segcore import checkpoint
-from tasks import cluster, logs, progress, storage, storage_faults
+from tasks import engines, logs, progress, storage, storage_faults
 from tasks.archive import runs
 from tasks.archive.output import Output
-from tasks.errors import InterruptedJobError, JobError
+from tasks.engines import Engine
+from tasks.errors import JobError
 from tasks.segmentation.job import (
     ArchiveJob,
     ArchivePlan,
     Identity,
     identify,
-    mask_params,
     remaining_units,
+    unit_work,
 )
-from tasks.stream.growth import stream_growing
 from tasks.stream.meter import Meter
-from tasks.stream.units import Destination, Unit
-
-WAVE_UNITS = 2048
-"""Units handed to Ray at a time: bounds the driver's memory, and lets a grown cluster be planned anew. More on a large
-cluster, `wave_units`, whose workers take as long to start as those of a small one."""
-
-_WAVE_UNITS_OF_A_CPU = 16
 
 _PASSES = 5
 
@@ -63,65 +51,47 @@ class SessionReport:
     """Which stage starved another, and what to add; empty where they were in balance."""
 
 
-def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
-    """Stream every image that has no committed row through reading, scoring and refinement."""
+def segment_remaining(job: ArchiveJob, plan: ArchivePlan, engine: Engine | None = None) -> SessionReport:
+    """Give every image that has no committed row a mask or a reason.
+
+    engine: by default the one that is open, or the job's, for this call.
+    """
+    if engine is None:
+        with engines.at_hand(job.engine, cpus=job.cpus, gpus=job.gpus) as at_hand:
+            return segment_remaining(job, plan, at_hand)
     session = SessionReport()
     if not plan.remaining_units:
         return session
     output = Output.at(job.output)
     identity = identify(job)
-    params = mask_params(job, identity)
-    destination = Destination(
-        output.masks_folder(plan.run_id),
-        plan.run_id,
-        storage.locate(job.source),
-        output.png_folder(plan.run_id) if job.png else None,
-    )
-    free = (1.0, 0.0)
+    work = unit_work(job, identity)
     start = time.monotonic()
-    meter: Meter | None = None
+    meter = Meter(plan.run_id)
     tracker = progress.Tracker(plan.images, plan.images - plan.remaining_images)
     logs.event(f"{plan.remaining_images} images remain", run=plan.run_id, stage="session", images=plan.images)
     try:
         with storage.explained(output.place):
-            # Where another session of this run may be at work, begin elsewhere: both then share what is left
-            busy_already = runs.status(output.place, plan.run_id) == runs.RUNNING
-            spread_seed = random.randrange(2**32) if busy_already else None
             runs.begin(output.place, plan.run_id, _facts(job, identity, plan))
-        with cluster.connected():
-            cluster.grow(job.cpus, job.gpus)
-            packed = _packed(job)
-            for _ in range(_PASSES):  # Again where another session has listed images meanwhile
-                units = remaining_units(output.manifest(identity.source_id), output, identity)
-                waves = iter(lambda: list(itertools.islice(units, wave_units(free[0]))), [])  # noqa: B023
-                done_before = session.images
-                for wave in waves:
-                    free = cluster.free_resources(free)
-                    workers = cluster.plan_nodes(cluster.free_nodes())
-                    session.workers = workers.describe()
-                    meter = meter or Meter(plan.run_id)
-                    for report in stream_growing(
-                        _spread(wave, spread_seed), params, destination, workers, meter, packed=packed
-                    ):
-                        if not session.seconds_to_first:
-                            session.seconds_to_first = time.monotonic() - start
-                        meter.add(report)
-                        session.images = meter.images
-                        tracker.advance(report.images, report.errors.total())
-                if session.images == done_before:
-                    break
-            if meter is not None:
-                session.warning = meter.warn()
-    except JobError:
-        _note_end(output, plan.run_id, runs.FAILED, _measured(session, meter, start))
-        raise
-    except Exception as error:
-        reason = cluster.explain(error)
+        for _ in range(_PASSES):  # Again where another session has listed images meanwhile
+            units = remaining_units(output.manifest(identity.source_id), output, identity)
+            done_before = session.images
+            for report in engine.units(units, work, meter):
+                if not session.seconds_to_first:
+                    session.seconds_to_first = time.monotonic() - start
+                meter.add(report)
+                session.images = meter.images
+                tracker.advance(report.images, report.errors.total())
+            if session.images == done_before:
+                break
+        session.warning = meter.warn()
+    except JobError as error:
+        _note_end(output, plan.run_id, runs.FAILED, _measured(session, meter, start), failure=str(error))
+        reason = str(error)
+        if not session.images:
+            raise
         said = reason if reason.endswith("?") else reason.rstrip(".") + "."
-        _note_end(output, plan.run_id, runs.FAILED, _measured(session, meter, start), failure=reason)
-        kind = InterruptedJobError if cluster.may_pass(error) else JobError
         again = "" if "same command again" in reason else "; run the same command again to go on"
-        raise kind(
+        raise type(error)(
             f"The archive stopped after {session.images} images of this session: {said} What is done is kept{again}."
         ) from error
     except BaseException:  # Cancelled, or interrupted at the keyboard
@@ -132,21 +102,15 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan) -> SessionReport:
     return _measured(session, meter, start)
 
 
-def _measured(session: SessionReport, meter: Meter | None, start: float) -> SessionReport:
+def _measured(session: SessionReport, meter: Meter, start: float) -> SessionReport:
     """The session with what was measured until now."""
     session.seconds = time.monotonic() - start
-    if meter is not None:
+    if meter.images:
         session.errors = dict(meter.errors)
         session.stages = meter.stages()
+        session.workers = meter.describe()
         session.nodes = {node: images for node, images in meter.nodes.items() if images}
     return session
-
-
-def _packed(job: ArchiveJob) -> "ray.ObjectRef[checkpoint.PackedModel] | None":
-    """The model in Ray's object store, where the workers do not see the files of this machine."""
-    if not cluster.is_shared() or job.untrained or "://" in job.model:
-        return None
-    return ray.put(checkpoint.pack(job.model))
 
 
 def _facts(job: ArchiveJob, identity: Identity, plan: ArchivePlan) -> dict[str, Any]:
@@ -167,16 +131,3 @@ def _note_end(output: Output, run_id: str, status: str, session: SessionReport, 
     logs.event(f"session {status} after {session.images} images", run=run_id, stage="session", facts=facts)
     with contextlib.suppress(Exception):  # The storage may be what failed
         runs.end(output.place, run_id, status, asdict(session) if session.images else None, **facts)
-
-
-def wave_units(cpus: float) -> int:
-    """Units of one wave on a cluster with this many CPUs free: ten minutes of work and more against a start of 20 s."""
-    return max(WAVE_UNITS, int(_WAVE_UNITS_OF_A_CPU * cpus))
-
-
-def _spread(units: list[Unit], seed: int | None) -> list[Unit]:
-    """Start somewhere else in the list, so that two sessions of one run share the work instead of racing."""
-    if seed is None or not units:
-        return units
-    start = random.Random(seed).randrange(len(units))
-    return units[start:] + units[:start]

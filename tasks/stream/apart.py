@@ -5,21 +5,20 @@ Who did it is then seen from outside, not inferred; `apart_child.py` is what run
 """
 
 import contextlib
-import os
 import pickle
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
 from segcore.images import ErrorKind, ImageError
+from tasks import processes
 from tasks.errors import InterruptedJobError, JobError
+from tasks.processes import anonymous_bytes, ending, usable_memory
 
 CRASHES = 2
 """An image whose process has crashed this often, alone and in a fresh process each time, becomes an error row."""
@@ -33,8 +32,6 @@ _SECONDS_OF_WORK = 60.0
 _STARTS = 3
 _LOOK_EVERY_S = 0.05
 _START_S = 600.0  # Loads a model, perhaps over a network
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
@@ -81,6 +78,7 @@ class Apart:
         control: tuple[Any, ...] | None = None,
     ) -> None:
         self.made, self.what, self.limits, self.control = pickle.dumps(make), what, limits, control
+        self._proven: set[str] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
@@ -111,6 +109,11 @@ class Apart:
             if isinstance(ended, ImageError) or crashes >= CRASHES or kills >= KILLS:
                 self._prove_control()
                 raise ended if isinstance(ended, ImageError) else self._blame(ended)
+
+    def turn_to(self, what: str, control: tuple[Any, ...] | None) -> None:
+        """From now on it is this that is done to images, with this control."""
+        if what != self.what:
+            self.what, self.control = what, None if what in self._proven else control
 
     def touch(self) -> None:
         """Nothing: the limits are watched from outside."""
@@ -153,14 +156,7 @@ class Apart:
                 self._end()
             if self._connection is not None:
                 return self._connection
-            ours, theirs = Pipe()
-            # What the worker finds, the process must find: the code may have come with the job
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-            command = [sys.executable, "-c", "from tasks.stream.apart_child import main; main()", str(theirs.fileno())]
-            self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
-            )
-            theirs.close()
+            self._process, ours = processes.start("tasks.stream.apart_child:main")
             deadline = time.monotonic() + _START_S
             with contextlib.suppress(EOFError, OSError):
                 ours.send_bytes(self.made)
@@ -172,12 +168,12 @@ class Apart:
                     self._connection = ours
                     return ours
             code = self._end()
-        raise _not_started(self.what, _ending(code))
+        raise _not_started(self.what, ending(code))
 
     def _crash(self) -> "_Crash":
         code = self._end(kill=False)
         by_others = code in (-signal.SIGKILL, -signal.SIGTERM)
-        return _Crash(_ending(code), by_others)
+        return _Crash(ending(code), by_others)
 
     def _blame(self, crash: "_Crash") -> ImageError:
         if crash.by_others:
@@ -192,6 +188,7 @@ class Apart:
             return
         method, *arguments = self.control
         self.control = None  # Once
+        self._proven.add(self.what)
         try:
             self(method, *arguments)
         except ImageError as error:
@@ -241,30 +238,3 @@ def _not_started(what: str, reason: Exception | str) -> JobError:
         f"The process in which {what} is tried image by image does not start ({reason}): is memory short on this node, "
         "is the installation whole?"
     )
-
-
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"exit status {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
-
-
-def anonymous_bytes(pid: int | str = "self") -> int:
-    """Memory that a process holds for itself alone; 0 where the system does not tell."""
-    try:
-        with open(f"/proc/{pid}/statm") as file:  # noqa: PTH123
-            _, resident, shared, *_ = file.read().split()
-    except (OSError, ValueError):
-        return 0
-    return (int(resident) - int(shared)) * _PAGE_BYTES
-
-
-def usable_memory() -> int:
-    """Bytes of the machine, or of the container where that has fewer."""
-    memory = os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
-    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/memory.max") as file:  # noqa: PTH123
-        memory = min(memory, int(file.read()))
-    return memory

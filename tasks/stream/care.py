@@ -17,7 +17,8 @@ import ray
 
 from tasks import logs
 from tasks.errors import InterruptedJobError
-from tasks.stream.apart import Apart, ImageLimits, anonymous_bytes
+from tasks.processes import anonymous_bytes
+from tasks.stream.apart import Apart, ImageLimits
 
 TRIES = 30
 """A unit whose workers have died this often ends the session: with every image apart, no image did it."""

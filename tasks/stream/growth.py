@@ -23,6 +23,7 @@ from tasks.cluster import Plan
 from tasks.errors import InterruptedJobError, JobError
 from tasks.stream.meter import Meter
 from tasks.stream.pipeline import stream
+from tasks.stream.rows import MaskRows
 from tasks.stream.units import Destination, MaskParams, Unit, UnitReport
 
 LOOK_EVERY_S = 5.0
@@ -43,6 +44,7 @@ def stream_growing(
     destination: Destination,
     plan: Plan,
     meter: Meter,
+    rows: type[MaskRows] = MaskRows,
     packed: "ray.ObjectRef[PackedModel] | None" = None,
 ) -> Iterator[UnitReport]:
     """`tasks.stream.pipeline.stream` with these workers, and on whatever joins meanwhile; each unit is told once.
@@ -50,7 +52,7 @@ def stream_growing(
     Ends before all are done where a lost node holds up the others.
     Raises JobError where nothing is finished for an hour.
     """
-    lanes = _Lanes(params, destination, meter, packed)
+    lanes = _Lanes(params, destination, meter, rows, packed)
     lanes.start(units, plan)
     known = set(cluster.all_nodes())
     lost = False
@@ -111,9 +113,11 @@ class _Lanes:
         params: MaskParams,
         destination: Destination,
         meter: Meter,
+        last: type[MaskRows],
         packed: "ray.ObjectRef[PackedModel] | None",
     ) -> None:
-        self.params, self.destination, self.meter, self.packed = params, destination, meter, packed
+        self.params, self.destination, self.meter = params, destination, meter
+        self.last, self.packed = last, packed
         self.out: queue.Queue[UnitReport | BaseException] = queue.Queue()
         self.threads: list[threading.Thread] = []
         self._datasets: list[ray.data.Dataset] = []
@@ -158,10 +162,12 @@ class _Lanes:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self, units: list[Unit], plan: Plan) -> None:
-        self.meter.begin(plan)
+        self.meter.begin(plan.workers(), gpus=plan.score_gpus > 0)
         try:
             datasets = self._datasets
-            for report in stream(units, self.params, self.destination, plan, packed=self.packed, datasets=datasets):
+            for report in stream(
+                units, self.params, self.destination, plan, self.last, packed=self.packed, datasets=datasets
+            ):
                 self.out.put(report)
                 if self._parting.is_set():
                     break
@@ -170,7 +176,7 @@ class _Lanes:
                 _let_go(error)
                 self.out.put(error)
         finally:
-            self.meter.end(plan)
+            self.meter.end(plan.workers())
 
 
 def _let_go(error: BaseException) -> None:

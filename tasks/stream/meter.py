@@ -8,14 +8,14 @@ import collections
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from tasks import logs, progress
-from tasks.cluster import Plan
-from tasks.stream.pipeline import STAGES
-from tasks.stream.units import UnitReport
+from tasks.stream.units import STAGES, UnitReport
 
 _NAMES = {"read": "reading", "score": "scoring", "refine": "refinement"}
+_WORKERS = {"read": "reading", "score": "scoring", "refine": "refining"}
 _IDLE_SHARE = 0.4
 """A stage that waits for longer than this share of the time is worth a word."""
 
@@ -41,23 +41,31 @@ class Meter:
         """Images refined on each node, by its name and address."""
 
         self.gpus = False
+        self._most: collections.Counter[str] = collections.Counter()
         self._lock = threading.Lock()
         self._worker_seconds: collections.Counter[str] = collections.Counter()
         self._start = self._changed = time.monotonic()
         self._looked = self._start + _FIRST_LOOK_S - _LOOK_EVERY_S
         self._said = ""
-        self._metrics = _Metrics(run_id)
+        self._metrics: _Metrics | None = None
 
-    def begin(self, plan: Plan) -> None:
-        """These workers take part from now on."""
-        self._settle(plan)
-        self.gpus |= plan.score_gpus > 0
-        self._metrics.workers(self.workers)
+    def export(self) -> None:
+        """From now on Ray's exporter shows the figures too."""
+        self._metrics = self._metrics or _Metrics(self.run_id)
 
-    def end(self, plan: Plan) -> None:
+    def begin(self, workers: Mapping[str, int], *, gpus: bool = False) -> None:
+        """These workers take part from now on, by stage. gpus: whether scoring has devices of its own."""
+        self._settle(workers)
+        self.gpus |= gpus
+        self._most |= self.workers
+        if self._metrics is not None:
+            self._metrics.workers(self.workers)
+
+    def end(self, workers: Mapping[str, int]) -> None:
         """These workers have gone."""
-        self._settle(plan, -1)
-        self._metrics.workers(self.workers)
+        self._settle(workers, -1)
+        if self._metrics is not None:
+            self._metrics.workers(self.workers)
 
     def add(self, report: UnitReport) -> None:
         """A unit was committed."""
@@ -66,7 +74,8 @@ class Meter:
         self.busy.update(report.seconds)
         self.waits.update(report.waits)
         self.nodes[report.node] += report.images
-        self._metrics.add(report)
+        if self._metrics is not None:
+            self._metrics.add(report)
         logs.event(
             f"unit {report.unit} committed: {report.images} images",
             run=self.run_id,
@@ -99,6 +108,10 @@ class Meter:
             for stage in STAGES
         }
 
+    def describe(self) -> str:
+        """Workers that have taken part, in one line."""
+        return ", ".join(f"{most} {_WORKERS[stage]}" for stage, most in self._most.items())
+
     def warn(self) -> str:
         """Say it, once, where one stage starves another; returns what there is to say."""
         said = starving(self.stages(), gpus=self.gpus)
@@ -108,13 +121,13 @@ class Meter:
         self._said = said
         return said
 
-    def _settle(self, change: Plan | None = None, sign: int = 1) -> None:
+    def _settle(self, change: Mapping[str, int] | None = None, sign: int = 1) -> None:
         with self._lock:  # Streams begin and end in threads of their own
             now = time.monotonic()
             self._worker_seconds.update({stage: n * (now - self._changed) for stage, n in self.workers.items()})
             self._changed = now
             if change is not None:
-                self.workers.update({stage: sign * n for stage, n in _counts(change).items()})
+                self.workers.update({stage: sign * n for stage, n in change.items()})
 
 
 def starving(stages: dict[str, dict[str, float]], *, gpus: bool) -> str:
@@ -142,10 +155,6 @@ def starving(stages: dict[str, dict[str, float]], *, gpus: bool) -> str:
     if limit == "score" and idle > 2 * _IDLE_SHARE and busy["score"] > _BUSY_SHARE:
         return f"Refinement waits for scoring {idle:.0%} of the time: add GPUs, or take fewer CPUs."
     return ""
-
-
-def _counts(plan: Plan) -> dict[str, int]:
-    return {"read": plan.num_readers, "score": plan.num_scorers, "refine": plan.num_refiners}
 
 
 class _Metrics:

@@ -19,6 +19,8 @@ from tasks.archive.entries import Entry
 from tasks.storage import Location
 from tasks.stream.apart import ImageLimits
 
+STAGES = ("read", "score", "refine")
+
 HANDED_ON = "handed on at"
 WAITED = "waited for "
 """Beside the busy times of the stages, on the way with a unit."""

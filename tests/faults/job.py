@@ -21,9 +21,9 @@ def main() -> None:
     source, output, long_side = sys.argv[1:4]
     job = ArchiveJob(source=source, output=output, inference={"long_side_px": int(long_side)}, gallery_images=0)
     try:
-        plan = list_archive.fn(job)
-        session = segment_remaining.fn(job, plan)
-        report = publish_report.fn(job, plan, session)
+        plan = list_archive(job)
+        session = segment_remaining(job, plan)
+        report = publish_report(job, plan, session)
     except JobError as error:
         print(f"SENTENCE: {error}", flush=True)
         raise SystemExit(1) from None

@@ -83,7 +83,7 @@ def test_the_query_that_is_shown_can_be_asked(tmp_path):
     from tasks.archive.schema import empty_row
     from tasks.segmentation.report import ArchiveReport, query
     from tasks.storage import locate
-    from tasks.stream.pipeline import write_rows
+    from tasks.stream.rows import write_rows
 
     box = {"x0": 0, "y0": 0, "x1": 2, "y1": 1}
     classes = [{"index": 12, "name": "dog", "pixels": 2, "confidence": 0.5, "box": box}]

@@ -24,9 +24,9 @@ from tasks.segmentation.session import segment_remaining
 from tasks.segmentation.finish import publish_report
 job = ArchiveJob(source=sys.argv[1], output=sys.argv[2], inference={"long_side_px": 97}, gallery_images=0,
                  image_seconds=8, image_memory_mib=400)
-plan = list_archive.fn(job)
-session = segment_remaining.fn(job, plan)
-report = publish_report.fn(job, plan, session)
+plan = list_archive(job)
+session = segment_remaining(job, plan)
+report = publish_report(job, plan, session)
 print(report.images, report.masks, report.errors)
 """
 

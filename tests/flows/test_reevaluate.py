@@ -19,7 +19,7 @@ from tasks.nights.words import summary
 from tasks.storage import locate
 from tests.evaluation_data import INFERENCE, judged_in_process, save_model, small_dataset
 
-pytestmark = pytest.mark.usefixtures("prefect_server", "ray_cluster")
+pytestmark = pytest.mark.usefixtures("prefect_server", "local_engine")
 
 
 def night(job: ReevaluateJob) -> State:

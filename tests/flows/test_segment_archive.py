@@ -6,7 +6,7 @@ import pytest
 from flows.prefect_runs import segment_archive
 from tasks.segmentation.job import ArchiveJob
 
-pytestmark = pytest.mark.usefixtures("prefect_server", "ray_cluster")
+pytestmark = pytest.mark.usefixtures("prefect_server", "local_engine")
 
 
 def artifacts():

@@ -9,7 +9,8 @@ import pytest
 
 from segcore.images import ErrorKind, ImageError
 from tasks.errors import InterruptedJobError, JobError
-from tasks.stream.apart import Apart, ImageLimits, anonymous_bytes
+from tasks.processes import anonymous_bytes
+from tasks.stream.apart import Apart, ImageLimits
 
 
 class Deeds:

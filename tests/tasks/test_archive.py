@@ -14,15 +14,16 @@ from tasks.archive import runs
 from tasks.archive.manifest import Manifest
 from tasks.archive.output import Output
 from tasks.archive.schema import MASKS
+from tasks.engines.ray import WAVE_UNITS, wave_units
 from tasks.errors import JobError
 from tasks.segmentation.finish import publish_report
 from tasks.segmentation.job import ArchiveJob, identify, list_archive, units_of
 from tasks.segmentation.proof import check_run
-from tasks.segmentation.session import WAVE_UNITS, segment_remaining, wave_units
+from tasks.segmentation.session import segment_remaining
 from tasks.storage import locate
 from tests.conftest import photograph
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = pytest.mark.usefixtures("local_engine")
 
 
 def job_of(source, output, **options):
@@ -35,9 +36,9 @@ def job_of(source, output, **options):
 
 
 def run(job):
-    plan = list_archive.fn(job)
-    session = segment_remaining.fn(job, plan)
-    return publish_report.fn(job, plan, session)
+    plan = list_archive(job)
+    session = segment_remaining(job, plan)
+    return publish_report(job, plan, session)
 
 
 def rows_of(report):
@@ -82,9 +83,9 @@ def test_every_image_gets_one_row_and_a_second_run_does_nothing(photographs, tmp
     assert set(record["sessions"][0]["stages"]) == {"read", "score", "refine"}
     assert record["job"]["untrained"] is True and record["model_digest"]
 
-    plan = list_archive.fn(job)
+    plan = list_archive(job)
     assert (plan.added, plan.remaining_units) == (0, 0)
-    again = publish_report.fn(job, plan, segment_remaining.fn(job, plan))
+    again = publish_report(job, plan, segment_remaining(job, plan))
     assert (again.done_now, again.images, again.masks, again.errors) == (0, 9, 7, report.errors)
     assert again.classes == report.classes
 
@@ -217,7 +218,7 @@ def test_a_replaced_photograph_is_done_again_on_request_only(photographs, tmp_pa
     photograph(99, (64, 48)).save(photographs / "photo-0.jpg", quality=95)
     told = Mock()
     with progress.told_to(told):
-        plan = list_archive.fn(job)
+        plan = list_archive(job)
     assert (plan.changed, plan.remaining_units) == (1, 0)
     assert "1 photographs were replaced" in told.say.call_args.args[0]
     report = run(job_of(photographs, tmp_path / "out", refresh_changed=True))
@@ -225,7 +226,7 @@ def test_a_replaced_photograph_is_done_again_on_request_only(photographs, tmp_pa
     second = rows_of(report)  # Asserts that no image stands twice
     assert set(first) == set(second)
     assert [i for i in first if first[i]["mask"] != second[i]["mask"]] == ["photo-0.jpg"]
-    assert list_archive.fn(job).changed == 0
+    assert list_archive(job).changed == 0
 
 
 def test_rows_that_a_rival_listing_owns_are_dropped_at_the_finish(photographs, tmp_path):
@@ -247,9 +248,9 @@ def test_rows_that_a_rival_listing_owns_are_dropped_at_the_finish(photographs, t
 
 def test_what_vanished_after_the_listing_is_an_error_row(photographs, tmp_path):
     job = job_of(photographs, tmp_path / "out", crf=None)
-    plan = list_archive.fn(job)
+    plan = list_archive(job)
     (photographs / "photo-1.jpg").unlink()
-    report = publish_report.fn(job, plan, segment_remaining.fn(job, plan))
+    report = publish_report(job, plan, segment_remaining(job, plan))
     assert (report.masks, report.errors) == (5, {"missing": 1})
 
 
@@ -294,7 +295,7 @@ def test_a_job_that_cannot_run_says_why(photographs, tmp_path):
     ]:
         job = job_of(**({"source": photographs, "output": tmp_path / "out"} | options))
         with pytest.raises(JobError, match=words) as caught:
-            list_archive.fn(job)
+            list_archive(job)
         assert "\n" not in str(caught.value)
     assert not list((tmp_path / "nothing").iterdir())
 

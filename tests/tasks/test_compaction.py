@@ -32,7 +32,7 @@ from tasks.segmentation.job import ArchiveJob, identify, remaining_units
 from tasks.segmentation.proof import check_run
 from tasks.segmentation.report import ArchiveReport
 from tasks.storage import Location, locate
-from tasks.stream.pipeline import write_rows
+from tasks.stream.rows import write_rows
 from tasks.stream.units import mask_file
 from tests.outputs import error_row, mask_row, small_rows, write_run
 

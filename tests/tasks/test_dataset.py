@@ -87,7 +87,7 @@ def test_the_same_inputs_give_the_same_bytes_and_again_does_nothing(tmp_path):
     assert again.unchanged and again.written_now == 0 and files_of(tmp_path / "a") == first
 
 
-def test_a_change_of_the_inputs_replaces_just_what_it_touches(tmp_path, monkeypatch, ray_cluster):
+def test_a_change_of_the_inputs_replaces_just_what_it_touches(tmp_path, monkeypatch, local_engine):
     monkeypatch.setattr(shards, "PART_BYTES", 4000)
     mine, out = make_dataset(tmp_path / "mine", 12), str(tmp_path / "out")
     prepare(output=out, data=str(mine))

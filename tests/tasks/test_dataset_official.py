@@ -35,7 +35,7 @@ print("written", write_shards(job, sources).written_now, flush=True)
 """
 
 
-def test_the_official_lists_with_one_val_image_slipped_into_sbd(voc, tmp_path, ray_cluster):
+def test_the_official_lists_with_one_val_image_slipped_into_sbd(voc, tmp_path, local_engine):
     val = read_list(voc, "val")
     write_voc(tmp_path / "VOC2012", voc, small_labels)
     write_sbd(tmp_path / "dataset", voc, small_labels, slip_in=val[0])
@@ -107,8 +107,8 @@ def test_a_kill_while_shards_are_written_leaves_whole_files(tmp_path, monkeypatc
     reference = prepare(data=str(mine), output=str(tmp_path / "reference"))
     slow = JOB.replace(
         "job =",
-        "from tasks import spread\nfrom tasks.datasets import pairs, shards\n"
-        "shards.PART_BYTES, spread.FEW = 20_000, 1000\n"
+        "from tasks import engines\nfrom tasks.datasets import pairs, shards\n"
+        "shards.PART_BYTES, engines.FEW = 20_000, 1000\n"
         "plain = pairs.write_part\ndef late(*given):\n    import time; time.sleep(0.3); return plain(*given)\n"
         "pairs.write_part = late\njob =",
         1,

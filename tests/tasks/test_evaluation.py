@@ -1,4 +1,4 @@
-"""Judging images on Ray, the figures from their counts, the registry in a bucket, and what is refused."""
+"""Judging images on an engine, the figures from their counts, the registry in a bucket, and what is refused."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def job_of(place: Path, output: Path, **options: object) -> ReevaluateJob:
     return ReevaluateJob(**(given | {"output": str(output)} | options))
 
 
-def test_every_image_is_judged_once_as_in_one_process(place: Path, tmp_path: Path, ray_cluster: None) -> None:
+def test_every_image_is_judged_once_as_in_one_process(place: Path, tmp_path: Path, local_engine: None) -> None:
     job = job_of(place, tmp_path / "out")
     (model,) = list_models(job.models)
     (asked,) = evaluations_of(job, model, open_dataset(job)[0])

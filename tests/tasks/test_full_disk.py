@@ -69,10 +69,10 @@ def test_a_job_whose_disk_fills_up_goes_on_when_there_is_room(small_disk, tmp_pa
         gallery_images=0,
         keep_mask_before_crf=True,
     )
-    plan = list_archive.fn(job)
+    plan = list_archive(job)
     fill(small_disk, 40 * 1024)  # Room for some of the files, which take a page each at least
     with pytest.raises(JobError) as caught:
-        segment_remaining.fn(job, plan)
+        segment_remaining(job, plan)
     reason = str(caught.value)
     assert f"No space is left for {small_disk}/out" in reason and "run the same command again" in reason
     assert "\n" not in reason and "Errno" not in reason and "JobError" not in reason
@@ -82,10 +82,10 @@ def test_a_job_whose_disk_fills_up_goes_on_when_there_is_room(small_disk, tmp_pa
     assert len(kept) < 6 and all(name.startswith("part-") for name in kept)
     fill(small_disk, 0)
     with pytest.raises(JobError, match=f"No space is left for {small_disk}/out"):
-        list_archive.fn(job)  # What is full already is found before anything starts
+        list_archive(job)  # What is full already is found before anything starts
     (small_disk / "filler").unlink()
-    plan = list_archive.fn(job)
-    report = publish_report.fn(job, plan, segment_remaining.fn(job, plan))
+    plan = list_archive(job)
+    report = publish_report(job, plan, segment_remaining(job, plan))
     assert (report.images, report.masks) == (12, 12) and plan.remaining_units == 6 - len(kept)
     for file in small_disk.rglob("masks/run=*/*.parquet"):
         assert kept.get(file.name, file.read_bytes()) == file.read_bytes() and pq.read_table(file).num_rows == 2

@@ -1,8 +1,5 @@
 import collections
 
-import pytest
-
-from tasks.cluster import Plan
 from tasks.stream.meter import Meter, starving
 from tasks.stream.units import UnitReport
 
@@ -23,11 +20,10 @@ def test_who_starves_is_said_with_the_remedy():
     assert "wait for reading, which takes 80% of the work" in starving(stages(0.8, 0.1, 0.1), gpus=False)
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_units_add_up_to_the_figures_of_a_session():
     meter = Meter("run")
-    plan = Plan(2, 2, 2, 0.5, 0)
-    meter.begin(plan)
+    workers = {"read": 2, "score": 2, "refine": 2}
+    meter.begin(workers)
     for number in range(3):
         meter.add(
             UnitReport(
@@ -39,7 +35,7 @@ def test_units_add_up_to_the_figures_of_a_session():
                 node=f"node {number % 2}",
             )
         )
-    meter.end(plan)
+    meter.end(workers)
     figures = meter.stages()
     assert (meter.images, meter.errors, meter.nodes) == (12, {"empty": 3}, {"node 0": 8, "node 1": 4})
     assert figures["score"]["busy_s"] == 6.0 and figures["score"]["images_per_s"] == 2.0
@@ -54,7 +50,8 @@ def test_prometheus_is_told_the_same(ray_cluster):
     import ray
 
     meter = Meter("told")
-    meter.begin(Plan(1, 1, 1, 0.5, 0))
+    meter.export()
+    meter.begin({"read": 1, "score": 1, "refine": 1})
     meter.add(UnitReport("unit", images=4, errors=collections.Counter(empty=2), seconds={"score": 2.0}))
     (node,) = ray.nodes()
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"

@@ -11,7 +11,7 @@ from tasks.errors import JobError
 from tasks.results import reading
 from tasks.results.reading import FACTS, open_results
 from tasks.storage import locate
-from tasks.stream.pipeline import write_rows
+from tasks.stream.rows import write_rows
 from tests.outputs import error_row, mask_row, small_rows, write_run
 
 

@@ -67,16 +67,16 @@ def dataset(tmp_path_factory) -> str:
 def test_what_cannot_be_trained_is_refused_at_once(dataset, tmp_path):
     output = str(tmp_path / "out")
     with pytest.raises(JobError, match="no prepared dataset"):
-        train.fn(job(str(tmp_path), output))
+        train(job(str(tmp_path), output))
     with pytest.raises(JobError, match="no split 'train_aug'; it has train, val"):
-        train.fn(job(dataset, output, split="train_aug"))
+        train(job(dataset, output, split="train_aug"))
     with pytest.raises(JobError, match="learns from a teacher"):
         soft = dataclasses.replace(RECIPE, loss=LossParams(teacher_share=0.5))
-        train.fn(job(dataset, output, recipe=soft))
+        train(job(dataset, output, recipe=soft))
     with pytest.raises(JobError, match="33 would be"):
-        train.fn(job(dataset, output, crop_px=40))
+        train(job(dataset, output, crop_px=40))
     with pytest.raises(JobError, match="initial weights cannot be used"):
-        train.fn(job(dataset, output, initial=str(tmp_path / "nothing")))
+        train(job(dataset, output, initial=str(tmp_path / "nothing")))
     with pytest.raises(ValueError, match="did you mean"):
         job(dataset, output, recipe="pspnet102")
     assert not (tmp_path / "out").exists()
@@ -203,7 +203,7 @@ def test_a_training_that_waits_says_for_what(dataset, ray_cluster, tmp_path):
 def undisturbed(dataset, ray_cluster, tmp_path_factory) -> dict[str, torch.Tensor]:
     """Weights of a training that nothing happened to."""
     output = str(tmp_path_factory.mktemp("undisturbed"))
-    assert train.fn(job(dataset, output)).restarts == 0
+    assert train(job(dataset, output)).restarts == 0
     return weights(output)
 
 
@@ -223,7 +223,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(kind, dataset, undistu
     asked = job(dataset, output)
     program = (
         "import sys; from tasks.training.train import train; from tasks.training.job import TrainJob; "
-        "train.fn(TrainJob.model_validate_json(sys.stdin.read()))"
+        "train(TrainJob.model_validate_json(sys.stdin.read()))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, start_new_session=True)
     assert process.stdin is not None
@@ -233,7 +233,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(kind, dataset, undistu
     wait_for_step(locate(output), 4, lambda: process.poll() is None)
     time.sleep(0.3)
     kill_tree(process)
-    report = train.fn(asked)
+    report = train(asked)
     assert 4 <= report.resumed_from < 24
     assert report.steps_now == 24 - report.resumed_from
     found = weights(output)
@@ -267,9 +267,9 @@ def test_a_lost_worker_is_survived(dataset, ray_cluster, tmp_path):
     Against an undisturbed training of two workers, since one worker adds up in another order.
     """
     undisturbed, output = str(tmp_path / "undisturbed"), str(tmp_path / "out")
-    assert train.fn(job(dataset, undisturbed, num_workers=2)).restarts == 0
+    assert train(job(dataset, undisturbed, num_workers=2)).restarts == 0
     reports = []
-    training = threading.Thread(target=lambda: reports.append(train.fn(job(dataset, output, num_workers=2))))
+    training = threading.Thread(target=lambda: reports.append(train(job(dataset, output, num_workers=2))))
     training.start()
     wait_for_step(locate(output), 4, training.is_alive)
     workers = workers_below(os.getpid())
@@ -287,14 +287,14 @@ def test_a_loss_that_is_no_number_ends_it_with_step_and_images(dataset, ray_clus
     hopeless = dataclasses.replace(RECIPE, learning_rate=1e18)
     told = r"The loss of step \d+ is (nan|inf).*Its batch: photo-\d, photo-\d.*learning rate, or initial weights"
     with pytest.raises(JobError, match=told):
-        train.fn(job(dataset, str(tmp_path / "out"), recipe=hopeless))
+        train(job(dataset, str(tmp_path / "out"), recipe=hopeless))
     assert not (tmp_path / "out" / "model").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_plan_counts_and_measures_and_writes_nothing(dataset, ray_cluster, tmp_path):
-    found = plan.fn(job(dataset, str(tmp_path / "out"), batch_size=2, iterations=1000))
+    found = plan(job(dataset, str(tmp_path / "out"), batch_size=2, iterations=1000))
     assert not (tmp_path / "out").exists()
     # ResNet-18 at 3 classes; its frozen batch normalisation is all that does not train
     by_label = {group.label: group.parameters for group in found.groups}
@@ -315,4 +315,4 @@ def test_an_image_that_cannot_be_read_ends_it_by_its_name(ray_cluster, tmp_path)
     rows = [shards.ShardRow(**row) for row in table.to_pylist()]
     shards.write_part(place, split.files[0].path, [*rows[:-1], dataclasses.replace(rows[-1], image=b"garbage")])
     with pytest.raises(JobError, match=f"image {rows[-1].id} cannot be used"):
-        train.fn(job(str(tmp_path / "data"), str(tmp_path / "out")))
+        train(job(str(tmp_path / "data"), str(tmp_path / "out")))

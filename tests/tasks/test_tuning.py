@@ -56,7 +56,7 @@ def same_but_work(a: TuneReport, b: TuneReport) -> bool:
 
 
 def test_search_stops_goes_on_and_repeats(job: TuneJob, ray_cluster: None) -> None:
-    report = search_crf.fn(job)
+    report = search_crf(job)
     output = Path(job.output)
     assert report.mean_iou >= report.preset_mean_iou
     assert report.mean_iou > report.without_crf
@@ -70,28 +70,28 @@ def test_search_stops_goes_on_and_repeats(job: TuneJob, ray_cluster: None) -> No
     assert json.loads((output / "best.json").read_text())["mean_iou"] == report.mean_iou
     assert Image.open(output / "heatmap.png").size[0] > 100
 
-    again = search_crf.fn(job)
+    again = search_crf(job)
     assert again.new_points == 0
     assert same_but_work(again, report)
 
     # As after a kill: some points are not there yet
     for path in sorted((output / "points").iterdir())[::3]:
         path.unlink()
-    resumed = search_crf.fn(job)
+    resumed = search_crf(job)
     assert 0 < resumed.new_points < report.num_points
     assert same_but_work(resumed, report)
 
-    one = search_crf.fn(job.model_copy(update={"output": str(output.parent / "one"), "num_actors": 1}))
+    one = search_crf(job.model_copy(update={"output": str(output.parent / "one"), "num_actors": 1}))
     assert same_but_work(one, report)
 
 
 def test_what_cannot_be_searched_is_said(job: TuneJob, ray_cluster: None) -> None:
     with pytest.raises(JobError, match="scores of 10 images, 24 are asked for"):
-        search_crf.fn(job.model_copy(update={"num_images": 20}))
+        search_crf(job.model_copy(update={"num_images": 20}))
     with pytest.raises(JobError, match="No class is in 7 of the 6 images"):
-        search_crf.fn(job.model_copy(update={"least_images": 7, "num_held_out": 0}))
+        search_crf(job.model_copy(update={"least_images": 7, "num_held_out": 0}))
     (Path(job.images) / "p3.jpg").unlink()
     with pytest.raises(JobError, match=r"p\d.jpg"):
-        search_crf.fn(job.model_copy(update={"num_images": 10, "num_held_out": 0}))
+        search_crf(job.model_copy(update={"num_images": 10, "num_held_out": 0}))
     with pytest.raises(JobError, match="does not exist"):
-        search_crf.fn(job.model_copy(update={"scores": job.scores + "x"}))
+        search_crf(job.model_copy(update={"scores": job.scores + "x"}))

@@ -1,0 +1,29 @@
+"""The predictor of a job, in whatever process it is needed."""
+
+import functools
+
+from segcore import checkpoint
+from segcore.checkpoint import LoadedModel, PackedModel
+from segcore.predictor import Predictor
+from tasks.errors import JobError
+from tasks.models.remote import local_model
+from tasks.stream.units import MaskParams
+
+
+def predictor_of(params: MaskParams, packed: PackedModel | None = None) -> Predictor:
+    """What takes the images of a job to masks, in any worker; the model is loaded where something is scored."""
+    try:
+        # One thread: there is a worker on every core
+        return Predictor(functools.partial(_load, params, packed), params.predict, num_threads=1)
+    except ValueError as error:  # The CRF engine that the run began with
+        raise JobError(f"Not every node can do this job. {error}") from None
+
+
+def _load(params: MaskParams, packed: PackedModel | None) -> LoadedModel:
+    if packed is not None:
+        model = checkpoint.load_packed(packed)
+    else:
+        model = checkpoint.load(local_model(params.model), untrained=params.untrained, seed=params.seed)
+    if model.digest != params.model_digest:
+        raise JobError(f"The model {params.model} is not the one that the run began with: was it replaced?")
+    return model

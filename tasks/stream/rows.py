@@ -1,0 +1,130 @@
+"""The last step of a unit: what the scores of its images become, one row an image, committed as one file."""
+
+import contextlib
+import ctypes
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segcore import masks
+from segcore.images import ErrorKind, ImageError
+from segcore.inference import ScoreMap
+from segcore.memory import is_out_of_memory
+from tasks import storage
+from tasks.archive.entries import Entry
+from tasks.archive.schema import MASKS, empty_row
+from tasks.storage import Location
+from tasks.stream.model import predictor_of
+from tasks.stream.png_files import write_png
+from tasks.stream.units import Destination, MaskParams, Record
+
+GREY = np.full((65, 65, 3), 128, np.uint8)
+"""An image that nothing can be wrong with: where it fails too, the photographs are not to blame."""
+
+_ROW_GROUP_BYTES = 32 * 2**20  # Row groups are cut by bytes: a binary column of one chunk overflows past 2 GiB
+
+
+class MaskRows:
+    """Sharpens, encodes and commits masks.
+
+    For other rows than masks, override `begin`, `control`, `base_row`, `columns` and `commit`.
+    """
+
+    what = "refinement"
+    """What an error row says has failed."""
+
+    def __init__(self, params: MaskParams, destination: Destination) -> None:
+        self.params, self.destination = params, destination
+        self.predictor = predictor_of(params)
+
+    def begin(self, records: list[Record]) -> None:
+        """Called before images are refined, with the records of the unit, or of one of its images."""
+
+    def control(self) -> tuple[Any, ...] | None:
+        """A call for columns of an image that nothing is wrong with."""
+        record = Record(Entry("", "", "file", b"", 0, None, ""), None, 65, 65, (65, 65), extent_px=(65, 65))
+        return "columns", record, GREY, np.zeros((len(self.params.classes), 9, 9), np.float16), ""
+
+    def base_row(self, record: Record) -> dict[str, Any]:
+        """The row of an image as far as no mask is needed, with its error where it has one."""
+        entry = record.entry
+        row = empty_row() | {
+            "image_id": entry.image_id,
+            "run_id": self.destination.run_id,
+            "uri": entry.uri,
+            "source_size": entry.size if entry.size is not None else record.size,
+            "source_etag": entry.version,
+            "width": record.width or None,
+            "height": record.height or None,
+            "model": self.params.model_name,
+            "note": record.note or None,
+        }
+        if record.error is not None:
+            row |= {"error_kind": record.error.kind.value, "error": str(record.error)}
+        return row
+
+    def columns(self, record: Record, image: np.ndarray, scores: np.ndarray, device: str) -> dict[str, Any]:
+        """What the scores of an image add to its row."""
+        refined = self.predictor.refine(image, ScoreMap(scores, record.extent_px))
+        mask = self.predictor.mask(refined.labels, record.width, record.height)
+        height, width = mask.shape
+        classes = masks.summarise(refined.labels, refined.class_confidence, width, height)
+        columns = {
+            "mask": masks.encode_mask(mask),
+            "mask_width": width,
+            "mask_height": height,
+            "classes": [
+                {
+                    "index": c.index,
+                    "name": self.params.classes[c.index],
+                    "pixels": c.pixels,
+                    "confidence": c.confidence,
+                    "box": dict(zip(("x0", "y0", "x1", "y1"), c.box, strict=True)),
+                }
+                for c in classes
+            ],
+            "confidence": refined.confidence,
+            "entropy": refined.entropy,
+            "changed_by_crf": refined.changed,
+            "device": device,
+        }
+        if self.params.keep_mask_before_crf:
+            columns["mask_before_crf"] = masks.encode_mask(
+                self.predictor.mask(refined.labels_before, record.width, record.height)
+            )
+        return columns
+
+    def commit(self, unit: str, rows: list[dict[str, Any]]) -> None:
+        """Write the rows of a unit, whole or not at all."""
+        if self.destination.png is not None:
+            for row in rows:
+                write_png(self.destination.png, row["image_id"], row["mask"])
+        # Last, since its existence means that the unit is done
+        write_rows(self.destination.file_of(unit), rows)
+
+
+def failure_of(what: str, error: Exception) -> ImageError:
+    """What an error row says of an exception that one image has raised."""
+    if isinstance(error, ImageError):
+        return error
+    return ImageError(ErrorKind.MEMORY if is_out_of_memory(error) else ErrorKind.FAILED, f"{what} failed: {error}")
+
+
+def give_back_memory() -> None:
+    """Return what the last unit has left free to the system: buffers of ever other sizes leave holes that add up."""
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError):  # Only the GNU C library has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def write_rows(place: Location, rows: list[dict[str, Any]] | pa.Table) -> None:
+    """Write one mask file, whole or not at all."""
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=MASKS)
+    buffer = io.BytesIO()
+    per_row = max(1, table.nbytes // max(1, table.num_rows))
+    # PNG and identities are dense already; the other columns are small
+    pq.write_table(table, buffer, compression="zstd", row_group_size=max(1, _ROW_GROUP_BYTES // per_row))
+    storage.write_whole(place, buffer.getvalue())

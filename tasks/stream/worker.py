@@ -1,0 +1,280 @@
+"""Whole units in one process: read, score, refine, encode, commit, image by image, with nothing handed on.
+
+Every engine that gives a unit to one process uses this; `tasks/stream/pipeline.py` takes the same steps apart.
+"""
+
+import functools
+import logging
+import platform
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from segcore import masks
+from segcore.checkpoint import PackedModel
+from segcore.images import ImageError, Photograph
+from segcore.inference import ScoreMap
+from segcore.memory import DeviceShortError
+from tasks import logs, storage
+from tasks.archive.entries import Entry
+from tasks.archive.entry_bytes import read_entries
+from tasks.errors import JobError
+from tasks.storage import Location
+from tasks.stream.apart import Apart, ImageLimits
+from tasks.stream.model import predictor_of
+from tasks.stream.rows import GREY, MaskRows, failure_of, give_back_memory
+from tasks.stream.units import Destination, MaskParams, Record, Unit, UnitReport
+
+_READ_AHEAD = 4
+"""Images that are fetched while others are computed, where fetching one means waiting for a network."""
+
+
+@dataclass(frozen=True)
+class UnitWork:
+    """What is done to units: a job's parameters, where rows go, and the last step. Small, and picklable."""
+
+    params: MaskParams
+    destination: Destination
+    last: type[MaskRows] = MaskRows
+    """What becomes of the scores."""
+
+    packed: PackedModel | None = None
+    """The model, where workers cannot read it by its path."""
+
+    @property
+    def limits(self) -> ImageLimits:
+        """What one image may take in one stage."""
+        return self.params.limits
+
+    def worker(self) -> "UnitWorker":
+        """What does it in this process; the model is loaded by the first score, or by `UnitWorker.warm`."""
+        return UnitWorker(self)
+
+
+class Beat(Protocol):
+    """Called before each stage of each image, so that who watches the process knows what it is at."""
+
+    def __call__(self, stage: str) -> None: ...
+
+
+class UnitWorker:
+    """Does whole units, one after another."""
+
+    def __init__(self, work: UnitWork) -> None:
+        self.work = work
+        self.predictor = predictor_of(work.params, work.packed)
+        self.last = work.last(work.params, work.destination)
+
+    def warm(self) -> None:
+        """Load the model, and let the libraries make what they make at the first image."""
+        self.predictor.score([GREY])
+
+    def __call__(self, unit: Unit, beat: Beat, isolated: bool = False) -> UnitReport:
+        """Give every image of the unit its row, and commit them as one file.
+
+        isolated: each image in a process of its own, since a worker has died over this unit.
+        """
+        report = UnitReport(unit.name, node=platform.node())
+        destination = self.work.destination
+        with storage.explained(destination.masks):
+            if storage.exists(destination.file_of(unit.name)):
+                report.done_elsewhere = True
+                return report
+        give_back_memory()
+        seconds = dict.fromkeys(("read", "score", "refine"), 0.0)
+        if isolated:
+            with Apart(functools.partial(UnitWorker, self.work), "reading", self.work.limits) as apart:
+                rows = self._rows(unit, _Isolated(apart, self.last), report, seconds)
+        else:
+            self.last.begin([Record(entry) for entry in unit.entries])
+            rows = self._rows(unit, _Here(self, beat), report, seconds)
+        start = time.perf_counter()
+        beat("commit")
+        with storage.explained(destination.masks):
+            self.last.commit(unit.name, rows)
+        seconds["refine"] += time.perf_counter() - start
+        report.seconds = seconds
+        if report.errors:
+            logs.event(
+                f"unit {unit.name} has {report.errors.total()} error rows",
+                run=destination.run_id,
+                stage="refine",
+                level=logging.WARNING,
+                unit=unit.name,
+                errors={row["image_id"]: row["error"] for row in rows if row.get("error")},
+            )
+        return report
+
+    def _rows(
+        self, unit: Unit, hands: "_Here | _Isolated", report: UnitReport, seconds: dict[str, float]
+    ) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        bytes_of = hands.bytes_of(self.work.destination.source, unit.entries)
+        proven = False
+        while True:
+            start = time.perf_counter()
+            entry, data = next(bytes_of, (None, b""))
+            if entry is None:
+                return rows
+            record = Record(entry)  # Of the bytes that were read, where they are newer than the listing
+            stage, columns = "read", {}
+            try:
+                if isinstance(data, ImageError):
+                    raise data
+                record.size = len(data)
+                photograph = hands.decode(data)
+                record.width, record.height, record.note = photograph.width, photograph.height, photograph.note
+                record.shape = (photograph.image.shape[0], photograph.image.shape[1])
+                start, stage = _add(seconds, stage, start), "score"
+                scores = hands.score(photograph.image)
+                start, stage = _add(seconds, stage, start), "refine"
+                record.scores_shape, record.extent_px = scores.scores.shape, scores.extent_px
+                columns = hands.columns(record, photograph.image, scores.scores)
+            except (JobError, DeviceShortError):
+                raise
+            except Exception as error:
+                what = {"read": "reading", "score": "scoring", "refine": self.last.what}[stage]
+                record.error, columns = failure_of(what, error), {}
+                if stage == "score" and not isinstance(error, ImageError):
+                    hands.renew(error)
+                if stage == "score" and not proven:
+                    # Where a plain grey image fails too, it is not the images' fault, and no row may say so
+                    hands.score(GREY)
+                    proven = True
+            rows.append(self.last.base_row(record) | columns)
+            report.images += 1
+            if record.error is not None:
+                report.errors[record.error.kind.value] += 1
+            _add(seconds, stage, start)
+
+    # What is done to one image, here or in a process of its own
+
+    def fetch(self, entry: Entry) -> tuple[Entry, bytes | ImageError]:
+        """The bytes of one image."""
+        return next(read_entries(self.work.destination.source, [entry]))
+
+    def decode(self, data: bytes) -> Photograph:
+        """The photograph at working size. Raises ImageError."""
+        return self.predictor.decode(data)
+
+    def score(self, image: np.ndarray) -> ScoreMap:
+        """Scores of one image at working size."""
+        return self.predictor.score([image])[0]
+
+    def columns(self, record: Record, image: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+        """What the scores of one image add to its row."""
+        return self.last.columns(record, image, scores, self.predictor.device)
+
+    def columns_alone(self, record: Record, image: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+        """The same where the images before were somewhere else."""
+        self.last.begin([record])
+        return self.columns(record, image, scores)
+
+
+def _add(seconds: dict[str, float], stage: str, start: float) -> float:
+    """Count what has passed for a stage; the time now."""
+    now = time.perf_counter()
+    seconds[stage] += now - start
+    return now
+
+
+class _Here:
+    """The steps of one image in this process, which is watched from outside."""
+
+    def __init__(self, worker: UnitWorker, beat: Beat) -> None:
+        self.worker, self.beat = worker, beat
+
+    def bytes_of(self, root: Location, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | ImageError]]:
+        self.beat("fetch")
+        found = read_entries(root, entries)  # Those of one container together
+        for pair in found if root.protocol == "file" else _ahead(found):
+            yield pair
+            self.beat("fetch")
+
+    def decode(self, data: bytes) -> Photograph:
+        self.beat("read")
+        return self.worker.decode(data)
+
+    def score(self, image: np.ndarray) -> ScoreMap:
+        self.beat("score")
+        return self.worker.score(image)
+
+    def columns(self, record: Record, image: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+        self.beat("refine")
+        return self.worker.columns(record, image, scores)
+
+    def renew(self, error: Exception) -> None:
+        if "CUDA error" in str(error):  # Which leaves the device unusable for its process
+            raise SystemExit(1)
+
+
+class _Isolated:
+    """The steps of one image in a process of its own, which this one watches."""
+
+    def __init__(self, apart: Apart, last: MaskRows) -> None:
+        self.apart, self.last = apart, last
+
+    def bytes_of(self, root: Location, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | ImageError]]:
+        for entry in entries:
+            self.apart.turn_to("reading", _GREY_FILE)
+            try:
+                yield self.apart("fetch", entry, limited=False)  # An outage is no image's fault, however long it lasts
+            except ImageError as error:
+                yield entry, error
+
+    def decode(self, data: bytes) -> Photograph:
+        self.apart.turn_to("reading", _GREY_FILE)
+        return self.apart("decode", data)  # type: ignore[no-any-return]
+
+    def score(self, image: np.ndarray) -> ScoreMap:
+        self.apart.turn_to("scoring", ("score", GREY))
+        return self.apart("score", image)  # type: ignore[no-any-return]
+
+    def columns(self, record: Record, image: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+        control = self.last.control()
+        self.apart.turn_to(self.last.what, None if control is None else ("columns", *control[1:4]))
+        return self.apart("columns_alone", record, image, scores)  # type: ignore[no-any-return]
+
+    def renew(self, error: Exception) -> None:
+        self.apart.renew(error)
+
+
+_GREY_FILE = ("decode", masks.encode_mask(GREY[:, :, 0]))
+
+
+def _ahead(pairs: Iterator[tuple[Entry, bytes | ImageError]]) -> Iterator[tuple[Entry, bytes | ImageError]]:
+    """The same pairs, the next few of them fetched by a thread meanwhile."""
+    waiting: queue.Queue[Any] = queue.Queue(_READ_AHEAD)
+    over = threading.Event()
+
+    def put(item: Any) -> None:
+        while not over.is_set():
+            try:
+                waiting.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def fetch() -> None:
+        try:
+            for pair in pairs:
+                put(pair)
+                if over.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=fetch, daemon=True, name="fetch").start()
+    try:
+        while (item := waiting.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        over.set()
