@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MODULES := $(shell find flows tasks segcore -name '*.py' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(MODULES)
 SEGMENT_ARCHIVE_DATA ?= ../shared/data
-ENGINE := $(wildcard segcore/crf/* CMakeLists.txt)
+ENGINE := $(wildcard segcore/crf/* segcore/layers_cpu/* CMakeLists.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check test test-slow faults fuzz demo default-model bench up down sanitize aarch64 lock clean

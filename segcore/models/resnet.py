@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segcore.models import cpu_training
 from segcore.models.layers import Conv, convolve_relu
 
 
@@ -40,15 +41,29 @@ class ConvBn(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=0.05)
 
     def forward(self, features: Tensor) -> Tensor:
-        normalised: Tensor = self.bn(self.conv(features))
+        convolved = self._convolved(features)
+        if cpu_training.fits_normalise(self.bn, convolved):
+            return cpu_training.normalise(self.bn, convolved)
+        normalised: Tensor = self.bn(convolved)
         return normalised
+
+    def _convolved(self, features: Tensor) -> Tensor:
+        if cpu_training.fits_depthwise(self.conv, features):
+            return cpu_training.depthwise(self.conv, features)
+        convolved: Tensor = self.conv(features)
+        return convolved
 
     def relu(self, features: Tensor, bound: float | None = None) -> Tensor:
         """The ReLU of `forward`; bound: 6 for ReLU6."""
         if isinstance(self.bn, nn.Identity):
             return convolve_relu(self.conv, features, bound)
+        if bound is not None:
+            convolved = self._convolved(features)
+            if cpu_training.fits_normalise(self.bn, convolved):
+                return cpu_training.normalise(self.bn, convolved, bound)
+            return F.hardtanh_(self.bn(convolved), 0.0, bound)
         normalised: Tensor = self(features)
-        return normalised.relu_() if bound is None else F.hardtanh_(normalised, 0.0, bound)
+        return normalised.relu_()
 
     def place(self, stride: int, dilation: int) -> None:
         """Evaluate the same kernel with another stride and dilation."""

@@ -1,0 +1,3 @@
+#define SEGLAYERS_NAME "avx512"
+#define SEGLAYERS_KERNELS kernels_avx512
+#include "kernels.inl"

@@ -1,0 +1,3 @@
+#define SEGLAYERS_NAME "plain"
+#define SEGLAYERS_KERNELS kernels_plain
+#include "kernels.inl"
