@@ -72,6 +72,8 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Converted:
         return Converted(plain.convert("RGB"))
     if len(profile) > MAX_PROFILE_BYTES:
         return Converted(plain.convert("RGB"), f"its colour profile has {len(profile):,} bytes and is ignored")
+    if profile[36:40] != b"acsp":
+        return Converted(plain.convert("RGB"), "its colour profile is broken and is ignored")
     mode = _MODES.get(profile[16:20].decode("latin-1"), "")
     if plain.mode == "L" and mode == "RGB":
         plain = plain.convert("RGB")

@@ -512,9 +512,9 @@ def _to_bytes(values: np.ndarray, nodata: float | None = None) -> np.ndarray:
     for start in range(0, len(flat), _BLOCK):
         block = flat[start : start + _BLOCK].astype(np.float64)
         missing = ~((block >= lowest) & (block <= highest)) | (block == nodata if nodata is not None else False)
-        missing &= block != np.inf
-        shares = (np.nan_to_num(block).clip(lowest, highest) - low) / max(high - low, 1e-300)
-        result[start : start + _BLOCK] = np.where(missing, 0, shares.clip(0, 1) * 255)
+        shares = ((np.nan_to_num(block).clip(lowest, highest) - low) / max(high - low, 1e-300)).clip(0, 1)
+        shares[missing], shares[block == np.inf] = 0, 1
+        result[start : start + _BLOCK] = shares * 255
     return result.reshape(values.shape)
 
 

@@ -6,7 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import segcore
+from segcore import masks
 from segcore.images import ErrorKind
+from segcore.inference import InferenceParams
+from segcore.predictor import PredictParams
 from tasks.archive.sources import Source, list_source
 from tasks.errors import JobError
 from tasks.segmentation.job import ArchiveJob, identify, mask_params
@@ -15,6 +19,7 @@ from tasks.stream import care
 from tasks.stream.pipeline import Refine, Score, read_unit
 from tasks.stream.units import Destination, Unit, unit_table
 from tests.conftest import photograph
+from tests.odd_images import odd_files, sound_files
 
 
 @pytest.fixture
@@ -52,6 +57,22 @@ def test_what_is_done_apart_is_the_same(unit, tmp_path, monkeypatch):
     monkeypatch.setattr(care, "times_begun_before", lambda: 1)
     assert rows_of(unit, tmp_path / "apart") == expected
     assert {row["error_kind"] for row in expected} == {None, ErrorKind.EMPTY, ErrorKind.NOT_AN_IMAGE}
+
+
+def test_the_library_gives_the_mask_that_the_archive_stores(tmp_path):
+    """Byte for byte, of every accepted format and mode, damaged files among them."""
+    folder, files = tmp_path / "source", sound_files() | odd_files()
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    rows = rows_of((folder, Unit("1", tuple(list_source(Source(locate(str(folder))))))), tmp_path / "output")
+    model = segcore.load("pspnet14", params=PredictParams(InferenceParams(long_side_px=97)), num_threads=1)
+    assert {row["image_id"] for row in rows} == files.keys()
+    for row in rows:
+        result = model.segment(files[row["image_id"]])
+        assert row["error"] is None and masks.encode_mask(result.labels) == row["mask"], row["image_id"]
+        assert (row["width"], row["height"]) == result.labels.shape[::-1]
+        assert (row["note"] or "") == result.photograph.note
 
 
 def test_an_outage_ends_the_session_also_with_care(unit, tmp_path, monkeypatch):
