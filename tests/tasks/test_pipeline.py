@@ -36,7 +36,7 @@ def unit(tmp_path):
     rows = {"id": ["x", "y"], "image": [buffer.getvalue(), b"no image"]}
     pq.write_table(pa.table(rows), folder / "table" / "t.parquet")
     entries = list(list_source(Source(locate(str(folder)))))
-    entries = [entry for entry in entries if not entry.uri.endswith(".parquet")]
+    entries = [entry for entry in entries if entry.kind == "file"]
     return folder, Unit("1", (*entries, *list_source(Source(locate(str(folder / "table"))))))
 
 
