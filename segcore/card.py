@@ -22,6 +22,10 @@ SPLITS = ("none", "unknown", "imagenet", "coco", "voc2012-train", "voc2012-train
 """Training splits that the project knows; a dataset of one's own is any other name."""
 
 
+CONVENTIONS = ("caffe", "deeplab-pytorch", "semseg")
+"""Whose arithmetic the views of an image are made and fused by (`segcore/views.py`): DeepLab's and PSPNet's Caffe, with
+corners aligned, as this project trains; kazuto1011/deeplab-pytorch; hszhao/semseg."""
+
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Characters that move a cursor or end a line, and halves of such
 
 
@@ -59,8 +63,13 @@ class ModelCard:
     notes: str = ""
     """Anything else a reader should know: licence, what was left out in an import."""
 
+    convention: str = "caffe"
+    """One of `CONVENTIONS`: that of the source of the weights."""
+
     def __post_init__(self) -> None:
         models.variant(self.variant)
+        if self.convention not in CONVENTIONS:
+            raise ValueError(f"convention is one of {', '.join(CONVENTIONS)}, got {_shown(self.convention)}.")
         if not 1 <= len(self.classes) <= 255 or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"A card names 1 to 255 classes, each once; got {len(self.classes)}.")
         for text in (*self.classes, self.init, self.training_split, self.commit, *self.metrics):
@@ -96,6 +105,8 @@ class ModelCard:
             "options": self.options,
             "classes": list(self.classes),
             "preprocessing": self.preprocessing.to_json(),
+            # Runs of cards that were written before there was a choice keep their name
+            **({} if self.convention == "caffe" else {"convention": self.convention}),
         }
 
     def to_json(self) -> str:
@@ -145,7 +156,7 @@ def _checked(value: Any) -> dict[str, Any]:
         raise ValueError(f"format is not {FORMAT}; it was written by another version of the project.")
     _expect_keys(entries, "the card", required={"variant", "classes", "preprocessing"},
                  known={entry.name for entry in fields(ModelCard)})  # fmt: skip
-    for key in ("variant", "init", "training_split", "commit", "notes"):
+    for key in ("variant", "init", "training_split", "commit", "notes", "convention"):
         if not isinstance(entries.get(key, ""), str):
             raise ValueError(f"{key} must be a string, got {_shown(entries[key])}.")
     if len(entries["variant"]) > MAX_NAME_CHARACTERS:

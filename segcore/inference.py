@@ -46,7 +46,8 @@ class InferenceParams:
     once. An image no larger than one window is scored in one pass."""
 
     crop_stride: Annotated[float, Interval(gt=0.0, le=1.0)] = 2 / 3
-    """Distance between windows as a share of their side; rounded down to 8 px."""
+    """Distance between windows as a share of their side; rounded down to 8 px, or up to 1 px as semseg does where the
+    weights are from there."""
 
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Number format of the network; auto is bf16 where the device multiplies it in hardware, else fp32."""
@@ -65,7 +66,8 @@ class ScoreMap(NamedTuple):
     """Scores of one image on the network's grid."""
 
     scores: np.ndarray
-    """(C, h, w) float16: logits or log-probabilities, 0 for the best class of each position, others below."""
+    """(C, h, w) float16: logits or log-probabilities, 0 for the best class of each position, others below. By the
+    conventions of other repositories (`segcore.card.CONVENTIONS`) at the size of the image."""
 
     extent_px: tuple[int, int]
     """Height and width of the padded image: the grid's corner positions lie on the corner pixels of this rectangle
@@ -110,6 +112,7 @@ class Scorer:
         self.dtype = choose_precision(params.precision, self.device)
         self.name = model.name
         self.num_classes = len(model.card.classes)
+        self.convention = model.card.convention
         if not params.scales or not all(scale > 0 for scale in params.scales):
             raise ValueError(f"scales must be one or more numbers above 0, got {params.scales!r}.")
         if params.crop_px is not None and (params.crop_px < 33 or not 0 < params.crop_stride <= 1):
@@ -208,7 +211,7 @@ class Scorer:
                 following = self._upload(images, batches[number + 1]) if number + 1 < len(batches) else None
                 sizes = [(images[index].shape[0], images[index].shape[1]) for index in batch.members]
                 normalised = self.runner.normalise(upload, sizes)
-                scores = score_views(self.runner.forward, normalised, self.params, self.batch_size)
+                scores = score_views(self.runner.forward, normalised, self.params, self.batch_size, self.convention)
                 waiting.append((batch, self.runner.download(_to_float16(scores))))
                 if len(waiting) > 1:
                     collect()
@@ -218,7 +221,10 @@ class Scorer:
     def _batches(self, images: Sequence[np.ndarray]) -> list[Batch]:
         groups: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
-            groups.setdefault((padded_px(image.shape[0]), padded_px(image.shape[1])), []).append(index)
+            size = (image.shape[0], image.shape[1])
+            if self.convention == "caffe":
+                size = (padded_px(size[0]), padded_px(size[1]))
+            groups.setdefault(size, []).append(index)
         return [
             Batch(shape, members[start : start + self.batch_size])
             for shape, members in groups.items()

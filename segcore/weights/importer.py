@@ -96,6 +96,7 @@ def import_weights(
         init=f"{source.name}, {path.name}",
         training_split=training_split or ("imagenet" if source.kind == "imagenet" else "unknown"),
         untrained=only_init,
+        convention="caffe" if only_init else source.convention,
         commit=path.name,
         notes=" ".join(filter(None, [source.remark, chosen, f"New layers: {', '.join(layers)}." if layers else ""])),
     )

@@ -44,6 +44,9 @@ class Source:
     ignored: str = ""
     """Regular expression of tensors that carry nothing: fixed bilinear upsampling."""
 
+    convention: str = "caffe"
+    """How its repository tests, one of `segcore.card.CONVENTIONS`."""
+
     def locate(self, ours: str) -> list[str]:
         """The names that our tensor may have in the source, best first; none where the source has nothing for it."""
         return [
@@ -236,6 +239,7 @@ SEMSEG_PSPNET = Source(
     ),
     IMAGENET_RGB,
     "model",
+    convention="semseg",
 )
 
 KAZUTO_RESNET = Source(
@@ -252,6 +256,7 @@ KAZUTO_RESNET = Source(
     ),
     DEEPLAB,
     "model",
+    convention="deeplab-pytorch",
 )
 
 

@@ -230,6 +230,7 @@ def test_pytorch_reproductions(tmp_path, variant, names, prefix, wrapped, prepro
     torch.save({"epoch": 50, "state_dict": state} if wrapped else state, tmp_path / "a.pth")
     imported = import_weights(tmp_path / "a.pth", variant)
     assert imported.card.preprocessing == preprocessing and not imported.card.untrained
+    assert imported.card.convention == ("semseg" if variant == "pspnet50" else "deeplab-pytorch")
     image = torch.randn(1, 3, 41, 41)
     with torch.no_grad():
         assert torch.equal(imported.module(image), original(image))
