@@ -19,13 +19,10 @@ def main() -> None:
     ):
         print("$ segment-archive " + " ".join(f'"{word}"' if " " in word else word for word in command))
         cli.app(command)
-    from tasks.results.reading import open_results
-    from tasks.segmentation.contact_sheet import contact_sheet
-    from tasks.storage import locate
+    from tasks.archive.output import Output
 
-    run = open_results("demo-output").run_id
-    shown = contact_sheet(str(ROOT / "demo-output"), run, locate("demo-output/demo.png"))
-    print(f"{shown} images, masks and overlays side by side: demo-output/demo.png")
+    output = Output.at("demo-output")
+    print(f"All of them in one picture: {output.gallery_folder(output.choose()['run_id']).uri}/contact-sheet.png")
     print(f"The demo took {time.monotonic() - start:.0f} s. For commands of your own: source .venv/bin/activate")
 
 

@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     import pandas
     import polars
     import ray.data
-
-    from tasks.results.torch_dataset import MaskDataset
+    import torch
 
 _READERS = 8
 
@@ -261,8 +260,6 @@ class Results:
 
     def to_torch(self) -> "MaskDataset":
         """A map-style torch dataset of (identity, label map (H, W) uint8) over the images that have a mask."""
-        from tasks.results.torch_dataset import MaskDataset
-
         return MaskDataset(self)
 
     def _labels(self, image_id: str, data: bytes) -> np.ndarray:
@@ -313,6 +310,43 @@ class Results:
             for number, footer in enumerate(pool.map(self._footer, range(len(self.files)))):
                 if number not in tried and footer.groups_with(image_id):
                     yield number
+
+
+class MaskDataset:
+    """Identity and label map (H, W) uint8 of every image with a mask, by number, in the order of the files.
+
+    A map-style dataset to torch, which asks for nothing but its two methods; it travels to the workers of a DataLoader.
+    Reading in order touches each piece once; a shuffled reader reads a file of some 64 masks, or a row group of a large
+    one, for each item: shuffle within windows where storage is far.
+    """
+
+    def __init__(self, results: Results) -> None:
+        self.pieces = results.pieces
+        self.image_ids: list[str] = []
+        pieces, rows = [], []
+        with ThreadPoolExecutor(_READERS) as pool:
+            facts = pool.map(lambda piece: Results.read_piece(piece, ["image_id", "error_kind"]), self.pieces)
+            for number, table in enumerate(facts):
+                here = np.flatnonzero(table["error_kind"].is_null().to_numpy())
+                self.image_ids += table["image_id"].take(pa.array(here)).to_pylist()
+                pieces.append(np.full(len(here), number))
+                rows.append(here)
+        self._piece = np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+        self._row = np.concatenate(rows) if rows else np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> "tuple[str, torch.Tensor]":
+        import torch
+
+        data = _masks_of(self.pieces[self._piece[index]])[int(self._row[index])].as_py()
+        return self.image_ids[index], torch.from_numpy(decode_mask(data))
+
+
+@lru_cache(maxsize=2)
+def _masks_of(piece: Piece) -> pa.ChunkedArray:
+    return Results.read_piece(piece, ["mask"])["mask"]
 
 
 def _known(columns: Sequence[str] | None) -> list[str]:
