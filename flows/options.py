@@ -85,6 +85,7 @@ def options(
     presets: Mapping[str, Callable[[], Iterable[str]]] | None = None,
     complete: Mapping[str, Callable[[], Iterable[str]]] | None = None,
     by_name: Iterable[str] = (),
+    words: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command, whose first parameter is a job, the options of that job.
 
@@ -97,6 +98,7 @@ def options(
     presets: names that a field which is a dataclass takes in its place; they get an option --<field>-preset.
     complete: names that a value may have, for the shell's completion.
     by_name: fields that are a dataclass and are given by a name alone.
+    words: help where a field means something narrower here.
     """
     order = tuple(arguments)
     left_out = frozenset(without)
@@ -110,7 +112,7 @@ def options(
         fields = []
         for field in fields_of(job_type, named=frozenset(by_name)):
             if left_out.isdisjoint(_with_those_above(field.path)):
-                fields.append(field)
+                fields.append(dataclasses.replace(field, help=(words or {}).get(field.path, field.help)))
                 if field.switch and field.path in presets:
                     named = f"{field.path}.preset"
                     complete[named] = presets[field.path]

@@ -8,7 +8,6 @@ from cyclopts import Parameter
 
 from flows import screen
 from flows.options import PRINTING, Found, Json, Quiet, flag, options
-from tasks.errors import JobError
 from tasks.models.names import model_names, presets
 from tasks.segmentation.job import ArchiveJob, output_beside
 
@@ -93,19 +92,52 @@ def print_report(report: Any, source: str) -> None:
         print(f"Gallery: {screen.address(report.gallery)}")
 
 
+@options(
+    arguments=("source",),
+    names=ARCHIVE_NAMES,
+    groups=ARCHIVE_GROUPS,
+    without=(
+        *("output", "cpus", "gpus", "engine", "refresh_changed", "png", "gallery_images", "keep_mask_before_crf"),
+        *("image_seconds", "image_memory_mib", "limit", "id_column", "image_column"),
+    ),
+    presets={"crf": presets},
+    complete={"model": model_names},
+    found={"output": Found("", lambda given: "")},
+    words={"source": "Path or URL of a photograph."},
+)
 def show(
-    photograph: Annotated[str, Parameter(help="Path or URL of a photograph.")],
-    to: Annotated[
-        str | None, Parameter(name=("--to", "-o"), help="PNG to write.", show_default="NAME-overlay.png")
-    ] = None,
-    /,
+    job: ArchiveJob,
     *,
-    model: Annotated[
-        str | None, Parameter(name=("--model", "-m"), help="Name or path of a model.", show_default="as `run`")
+    to: Annotated[
+        str | None,
+        Parameter(name=("--to", "-o"), help="Picture to write.", show_default="NAME-overlay.png in this folder"),
     ] = None,
-    crf: Annotated[bool, Parameter(help="Sharpen by the fully connected CRF.")] = True,
-    open_: Annotated[bool, flag("Open it in the viewer.", "--open", group=PRINTING)] = False,
+    mask: Annotated[str | None, Parameter(help="PNG to write the mask to as well.")] = None,
+    open_: Annotated[bool, flag("Open the picture.", "--open", group=PRINTING)] = False,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Segment one photograph, and write its overlay; no archive is made."""
-    raise JobError("not yet")
+    """Segment one photograph, and write its overlay; no archive is made.
+
+    For example:
+
+    segment-archive show photo.jpg --open
+
+    segment-archive show https://example.org/photo.jpg --to overlay.png --mask mask.png
+    """
+    from tasks.segmentation.show import picture_name, show_photograph
+
+    shown = show_photograph(job, to or picture_name(job.source), mask)
+    if json:
+        screen.print_json(shown)
+    elif not quiet:
+        print(f"{shown.photograph}: {shown.width} x {shown.height} px, by {shown.model}.")
+        for name, share in shown.shares.items():
+            print(f"  {share:6.1%}  {name}")
+        if shown.note:
+            print(f"  note: {screen.printable(shown.note)}")
+        print(f"Picture: {screen.address(shown.picture)}")
+        if shown.mask is not None:
+            print(f"Mask: {shown.mask}")
+    if open_:
+        webbrowser.open(screen.address(shown.picture))
