@@ -107,6 +107,11 @@ def app(tokens: Sequence[str] | None = None) -> None:
         raise SystemExit(status)
 
 
+def check(tokens: Sequence[str]) -> None:
+    """Parse a command line without running it. Raises CycloptsError for what is no command or option."""
+    _commands.parse_args(list(tokens), exit_on_error=False, print_error=False)
+
+
 def completion(shell: str | None) -> str:
     """The script that completes commands in a shell."""
     return _commands.generate_completion(shell=shell)  # type: ignore[arg-type]
