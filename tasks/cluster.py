@@ -27,14 +27,11 @@ from tasks.errors import JobError
 from tasks.processes import usable_cpus
 from tasks.storage import Location
 
-READ_CPUS = 0.25
-SCORE_CPUS = 0.5
-REFINE_CPUS = 0.25
-"""Share of a CPU that one worker of each stage books when there is no GPU. Every core carries one worker of each
-stage, each with one thread; the operating system gives the core to whichever has work, and back-pressure balances the
-queues. Together they are exactly one core: with as many pools as cores and whole CPUs, nobody would be left to read."""
-
 GPU_SCORE_CPUS = 1.0
+READ_CPUS = 0.25
+FINISH_CPUS = 0.25
+"""Share of a CPU that a worker of each stage books where scoring has GPUs. Without, a worker does whole units, and
+books a CPU."""
 
 _PATIENCE_S = 10.0
 _GROWTH_PATIENCE_S = 600.0
@@ -44,84 +41,54 @@ _SHIPPED = (".py", ".toml", ".so")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How many workers each stage has, and what each books."""
+class Share:
+    """The workers of one node."""
 
-    num_readers: int
-    num_scorers: int
-    num_refiners: int
-    score_cpus: float
-    score_gpus: float
+    whole: int = 0
+    """Those that do whole units, one a CPU."""
 
-    score_nodes: tuple[str, ...] = ()
-    """Ray's number of the node of each scorer; empty where Ray may choose."""
+    scorers: int = 0
+    """Those that hold a GPU, with a CPU beside it."""
 
-    refine_nodes: tuple[str, ...] = ()
-    """Likewise of each refiner."""
-
-    def workers(self) -> dict[str, int]:
-        """Workers of each stage."""
-        return {"read": self.num_readers, "score": self.num_scorers, "refine": self.num_refiners}
-
-    def describe(self) -> str:
-        """One line for a person."""
-        where = f"{self.num_scorers} on GPUs" if self.score_gpus else f"{self.num_scorers} on CPUs"
-        return f"{self.num_readers} readers, {where} scoring, {self.num_refiners} refining"
+    finishers: int = 0
+    """Those that refine and commit what was scored; so many units are read at a time, too."""
 
 
-def plan_stages(cpus: float, gpus: float) -> Plan:
-    """Divide a cluster among reading, scoring and refining.
+def shares(nodes: Mapping[str, tuple[float, float]], *, on_gpus: bool | None = None) -> dict[str, Share]:
+    """Divide a cluster among workers, node by node; nodes without room for any are left out.
 
-    Without GPUs every core carries one worker of each stage. With GPUs one scorer holds each, with a core beside it,
-    and the other cores read and refine.
-    Raises JobError where the cluster is too small for one worker of each stage.
+    nodes: CPUs and GPUs by Ray's number of the node. on_gpus: whether scoring is done on GPUs; by default where there
+    are any.
     """
-    if gpus >= 1:
-        scorers = int(gpus)
-        rest = cpus - scorers * GPU_SCORE_CPUS
-        while scorers > 1 and rest < READ_CPUS + REFINE_CPUS:
-            scorers -= 1
-            rest = cpus - scorers * GPU_SCORE_CPUS
-        per_core = READ_CPUS + REFINE_CPUS
-        score_cpus, score_gpus = GPU_SCORE_CPUS, 1.0
-    else:
-        scorers = int(cpus)
-        rest, per_core = cpus, 1.0
-        score_cpus, score_gpus = SCORE_CPUS, 0.0
-    lanes = int(rest / per_core + 1e-6)
-    if lanes < 1 or scorers < 1:
-        needed = GPU_SCORE_CPUS + READ_CPUS + REFINE_CPUS if gpus >= 1 else 1.0
-        raise JobError(
-            f"The cluster has {cpus:g} CPUs and {gpus:g} GPUs, but reading, scoring and refining need {needed:g} CPUs "
-            "at least: add a node, or start Ray with more CPUs."
-        )
-    return Plan(lanes, scorers, lanes, score_cpus, score_gpus)
+    gpus = any(has[1] >= 1 and has[0] >= GPU_SCORE_CPUS for has in nodes.values()) if on_gpus is None else on_gpus
+    if not gpus:
+        return {node: Share(whole=int(cpus)) for node, (cpus, _) in nodes.items() if cpus >= 1}
+    divided = {}
+    for node, (cpus, node_gpus) in nodes.items():
+        scorers = min(int(node_gpus), int(cpus / GPU_SCORE_CPUS))
+        divided[node] = Share(scorers=scorers, finishers=_finishers(cpus, scorers))
+    if not any(share.finishers for share in divided.values()):  # One GPU fewer leaves a CPU to finish on
+        node, share = max(divided.items(), key=lambda item: item[1].scorers)
+        if share.scorers > 1:
+            fewer = share.scorers - 1
+            divided[node] = Share(scorers=fewer, finishers=_finishers(nodes[node][0], fewer))
+    return {node: share for node, share in divided.items() if share != Share()}
 
 
-def plan_nodes(nodes: Mapping[str, tuple[float, float]]) -> Plan:
-    """Divide a cluster node by node, so that each node with a CPU scores and refines.
+def _finishers(cpus: float, scorers: int) -> int:
+    return int((cpus - scorers * GPU_SCORE_CPUS) / (READ_CPUS + FINISH_CPUS) + 1e-6)
 
-    nodes: free CPUs and GPUs by Ray's number of the node.
-    Left to itself Ray deals workers out by turns, whatever the size of a node, until a small one is full of scorers
-    and refines nothing. Where no node has a whole CPU, all scraps are planned together, and Ray places them.
-    Raises JobError where the cluster is too small for one worker of each stage.
-    """
-    together = plan_stages(sum(cpus for cpus, _ in nodes.values()), sum(gpus for _, gpus in nodes.values()))
-    on_gpus = together.score_gpus > 0
-    score: list[tuple[int, str]] = []
-    refine: list[tuple[int, str]] = []
-    for node, (cpus, gpus) in sorted(nodes.items()):
-        scorers = min(int(gpus), int(cpus / GPU_SCORE_CPUS)) if on_gpus else int(cpus)
-        rest = cpus - scorers * GPU_SCORE_CPUS if on_gpus else int(cpus)
-        lanes = int(rest / (READ_CPUS + REFINE_CPUS if on_gpus else 1.0) + 1e-6)
-        score += [(number, node) for number in range(scorers)]
-        refine += [(number, node) for number in range(lanes)]
-    if not score or not refine:
-        return together
-    # By turns, so that where there are fewer units than workers every node has some
-    score_nodes, refine_nodes = (tuple(node for _, node in sorted(places)) for places in (score, refine))
-    return Plan(
-        len(refine), len(score), len(refine), together.score_cpus, together.score_gpus, score_nodes, refine_nodes
+
+def require_room(nodes: Mapping[str, tuple[float, float]]) -> None:
+    """Raises JobError where the cluster is too small for one worker of each stage."""
+    divided = shares(nodes).values()
+    if any(share.whole for share in divided) or any(share.finishers for share in divided):
+        return
+    cpus, gpus = (sum(has[index] for has in nodes.values()) for index in (0, 1))
+    needed = f"{GPU_SCORE_CPUS + READ_CPUS + FINISH_CPUS:g} CPUs" if divided else "a node with 1 CPU"
+    raise JobError(
+        f"The cluster has {cpus:g} CPUs and {gpus:g} GPUs, but reading, scoring and refining need {needed} at least: "
+        "add a node, or start Ray with more CPUs."
     )
 
 
@@ -233,14 +200,6 @@ def all_nodes() -> dict[str, tuple[float, float]]:
     table: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     living = {node["NodeID"]: node["Resources"] for node in table if node["Alive"]}
     return {node: (has["CPU"], has.get("GPU", 0.0)) for node, has in living.items() if has.get("CPU")}
-
-
-def free_nodes() -> dict[str, tuple[float, float]]:
-    """CPUs and GPUs that nobody holds, by Ray's number of each living node that has any."""
-    # No public function tells it
-    free: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
-    found = {node: (has.get("CPU", 0.0), has.get("GPU", 0.0)) for node, has in free.items()}
-    return {node: has for node, has in found.items() if has[0] > 0 or has[1] > 0}
 
 
 def may_pass(error: BaseException) -> bool:

@@ -28,9 +28,9 @@ import json, sys
 from tasks import cluster
 from tasks.archive import manifest
 from tasks.segmentation import finish, job as archive, session as archive_session
-from tasks.stream import growth
+from tasks.engines import ray as engine
 archive._unit_images = lambda *_: 1
-growth.LOOK_EVERY_S, growth.STUCK_AFTER_S = 1.0, 15.0
+engine.LOOK_EVERY_S = 1.0
 import ray
 from tasks.segmentation.job import ArchiveJob
 
@@ -40,8 +40,8 @@ with cluster.connected():
     if cluster.is_shared():
         @ray.remote(num_cpus=0.1)
         def where():
-            import segcore._crf, tasks.stream.pipeline
-            return tasks.stream.pipeline.__file__, segcore._crf.__file__
+            import segcore._crf, tasks.stream.worker
+            return tasks.stream.worker.__file__, segcore._crf.__file__
         print(json.dumps({"code": ray.get(where.remote())}), flush=True)
     session = archive_session.segment_remaining(job, plan)
     report = finish.publish_report(job, plan, session)

@@ -7,13 +7,14 @@ from tests.faults.registry import FAULTS
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_of_a_killed_scorer_nothing_is_lost_duplicated_or_different(tmp_path):
+@pytest.mark.timeout(900)
+def test_of_killed_workers_nothing_is_lost_duplicated_or_different(tmp_path):
     bench = Bench(tmp_path, num_photographs=48)
     bench.prepare()
-    (fault,) = (fault for fault in FAULTS if fault.name == "scorer")
-    outcome = fault.run(bench, 0)
-    assert outcome.times > 0 and outcome.clean, outcome
+    for name in ("local-worker", "scorer"):
+        (fault,) = (fault for fault in FAULTS if fault.name == name)
+        outcome = fault.run(bench, 0)
+        assert outcome.times > 0 and outcome.clean, (name, outcome)
 
 
 def test_every_fault_has_a_name_of_its_own():

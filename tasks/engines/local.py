@@ -28,7 +28,7 @@ from tasks.errors import InterruptedJobError, JobError
 from tasks.stream.apart import ImageLimits
 from tasks.stream.meter import Meter
 from tasks.stream.units import STAGES, Unit, UnitReport
-from tasks.stream.worker import UnitWork, UnitWorker
+from tasks.stream.worker import UNWATCHED, UnitWork, UnitWorker
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -46,9 +46,6 @@ _MAP_TRIES = 4
 _STARTS = 3
 _LOOK_EVERY_S = 0.2
 _AHEAD = 2
-
-_UNWATCHED = ("fetch", "commit", "")
-"""Stages in which a worker may wait for the storage: an outage is no image's fault, however long it lasts."""
 
 # One thread for each worker's libraries, since there is a worker on every core; few heaps, since each keeps holes
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
@@ -346,7 +343,7 @@ class _Worker:
         # In slices, so that a machine that was halted meanwhile is not held against the image
         self._seconds += min(now - self._looked, 2 * _LOOK_EVERY_S)
         self._looked = now
-        if self._limits is None or self._stage in _UNWATCHED:
+        if self._limits is None or self._stage in UNWATCHED:
             return ""
         if self._seconds > self._limits.seconds:
             self._verdict = f"an image took longer than {self._limits.seconds:g} s"

@@ -10,7 +10,8 @@ from pathlib import Path
 from segcore import refinement
 
 DECIDING = (
-    "tasks.stream.pipeline",
+    "tasks.stream.staged",
+    "tasks.stream.worker",
     "tasks.evaluation.judging",
     "tasks.evaluation.counts",
     "tasks.evaluation.figures",

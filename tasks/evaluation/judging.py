@@ -1,7 +1,7 @@
-"""Every image of an evaluation judged once, on the cluster.
+"""Every image of an evaluation judged once, by either engine.
 
-Images go through the stream of the archive (`tasks/stream/pipeline.py`); its last stage alone is another one, which
-counts pixels instead of storing masks for good.
+Images go through the units of the archive (`tasks/stream/worker.py`); the last step alone is another one, which counts
+pixels instead of storing masks for good.
 """
 
 import dataclasses

@@ -3,23 +3,19 @@
 The sample goes through the pipeline's own stages in this process, on one core each; the rest is arithmetic.
 """
 
-import functools
 import heapq
-import pickle
 import random
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import pyarrow as pa
 
 from tasks import storage
 from tasks.archive.entries import Entry
 from tasks.archive.sources import Source, list_source
 from tasks.errors import JobError
 from tasks.segmentation.job import ArchiveJob, identify, mask_params
-from tasks.stream.pipeline import Refine, Score, read_unit
-from tasks.stream.units import STAGES, Destination, Unit, unit_table
+from tasks.stream.staged import StagedWorker
+from tasks.stream.units import STAGES, Destination, Unit
+from tasks.stream.worker import UnitWork
 
 START_S = 30.0
 """Until the workers of a job have started."""
@@ -80,23 +76,20 @@ def measure(job: ArchiveJob, num_sample: int, seed: int = 0) -> Sample:
         raise JobError(f"{job.source} holds no images: is it the right folder or prefix? Hidden files do not count.")
     params = mask_params(job, identify(job))
     destination = Destination(storage.locate(job.output) / "masks", "estimate", source.location)
-    read = functools.partial(read_unit, params=params, destination=destination)
-    score, refine = Score(params), Refine(params, destination)
+    worker = StagedWorker(UnitWork(params, destination))
     seconds = dict.fromkeys(STAGES, 0.0)
-    device, errors, measured = "", 0, 0
+    errors = measured = 0
     for number, entry in enumerate(entries):
-        table = unit_table(Unit(f"sample-{number}", (entry,)))
+        read = worker.read_unit(Unit(f"sample-{number}", (entry,)), _unwatched)
+        report = worker.finish_unit(read, worker.score_unit(read, _unwatched), _unwatched)
         # The first image pays for what is made once: kernels, lattices, connections
-        counts = number >= _WARM_UP_IMAGES or len(entries) == 1
-        for stage, step in (("read", read), ("score", score), ("refine", refine)):
-            start = time.perf_counter()
-            table = step(table)
-            if counts:
-                seconds[stage] += time.perf_counter() - start
-            if stage == "score":
-                device = table["device"][0].as_py()
-        measured += counts
-        errors += _errors(table) if counts else 0
+        if number < _WARM_UP_IMAGES and len(entries) > 1:
+            continue
+        measured += 1
+        errors += report.errors.total()
+        for stage in STAGES:
+            seconds[stage] += report.seconds[stage]
+    device = worker.predictor.device
     return Sample(listed, measured, errors, {s: seconds[s] / measured for s in STAGES}, device)
 
 
@@ -140,5 +133,5 @@ def _draw(entries: Iterator[Entry], wanted: int, seed: int) -> tuple[int, list[E
     return number, [entry for _, _, entry in kept]
 
 
-def _errors(table: pa.Table) -> int:
-    return int(pickle.loads(table["report"][0].as_py()).errors.total())
+def _unwatched(stage: str) -> None:
+    """Nobody watches: the sample is measured where it is asked for."""

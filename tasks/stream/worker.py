@@ -1,6 +1,6 @@
 """Whole units in one process: read, score, refine, encode, commit, image by image, with nothing handed on.
 
-Every engine that gives a unit to one process uses this; `tasks/stream/pipeline.py` takes the same steps apart.
+Every engine that gives a unit to one process uses this; `staged.py` takes the same steps apart.
 """
 
 import functools
@@ -9,7 +9,7 @@ import platform
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,9 @@ from tasks.stream.apart import Apart, ImageLimits
 from tasks.stream.model import predictor_of
 from tasks.stream.rows import GREY, MaskRows, failure_of, give_back_memory
 from tasks.stream.units import Destination, MaskParams, Record, Unit, UnitReport
+
+UNWATCHED = ("fetch", "commit", "")
+"""Stages in which a worker may wait for the storage: an outage is no image's fault, however long it lasts."""
 
 _READ_AHEAD = 4
 """Images that are fetched while others are computed, where fetching one means waiting for a network."""
@@ -80,11 +83,9 @@ class UnitWorker:
         isolated: each image in a process of its own, since a worker has died over this unit.
         """
         report = UnitReport(unit.name, node=platform.node())
-        destination = self.work.destination
-        with storage.explained(destination.masks):
-            if storage.exists(destination.file_of(unit.name)):
-                report.done_elsewhere = True
-                return report
+        if self.is_committed(unit):
+            report.done_elsewhere = True
+            return report
         give_back_memory()
         seconds = dict.fromkeys(("read", "score", "refine"), 0.0)
         if isolated:
@@ -92,13 +93,25 @@ class UnitWorker:
                 rows = self._rows(unit, _Isolated(apart, self.last), report, seconds)
         else:
             self.last.begin([Record(entry) for entry in unit.entries])
-            rows = self._rows(unit, _Here(self, beat), report, seconds)
+            rows = self._rows(unit, Here(self, beat), report, seconds)
         start = time.perf_counter()
+        self.commit(unit, rows, report, beat)
+        seconds["refine"] += time.perf_counter() - start
+        report.seconds = seconds
+        return report
+
+    def is_committed(self, unit: Unit) -> bool:
+        """Whether another session has done the unit already."""
+        destination = self.work.destination
+        with storage.explained(destination.masks):
+            return storage.exists(destination.file_of(unit.name))
+
+    def commit(self, unit: Unit, rows: list[dict[str, Any]], report: UnitReport, beat: Beat) -> None:
+        """Write the rows of a unit, whole or not at all, and log its error rows."""
+        destination = self.work.destination
         beat("commit")
         with storage.explained(destination.masks):
             self.last.commit(unit.name, rows)
-        seconds["refine"] += time.perf_counter() - start
-        report.seconds = seconds
         if report.errors:
             logs.event(
                 f"unit {unit.name} has {report.errors.total()} error rows",
@@ -108,10 +121,9 @@ class UnitWorker:
                 unit=unit.name,
                 errors={row["image_id"]: row["error"] for row in rows if row.get("error")},
             )
-        return report
 
     def _rows(
-        self, unit: Unit, hands: "_Here | _Isolated", report: UnitReport, seconds: dict[str, float]
+        self, unit: Unit, hands: "Here | _Isolated", report: UnitReport, seconds: dict[str, float]
     ) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         bytes_of = hands.bytes_of(self.work.destination.source, unit.entries)
@@ -124,12 +136,7 @@ class UnitWorker:
             record = Record(entry)  # Of the bytes that were read, where they are newer than the listing
             stage, columns = "read", {}
             try:
-                if isinstance(data, ImageError):
-                    raise data
-                record.size = len(data)
-                photograph = hands.decode(data)
-                record.width, record.height, record.note = photograph.width, photograph.height, photograph.note
-                record.shape = (photograph.image.shape[0], photograph.image.shape[1])
+                photograph = decoded(record, data, hands.decode)
                 start, stage = _add(seconds, stage, start), "score"
                 scores = hands.score(photograph.image)
                 start, stage = _add(seconds, stage, start), "refine"
@@ -147,9 +154,7 @@ class UnitWorker:
                     hands.score(GREY)
                     proven = True
             rows.append(self.last.base_row(record) | columns)
-            report.images += 1
-            if record.error is not None:
-                report.errors[record.error.kind.value] += 1
+            report.count(record)
             _add(seconds, stage, start)
 
     # What is done to one image, here or in a process of its own
@@ -176,6 +181,17 @@ class UnitWorker:
         return self.columns(record, image, scores)
 
 
+def decoded(record: Record, data: bytes | ImageError, decode: Callable[[bytes], Photograph]) -> Photograph:
+    """The photograph of an image, noted in its record. Raises what is wrong with it."""
+    if isinstance(data, ImageError):
+        raise data
+    record.size = len(data)
+    photograph = decode(data)
+    record.width, record.height, record.note = photograph.width, photograph.height, photograph.note
+    record.shape = (photograph.image.shape[0], photograph.image.shape[1])
+    return photograph
+
+
 def _add(seconds: dict[str, float], stage: str, start: float) -> float:
     """Count what has passed for a stage; the time now."""
     now = time.perf_counter()
@@ -183,7 +199,7 @@ def _add(seconds: dict[str, float], stage: str, start: float) -> float:
     return now
 
 
-class _Here:
+class Here:
     """The steps of one image in this process, which is watched from outside."""
 
     def __init__(self, worker: UnitWorker, beat: Beat) -> None:

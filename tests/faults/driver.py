@@ -1,4 +1,4 @@
-"""The driver dies: the whole process tree at once, or the driver alone, whose Ray must go by itself."""
+"""The driver dies: the whole process tree at once, or the driver alone, whose workers or Ray must go by themselves."""
 
 import time
 
@@ -18,12 +18,12 @@ def kill_alone(job: Job) -> None:
     job.process.wait()
 
 
-def run(bench: Bench, trial: int, name: str, strike) -> Outcome:
+def run(bench: Bench, trial: int, name: str, engine: str, strike) -> Outcome:
     """One job, killed several times at random moments, each time started again at once by the same command."""
     place, dice, outcome = bench.fresh(name, trial), bench.dice(name, trial), Outcome(times=0)
     output = str(place / "out")
     expected = bench.undisturbed()
-    jobs = [job := bench.start(output, place / "log")]
+    jobs = [job := bench.start(output, place / "log", engine=engine)]
     try:
         for _ in range(KILLS):
             # Before the first new commit, between two, or in the middle of one
@@ -40,7 +40,7 @@ def run(bench: Bench, trial: int, name: str, strike) -> Outcome:
             outcome.duplicated += bench.judge(
                 output, expected
             ).duplicated  # Whatever is there is whole, and has no image twice
-            jobs.append(job := bench.start(output, place / "log"))
+            jobs.append(job := bench.start(output, place / "log", engine=engine))
             if wait_for_commits(job, locate(output), before):
                 outcome.recovery_s.append(time.monotonic() - struck)
         assert job.wait() == 0, job.told
@@ -50,12 +50,13 @@ def run(bench: Bench, trial: int, name: str, strike) -> Outcome:
     return outcome + bench.judge(output, expected)
 
 
+def _fault(name: str, what: str, engine: str, strike) -> Fault:
+    return Fault(name, f"SIGKILL of {what}", lambda b, t: run(b, t, name, engine, strike), trials=2)
+
+
 FAULTS = (
-    Fault(
-        "driver-tree",
-        "SIGKILL of the driver and its whole tree",
-        lambda b, t: run(b, t, "driver-tree", kill_tree),
-        trials=2,
-    ),
-    Fault("driver", "SIGKILL of the driver alone", lambda b, t: run(b, t, "driver", kill_alone), trials=2),
+    _fault("driver-tree", "the driver and its whole tree, local engine", "local", kill_tree),
+    _fault("driver", "the driver alone, local engine", "local", kill_alone),
+    _fault("ray-driver-tree", "the driver and its whole tree, Ray engine", "ray", kill_tree),
+    _fault("ray-driver", "the driver alone, Ray engine", "ray", kill_alone),
 )

@@ -1,4 +1,7 @@
-"""The archive job without Prefect, whose start costs more than a trial: `python -m tests.faults.job SOURCE OUTPUT PX`.
+"""The archive job without Prefect: `python -m tests.faults.job SOURCE OUTPUT PX ENGINE`.
+
+ENGINE: local, ray, or staged: Ray on a node that books a GPU, which is none, so that every unit goes through the actors
+of such nodes.
 
 Like the console command it ends with status 1 and one sentence where it cannot go on.
 """
@@ -12,15 +15,19 @@ from tasks.errors import JobError
 from tasks.segmentation.finish import publish_report
 from tasks.segmentation.job import ArchiveJob, list_archive
 from tasks.segmentation.session import segment_remaining
-from tasks.stream import growth
-
-growth.STUCK_AFTER_S = 20.0  # Instead of two minutes, so that the trials in which a node is lost are short
 
 
 def main() -> None:
-    source, output, long_side = sys.argv[1:4]
-    job = ArchiveJob(source=source, output=output, inference={"long_side_px": int(long_side)}, gallery_images=0)
+    source, output, long_side, engine = sys.argv[1:]
+    asked: dict[str, object] = {"source": source, "output": output, "gallery_images": 0}
+    asked |= {"inference": {"long_side_px": int(long_side)}, "engine": "local" if engine == "local" else "ray"}
+    job = ArchiveJob(**asked)
     try:
+        if engine == "staged":
+            import ray
+
+            quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+            ray.init(address="local", num_cpus=2, num_gpus=1, object_store_memory=400 * 2**20, **quiet)
         plan = list_archive(job)
         session = segment_remaining(job, plan)
         report = publish_report(job, plan, session)

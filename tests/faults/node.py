@@ -18,7 +18,7 @@ def run(bench: Bench, trial: int) -> Outcome:
             nodes.start(num_cpus=1)
         environment = {name: value for name, value in nodes.environment.items() if name.startswith(("RAY_", MARK))}
         environment["RAY_ADDRESS"] = nodes.address
-        job = bench.start(output, place / "log", **environment)
+        job = bench.start(output, place / "log", engine="ray", **environment)
         try:
             wait_for_commits(job, locate(output), dice.randint(0, 8))
             before, struck = len(mask_files(locate(output))), time.monotonic()
@@ -28,7 +28,7 @@ def run(bench: Bench, trial: int) -> Outcome:
             if job.wait():
                 assert len(job.sentences) == 1 and "Traceback" not in job.told, job.told
                 outcome.sentences += job.sentences
-                job = bench.start(output, place / "log", **environment)
+                job = bench.start(output, place / "log", engine="ray", **environment)
                 assert job.wait() == 0, job.told
         finally:
             job.end()

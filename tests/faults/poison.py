@@ -29,13 +29,13 @@ def poisoned_source(bench: Bench) -> tuple[Path, dict[str, str]]:
     return source, kinds
 
 
-def run(bench: Bench, trial: int) -> Outcome:
+def run(bench: Bench, trial: int, engine: str) -> Outcome:
     """One job with the poison in all of its processes; its recovery is the time of the whole job for each of them."""
     source, kinds = poisoned_source(bench)
     expected = bench.undisturbed(str(source)) | kinds
-    place = bench.fresh("poison", trial)
+    place = bench.fresh(f"poison-{engine}", trial)
     output = str(place / "out")
-    job = bench.start(output, place / "log", str(source), PYTHONPATH=str(ROOT / "tests" / "poison"))
+    job = bench.start(output, place / "log", str(source), engine, PYTHONPATH=str(ROOT / "tests" / "poison"))
     start = time.monotonic()
     try:
         assert job.wait(600.0) == 0, job.told
@@ -48,4 +48,9 @@ def run(bench: Bench, trial: int) -> Outcome:
     return outcome
 
 
-FAULTS = (Fault("poison", "a photograph that crashes its process", run),)
+def _fault(name: str, engine: str) -> Fault:
+    what = f"a photograph that crashes its process, {engine} engine"
+    return Fault(name, what, lambda bench, trial: run(bench, trial, engine))
+
+
+FAULTS = (_fault("poison", "local"), _fault("ray-poison", "ray"), _fault("staged-poison", "staged"))

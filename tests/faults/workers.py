@@ -1,4 +1,4 @@
-"""A worker dies: a scoring actor, a refining actor, the worker of a reading task. The job itself goes on."""
+"""A worker of either engine dies over what it has in hand. The job itself goes on."""
 
 import time
 
@@ -9,7 +9,7 @@ from tests.faults.fault import Fault, Outcome
 KILLS = 5  # Of one job
 
 
-def run(bench: Bench, trial: int, name: str, title: str) -> Outcome:
+def run(bench: Bench, trial: int, name: str, engine: str, title: str) -> Outcome:
     """One job, some of whose workers of one kind are killed at random moments.
 
     title: what the titles of these processes hold; Ray names a worker by what it is doing.
@@ -17,7 +17,7 @@ def run(bench: Bench, trial: int, name: str, title: str) -> Outcome:
     place, dice, outcome = bench.fresh(name, trial), bench.dice(name, trial), Outcome(times=0)
     output = str(place / "out")
     expected = bench.undisturbed()
-    job = bench.start(output, place / "log")
+    job = bench.start(output, place / "log", engine=engine)
     try:
         while outcome.times < KILLS and job.running:
             time.sleep(dice.uniform(0.0, 2.0))
@@ -37,12 +37,15 @@ def run(bench: Bench, trial: int, name: str, title: str) -> Outcome:
     return outcome + bench.judge(output, expected)
 
 
-def _fault(name: str, what: str, title: str) -> Fault:
-    return Fault(name, f"SIGKILL of {what}", lambda bench, trial: run(bench, trial, name, title), trials=2)
+def _fault(name: str, what: str, engine: str, title: str) -> Fault:
+    return Fault(name, f"SIGKILL of {what}", lambda bench, trial: run(bench, trial, name, engine, title), trials=2)
 
 
 FAULTS = (
-    _fault("scorer", "a scoring actor", "ray::MapWorker(MapBatches(Score))"),
-    _fault("refiner", "a refining actor", "ray::MapWorker(MapBatches(Refine))"),
-    _fault("reader", "the worker of a reading task", "ray::MapBatches(read_unit)"),
+    _fault("local-worker", "a worker process of the local engine", "local", "tasks.engines.child"),
+    _fault("ray-worker", "an actor that does whole units", "ray", "ray::ArchiveWorker.whole"),
+    _fault("scorer", "a scoring actor", "staged", "ray::ArchiveWorker.score"),
+    _fault("finisher", "a refining actor", "staged", "ray::ArchiveWorker.finish"),
+    _fault("reader", "the worker of a reading task", "staged", "ray::_read"),
 )
+"""All faults, in the order of the table."""

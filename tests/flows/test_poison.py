@@ -16,14 +16,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 KINDS = {"crash": "crashed", "hang": "timeout", "grow": "memory"}
 
-# The job without Prefect, in a process of its own: its Ray must have the poison, and the other tests' must not
+# The job without Prefect, in a process of its own: its workers must have the poison, and the other tests' must not
 DRIVER = """
 import sys
 from tasks.segmentation.job import ArchiveJob, list_archive
 from tasks.segmentation.session import segment_remaining
 from tasks.segmentation.finish import publish_report
 job = ArchiveJob(source=sys.argv[1], output=sys.argv[2], inference={"long_side_px": 97}, gallery_images=0,
-                 image_seconds=8, image_memory_mib=400)
+                 image_seconds=8, image_memory_mib=400, engine=sys.argv[3])
 plan = list_archive(job)
 session = segment_remaining(job, plan)
 report = publish_report(job, plan, session)
@@ -37,10 +37,10 @@ def paint(place: Path, seed: int, stage: str, deed: str) -> None:
     poisoned.save(place)
 
 
-def rows_after(source: Path, output: Path, **environment: str) -> dict[str, dict]:
+def rows_after(source: Path, output: Path, engine: str, **environment: str) -> dict[str, dict]:
     mark = f"{output.name}-{os.getpid()}"
     environment |= {"SEGMENT_ARCHIVE_POISON": mark, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", DRIVER, str(source), str(output)]
+    command = [sys.executable, "-c", DRIVER, str(source), str(output), engine]
     try:
         told = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
     finally:
@@ -51,7 +51,8 @@ def rows_after(source: Path, output: Path, **environment: str) -> dict[str, dict
     return {row["image_id"]: row for row in rows}
 
 
-def test_poison_becomes_error_rows_and_changes_no_other_mask(tmp_path):
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_poison_becomes_error_rows_and_changes_no_other_mask(tmp_path, engine):
     source = tmp_path / "source"
     source.mkdir()
     poison = {}
@@ -63,9 +64,9 @@ def test_poison_becomes_error_rows_and_changes_no_other_mask(tmp_path):
         paint(source / name, 100 + number, stage, deed)
         poison[name] = KINDS[deed]
 
-    undisturbed = rows_after(source, tmp_path / "undisturbed")
+    undisturbed = rows_after(source, tmp_path / "undisturbed", "local")
     assert all(row["error_kind"] is None for row in undisturbed.values())
-    found = rows_after(source, tmp_path / "poisoned", PYTHONPATH=str(ROOT / "tests" / "poison"))
+    found = rows_after(source, tmp_path / "poisoned", engine, PYTHONPATH=str(ROOT / "tests" / "poison"))
     assert found.keys() == undisturbed.keys()
     for image_id, row in found.items():
         if image_id in poison:

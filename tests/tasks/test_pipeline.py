@@ -1,4 +1,4 @@
-"""The stages without a cluster: a unit that is done with care gives the rows that it gives without."""
+"""Units without an engine: done whole, in stages, or isolated, they have the same rows."""
 
 import io
 
@@ -15,9 +15,9 @@ from tasks.archive.sources import Source, list_source
 from tasks.errors import JobError
 from tasks.segmentation.job import ArchiveJob, identify, mask_params
 from tasks.storage import locate
-from tasks.stream import care
-from tasks.stream.pipeline import Refine, Score, read_unit
-from tasks.stream.units import Destination, Unit, unit_table
+from tasks.stream.staged import StagedWorker
+from tasks.stream.units import Destination, Unit
+from tasks.stream.worker import UnitWork
 from tests.conftest import photograph
 from tests.odd_images import odd_files, sound_files
 
@@ -40,23 +40,35 @@ def unit(tmp_path):
     return folder, Unit("1", (*entries, *list_source(Source(locate(str(folder / "table"))))))
 
 
-def rows_of(unit, output):
-    folder, unit = unit
+def unwatched(stage):
+    pass
+
+
+def worker_of(folder, output):
     job = ArchiveJob(source=str(folder), output=str(output), inference={"long_side_px": 97})
-    params = mask_params(job, identify(job))
     destination = Destination(locate(str(output)), "run", locate(str(folder)))
-    table = read_unit(unit_table(unit), params, destination)
-    table = Refine(params, destination)(Score(params)(table))
-    assert table.num_rows == 1
-    return pq.read_table(destination.file_of("1").path).to_pylist()
+    return StagedWorker(UnitWork(mask_params(job, identify(job)), destination))
 
 
-def test_what_is_done_apart_is_the_same(unit, tmp_path, monkeypatch):
-    expected = rows_of(unit, tmp_path / "plain")
+def rows_of(unit, output, how):
+    folder, unit = unit
+    worker = worker_of(folder, output)
+    if how == "staged":
+        read = worker.read_unit(unit, unwatched)
+        report = worker.finish_unit(read, worker.score_unit(read, unwatched), unwatched)
+    else:
+        report = worker(unit, unwatched, isolated=how == "isolated")
+    assert report.images == 7 and report.errors == {"empty": 1, "not_an_image": 2}
+    assert report.seconds.keys() == {"read", "score", "refine"}
+    return pq.read_table(worker.work.destination.file_of("1").path).to_pylist()
+
+
+def test_whole_staged_and_isolated_units_have_the_same_rows(unit, tmp_path):
+    expected = rows_of(unit, tmp_path / "whole", "whole")
     assert sum(row["mask"] is not None for row in expected) == 4 and len(expected) == 7
-    monkeypatch.setattr(care, "times_begun_before", lambda: 1)
-    assert rows_of(unit, tmp_path / "apart") == expected
     assert {row["error_kind"] for row in expected} == {None, ErrorKind.EMPTY, ErrorKind.NOT_AN_IMAGE}
+    assert rows_of(unit, tmp_path / "isolated", "isolated") == expected
+    assert rows_of(unit, tmp_path / "staged", "staged") == expected
 
 
 def test_the_library_gives_the_mask_that_the_archive_stores(tmp_path):
@@ -65,7 +77,9 @@ def test_the_library_gives_the_mask_that_the_archive_stores(tmp_path):
     folder.mkdir()
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    rows = rows_of((folder, Unit("1", tuple(list_source(Source(locate(str(folder))))))), tmp_path / "output")
+    worker = worker_of(folder, tmp_path / "output")
+    worker(Unit("1", tuple(list_source(Source(locate(str(folder)))))), unwatched)
+    rows = pq.read_table(worker.work.destination.file_of("1").path).to_pylist()
     model = segcore.load("pspnet14", params=PredictParams(InferenceParams(long_side_px=97)), num_threads=1)
     assert {row["image_id"] for row in rows} == files.keys()
     for row in rows:
@@ -75,11 +89,38 @@ def test_the_library_gives_the_mask_that_the_archive_stores(tmp_path):
         assert (row["note"] or "") == result.photograph.note
 
 
-def test_an_outage_ends_the_session_also_with_care(unit, tmp_path, monkeypatch):
-    monkeypatch.setattr(care, "times_begun_before", lambda: 1)
-    folder, _ = unit
+def test_an_outage_ends_the_session_also_in_isolation(unit, tmp_path):
+    folder, one = unit
     for file in folder.rglob("*"):
         if file.is_file():
             file.unlink()
+    worker = worker_of(folder, tmp_path / "out")
     with pytest.raises(JobError, match="cannot be read any more"):
-        rows_of(unit, tmp_path / "out")
+        worker(one, unwatched, isolated=True)
+    with pytest.raises(JobError, match="cannot be read any more"):
+        worker.read_unit(one, unwatched)
+
+
+def test_a_committed_unit_is_passed_by(unit, tmp_path):
+    worker = worker_of(unit[0], tmp_path / "out")
+    worker(unit[1], unwatched)
+    assert worker(unit[1], unwatched).done_elsewhere
+    read = worker.read_unit(unit[1], unwatched)
+    report = worker.finish_unit(read, worker.score_unit(read, unwatched), unwatched)
+    assert report.done_elsewhere and not report.images
+
+
+def test_one_image_that_spoils_its_batch_is_one_error_row(unit, tmp_path, monkeypatch):
+    worker = worker_of(unit[0], tmp_path / "out")
+    worker.warm()
+    score = worker.predictor.score
+
+    def spoilt(images, each_batch=None):
+        if any(image.shape[:2] == (60, 40) for image in images):
+            raise RuntimeError("a broken kernel")
+        return score(images)
+
+    monkeypatch.setattr(worker.predictor, "score", spoilt)
+    read = worker.read_unit(unit[1], unwatched)
+    report = worker.finish_unit(read, worker.score_unit(read, unwatched), unwatched)
+    assert report.images == 7 and report.errors == {"empty": 1, "not_an_image": 2, "failed": 1}

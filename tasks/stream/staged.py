@@ -1,0 +1,152 @@
+"""The same unit in three pairs of hands, where scoring has a device of its own: read, score, finish.
+
+Between them travel pixels at working size and scores of stride 8 in float16, never full-resolution probabilities. What
+is done to an image is in `worker.py`'s parts; a unit done whole has the same rows.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from segcore.images import ImageError
+from segcore.inference import ScoreMap
+from segcore.memory import DeviceShortError
+from tasks.errors import JobError
+from tasks.stream.rows import GREY, failure_of, give_back_memory
+from tasks.stream.units import Record, Unit, UnitReport
+from tasks.stream.worker import Beat, Here, UnitWorker, decoded
+
+
+@dataclass
+class Stage:
+    """When a unit was handed on, and how long its stages have taken until then."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Busy time by stage."""
+
+    waits: dict[str, float] = field(default_factory=dict)
+    """Time that the unit has waited before each stage, in s; between machines only as good as their clocks."""
+
+    handed_on: float = 0.0
+    """Of the clock of the machine, in s."""
+
+    def waited(self, stage: str) -> dict[str, float]:
+        """The waits, with that before a stage which begins now."""
+        return {**self.waits, stage: max(0.0, time.time() - self.handed_on)}
+
+
+@dataclass
+class ReadUnit:
+    """A unit whose images are decoded."""
+
+    unit: Unit
+    records: list[Record]
+    """One for each image, with its error where there is one."""
+
+    images: list[np.ndarray]
+    """(h, w, 3) uint8 RGB at working size, of the records without error."""
+
+    stage: Stage
+    committed: bool = False
+    """Whether another session has committed it already; it is empty then."""
+
+
+@dataclass
+class ScoredUnit:
+    """What the network says of the images of a `ReadUnit`."""
+
+    maps: list[ScoreMap | ImageError]
+    device: str
+    stage: Stage
+
+
+class StagedWorker(UnitWorker):
+    """Does one stage of a unit, or, as any `UnitWorker`, all of them."""
+
+    def release(self) -> None:
+        """Give a GPU's memory back, which another process is to have."""
+        if self.predictor.device.startswith("cuda"):
+            self.predictor.release()
+
+    def read_unit(self, unit: Unit, beat: Beat) -> ReadUnit:
+        """Fetch and decode."""
+        start = time.perf_counter()
+        if self.is_committed(unit):
+            return ReadUnit(unit, [], [], Stage(), committed=True)
+        give_back_memory()
+        read = ReadUnit(unit, [], [], Stage())
+        here = Here(self, beat)
+        for entry, data in here.bytes_of(self.work.destination.source, unit.entries):
+            record = Record(entry)  # Of the bytes that were read, where they are newer than the listing
+            try:
+                read.images.append(decoded(record, data, here.decode).image)
+            except JobError:
+                raise
+            except Exception as error:
+                record.error = failure_of("reading", error)
+            read.records.append(record)
+        read.stage = Stage({"read": time.perf_counter() - start}, {}, time.time())
+        return read
+
+    def score_unit(self, read: ReadUnit, beat: Beat) -> ScoredUnit:
+        """Scores of all images, in batches; where a batch fails, of each alone."""
+        start, waits = time.perf_counter(), read.stage.waited("score")
+        give_back_memory()
+        maps: list[ScoreMap | ImageError] = []
+        try:
+            if read.images:
+                maps += self.predictor.score(read.images, lambda: beat("score"))
+        except (JobError, DeviceShortError):
+            raise
+        except Exception:  # One image may have spoilt its batch
+            maps = [self._score_alone(image, beat) for image in read.images]
+            if any(isinstance(scores, ImageError) for scores in maps):
+                # Where a plain grey image fails too, it is not the images' fault, and no row may say so
+                self.predictor.score([GREY])
+        seconds = {**read.stage.seconds, "score": time.perf_counter() - start}
+        return ScoredUnit(maps, self.predictor.device, Stage(seconds, waits, time.time()))
+
+    def _score_alone(self, image: np.ndarray, beat: Beat) -> ScoreMap | ImageError:
+        beat("score")
+        try:
+            return self.score(image)
+        except (JobError, DeviceShortError):
+            raise
+        except Exception as error:
+            if "CUDA error" in str(error):  # Which leaves the device unusable for its process
+                raise SystemExit(1) from None
+            return failure_of("scoring", error)
+
+    def finish_unit(self, read: ReadUnit, scored: ScoredUnit, beat: Beat) -> UnitReport:
+        """Refine, encode, commit."""
+        start, waits = time.perf_counter(), scored.stage.waited("refine")
+        report = UnitReport(read.unit.name)
+        if read.committed:
+            report.done_elsewhere = True
+            return report
+        give_back_memory()
+        self.last.begin(read.records)
+        usable = iter(zip(read.images, scored.maps, strict=True))
+        rows: list[dict[str, Any]] = []
+        for record in read.records:
+            columns: dict[str, Any] = {}
+            if record.error is None:
+                image, scores = next(usable)
+                try:
+                    if isinstance(scores, ImageError):
+                        raise scores
+                    beat("refine")
+                    record.scores_shape, record.extent_px = scores.scores.shape, scores.extent_px
+                    columns = self.last.columns(record, image, scores.scores, scored.device)
+                except JobError:
+                    raise
+                except Exception as error:
+                    record.error = failure_of(self.last.what, error)
+            rows.append(self.last.base_row(record) | columns)
+            report.count(record)
+        self.commit(read.unit, rows, report, beat)
+        report.seconds = {**scored.stage.seconds, "refine": time.perf_counter() - start}
+        report.waits = waits
+        return report
