@@ -67,7 +67,7 @@ def accept(
 
     segment-archive baseline accept ~/evaluation
     """
-    from tasks.nights.baselines import accept_baseline
+    from tasks.nights.record import accept_baseline
 
     try:
         accepted = accept_baseline(output, model or ())
@@ -105,17 +105,17 @@ def submission(
 
 def _show(output: str) -> None:
     """Print the figures of the latest night."""
-    from tasks.nights.words import summary
+    from tasks.nights.summary import summary
 
     print("\n".join(summary(output)))
 
 
 def _show_sheet(output: str) -> None:
     from tasks import storage
-    from tasks.nights.sheet import sheet, sheet_markdown, sheet_table
+    from tasks.nights.summary import sheet, sheet_lines, sheet_markdown
 
     rows = sheet(storage.locate(output))
     place = storage.locate(output) / "sheet.md"
     storage.write_whole(place, sheet_markdown(rows).encode())
-    print(sheet_table(rows))
+    print("\n".join(sheet_lines(rows)))
     print(f"As Markdown: {place.uri}")

@@ -254,13 +254,13 @@ def _emit_alarms(night: Night, *_: Any) -> None:
 
 
 def _show_night(night: Night, job: ReevaluateJob, *_: Any) -> None:
-    from tasks.nights.sheet import sheet_cells, sheet_of
-    from tasks.nights.words import markdown
+    from tasks.nights.page import markdown
+    from tasks.nights.summary import sheet_columns, sheet_of
 
     output = storage.locate(job.output)
     told = markdown(output, night, job.dataset)
     create_markdown_artifact(markdown=told, key="segment-archive-night", description="What a night found")
-    rows = [sheet_cells(row) for row in sheet_of(output, night.evaluations)]
+    rows = [sheet_columns(row) for row in sheet_of(output, night.evaluations) if row.ours is not None]
     create_table_artifact(table=rows, key="segment-archive-sheet", description="Our numbers beside the papers'")
 
 

@@ -14,7 +14,7 @@ DECIDING = (
     "tasks.stream.worker",
     "tasks.evaluation.judging",
     "tasks.evaluation.counts",
-    "tasks.evaluation.figures",
+    "tasks.evaluation.metrics",
     "tasks.evaluation.record",
 )
 """Of `tasks`: what turns images into counts and counts into metrics. Of `segcore`, all that these import in any number

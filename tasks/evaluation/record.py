@@ -10,7 +10,7 @@ from segcore.refinement import CrfParams
 from tasks import storage
 from tasks.evaluation.counts import Counts
 from tasks.evaluation.evaluate import Evaluation
-from tasks.evaluation.figures import figures
+from tasks.evaluation.metrics import figures
 from tasks.storage import Location
 
 

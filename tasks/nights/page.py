@@ -9,26 +9,45 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from segcore import charts, evaluation
+from segcore import charts, evaluation, masks
 from segcore.evaluation import Figure
+from segcore.images import decode
 from segcore.models.published import PUBLISHED_CLASS_IOU, VOC_IMAGES, published
 from segcore.voc import CLASSES
 from tasks import storage
-from tasks.evaluation.counts import Counts, read_counts
+from tasks.datasets.shards import RowGroup, read_index, read_manifest, read_row_group
+from tasks.evaluation.counts import Counts, read_counts, read_masks
 from tasks.evaluation.evaluate import Evaluation
-from tasks.evaluation.figures import BOOTSTRAP_SAMPLES, LEAST_IMAGES, compared_names, in_percent, mean_iou_over
+from tasks.evaluation.metrics import BOOTSTRAP_SAMPLES, LEAST_IMAGES, compared_names, in_percent, mean_iou_over
 from tasks.evaluation.record import evaluation_of, read_record
-from tasks.nights.metrics import read_metrics
-from tasks.nights.pictures import WORST, lost_picture, worst_picture
-from tasks.nights.record import ModelNight, Night
-from tasks.nights.sheet import conditions, is_of_same_images, sheet_cells, sheet_of
+from tasks.nights.history import read_metrics
+from tasks.nights.record import Alarm, ModelNight, Night, read_baseline
+from tasks.nights.summary import (
+    SheetRow,
+    conditions,
+    is_of_same_images,
+    not_measured,
+    sheet_columns,
+    sheet_notes,
+    sheet_of,
+    unmeasured_words,
+)
 from tasks.storage import Location
 
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#111}
-table{border-collapse:collapse;margin:1rem 0;font-size:14px}td,th{border:1px solid #bbb;padding:.25rem .6rem;
-text-align:left}img{max-width:100%}figure{margin:1rem 0}figcaption{color:#444;font-size:14px}
-.alarm{border-left:6px solid #D55E00;padding:.5rem 1rem;background:#fff3ea}
-.quiet{border-left:6px solid #009E73;padding:.5rem 1rem;background:#eefaf5}"""
+WORST = 20
+"""Images on a picture of the worst ones at most."""
+
+_LOST = 6
+_SHOWN_SIDE_PX = 320
+
+_STYLE = """:root{color-scheme:light dark;--rule:#bbb;--soft:#444;--alarm:#fff3ea;--quiet:#eefaf5}
+@media(prefers-color-scheme:dark){:root{--rule:#555;--soft:#bbb;--alarm:#3a2416;--quiet:#12302a}}
+body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;overflow-wrap:anywhere}
+.wide{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0;font-size:14px;overflow-wrap:normal}
+td,th{border:1px solid var(--rule);padding:.25rem .6rem;text-align:left}
+img{max-width:100%;background:#fff}figure{margin:1rem 0}figcaption,.note,li{color:var(--soft);font-size:14px}
+.alarm{border-left:6px solid #D55E00;padding:.5rem 1rem;background:var(--alarm)}
+.quiet{border-left:6px solid #009E73;padding:.5rem 1rem;background:var(--quiet)}"""
 
 
 _OVER = """<p>In brackets 95 % bootstrap intervals over images. All means of this page are over one set of classes:
@@ -211,17 +230,30 @@ def _whole(output: Location, night: Night, sections: list[str]) -> str:
     """The page around its sections: what a person is told first, and the sheet at the end."""
     kind = "alarm" if night.alarms else "quiet"
     # The record of this night is written last, so the sheet is made from the night itself
-    sheet = [sheet_cells(row) for row in sorted(sheet_of(output, night.evaluations), key=lambda row: row.ours is None)]
+    sheet = _sheet(sheet_of(output, night.evaluations))
     failed = [[m.model, m.failure or m.refused or ""] for m in night.models if m.failure or m.refused]
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Night {night.run}</title>'
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>Night {night.run}</title>"
         f"<style>{_STYLE}</style><h1>{'Alarm' if night.alarms else 'A quiet night'}: {html.escape(night.dataset)}</h1>"
         f'<p class="{kind}">{html.escape(night.sentence)}</p><p>Night {night.run}, {html.escape(night.time)}.</p>'
         + (_table(("model", "not evaluated because"), failed) if failed else "")
         + "".join(_training_images(model) for model in night.models)
         + "".join(sections)
-        + f"<h2>Beside the papers</h2>{_table(tuple(sheet[0]), [list(cells.values()) for cells in sheet])}</html>\n"
+        + f"<h2>Beside the papers</h2>{sheet}</html>\n"
     )
+
+
+def _sheet(rows: list[SheetRow]) -> str:
+    """Our numbers beside the papers': what was measured as a table, all other variants folded."""
+    cells = [sheet_columns(row) for row in rows if row.ours is not None]
+    told = _table(tuple(cells[0]), [list(cell.values()) for cell in cells]) if cells else ""
+    told += "".join(f'<p class="note">{html.escape(note)}</p>' for note in sheet_notes(rows))
+    others = not_measured(rows)
+    if others:
+        items = "".join(f"<li>{html.escape(other)}" for other in others)
+        told += f"<details><summary>{unmeasured_words(len(others))}</summary><ul>{items}</ul></details>"
+    return told
 
 
 def _training_images(model: ModelNight) -> str:
@@ -235,4 +267,147 @@ def _training_images(model: ModelNight) -> str:
 def _table(head: tuple[str, ...], rows: list[list[str]]) -> str:
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{top}</tr>{body}</table>"
+    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def markdown(output: Location, night: Night, dataset: str) -> str:
+    """What a night found, for the page of the flow run."""
+    lines = [f"# {'Alarm' if night.alarms else 'A quiet night'}", "", night.sentence, ""]
+    for alarm in night.alarms:
+        lines += [f"## {alarm.model}: {alarm.kind}", "", alarm.sentence, ""]
+        if alarm.kind != "worse":
+            continue
+        lines += ["| figure | | before | now | change, points | interval |", "|---|---|---|---|---|---|"]
+        for d in alarm.differences:
+            before, now, low, high = (100 * d[name] for name in ("before", "now", "low", "high"))
+            lines.append(
+                f"| {d['figure']} | {d['stage']} | {before:.2f} | {now:.2f} | {now - before:+.2f} | "
+                f"{low:+.2f} to {high:+.2f} |"
+            )
+        picture = lost_picture(output, night, alarm, dataset, jpeg=True, num_shown=3)
+        if picture is not None:
+            encoded = base64.b64encode(picture).decode()
+            lines += ["", f"![The images that lost the most](data:image/jpeg;base64,{encoded})"]
+        lines.append("")
+    lines += ["| model | | mean IoU, % | 95 % interval | pixel accuracy, % |", "|---|---|---|---|---|"]
+    over = compared_names(read_record(output, evaluation_id) for evaluation_id in night.evaluations)
+    for model in night.models:
+        if model.failure or model.refused:
+            lines.append(f"| {model.model} | {'failed' if model.failure else 'refused'} | | | |")
+        for evaluation_id in model.evaluations:
+            record = read_record(output, evaluation_id)
+            of = evaluation_of(record)
+            for stage in of.stages:
+                f = record["figures"][stage]
+                m = mean_iou_over(f, over)
+                lines.append(
+                    f"| {of.model} | {of.protocol}, {stage} | {100 * m['value']:.2f} | "
+                    f"{100 * m['low']:.2f} to {100 * m['high']:.2f} | {100 * f['pixel_accuracy']['value']:.2f} |"
+                )
+    lines += ["", *(f"- {m.model}: {m.training_images}" for m in night.models if m.training_images)]
+    if night.report:
+        lines += ["", f"Report with pictures: `{night.report}`"]
+    return "\n".join(lines) + "\n"
+
+
+def worst_picture(output: Location, of: Evaluation, counts: Counts, dataset: str) -> bytes:
+    """PNG of the images with the lowest share of right pixels in the last stage, `WORST` at most.
+
+    counts: of that evaluation. dataset: URI of what it is on.
+    """
+    stage = of.stages[-1]
+    worst = _worst_images(counts, stage, WORST)
+    captions = {counts.ids[i]: f"{counts.ids[i]}: {100 * share:.1f} % of the pixels right" for i, share in worst}
+    return _picture_of(output, dataset, of, captions, [(f"predicted {stage}", of, stage)])
+
+
+def lost_picture(
+    output: Location, night: Night, alarm: Alarm, dataset: str, *, jpeg: bool = False, num_shown: int = _LOST
+) -> bytes | None:
+    """The images that lost the most between baseline and now, for an alarm of kind "worse"; None for another one.
+
+    dataset: URI of what the night was on. jpeg: a small JPEG instead of a PNG.
+    """
+    if alarm.kind != "worse":
+        return None
+    now, before = _both(output, night, alarm)
+    first = alarm.differences[0]
+    counts = (read_counts(output, before), read_counts(output, now))
+    lost = _lost_images(*counts, first["stage"], first["label"], num_shown)
+    if not lost:
+        return None
+    about = "pixels" if first["class"] is None else f"pixels of {first['class']}"
+    captions = {counts[1].ids[i]: f"{counts[1].ids[i]}: {100 * change:+.1f} % right {about}" for i, change in lost}
+    shown = [("baseline", before, first["stage"]), (f"now, {first['stage']}", now, first["stage"])]
+    return _picture_of(output, dataset, now, captions, shown, jpeg=jpeg)
+
+
+def _lost_images(
+    before: Counts, after: Counts, stage: str, label: int | None, num_shown: int
+) -> list[tuple[int, float]]:
+    """The images that lost the most: index and change of the share of right pixels, worst first, only losses.
+
+    label: of the class whose pixels are looked at, true or predicted; None for all.
+    """
+
+    def wrong(counts: Counts) -> Any:
+        single = counts.of(stage)
+        missed = single[..., 1] + single[..., 2] - 2 * single[..., 0]
+        pixels = single[..., 1].sum(axis=-1).clip(min=1)
+        return (missed[:, label] if label is not None else missed.sum(axis=-1) / 2) / pixels
+
+    change = wrong(after) - wrong(before)
+    order = change.argsort()[::-1][:num_shown]
+    return [(int(i), -float(change[i])) for i in order if change[i] > 0]
+
+
+def _worst_images(counts: Counts, stage: str, num_shown: int) -> list[tuple[int, float]]:
+    """The images with the lowest share of right pixels: index and share, worst first."""
+    share = evaluation.pixel_accuracy(counts.of(stage))
+    order = share.argsort(kind="stable")[:num_shown]
+    return [(int(i), float(share[i])) for i in order]
+
+
+def _both(output: Location, night: Night, alarm: Alarm) -> tuple[Evaluation, Evaluation]:
+    """What was evaluated tonight, and the baseline of it."""
+    ids = next(model.evaluations for model in night.models if model.model == alarm.model)
+    now = next(e for e in (evaluation_of(read_record(output, id)) for id in ids) if e.protocol == alarm.protocol)
+    before = read_baseline(output, alarm.model)["evaluations"][alarm.protocol]
+    return now, evaluation_of(read_record(output, before))
+
+
+def _picture_of(
+    output: Location,
+    dataset: str,
+    of: Evaluation,
+    captions: dict[str, str],
+    shown: list[tuple[str, Evaluation, str]],
+    *,
+    jpeg: bool = False,
+) -> bytes:
+    """Photograph, truth and predictions of some images of the dataset, in the order of the captions.
+
+    captions: by identity. shown: what is told of each prediction, the evaluation and the stage that it is from.
+    """
+    predicted = [(told, read_masks(output, e, stage, list(captions))) for told, e, stage in shown]
+    rows = _dataset_rows(storage.locate(dataset), of.split, set(captions))
+    lines = []
+    for image_id, caption in captions.items():
+        image = decode(rows[image_id]["image"], _SHOWN_SIDE_PX).image
+        maps = [("truth", masks.decode_mask(rows[image_id]["mask"]))]
+        maps += [(told, masks.decode_mask(by_id[image_id])) for told, by_id in predicted]
+        lines.append((caption, image, maps))
+    return charts.image_sheet(lines, jpeg=jpeg)
+
+
+def _dataset_rows(dataset: Location, split: str, ids: set[str]) -> dict[str, dict[str, Any]]:
+    """Rows of some images, reading the row groups that hold them and no others."""
+    index = read_index(dataset, read_manifest(dataset).split(split)).to_pylist()
+    found: dict[str, dict[str, Any]] = {}
+    groups = {(row["path"], row["row_group"]) for row in index if row["id"] in ids}
+    for path, number in sorted(groups):
+        table = read_row_group(dataset, RowGroup(path, number, 0), ["id", "image", "mask"])
+        for k, image_id in enumerate(table.column("id").to_pylist()):
+            if image_id in ids:
+                found[image_id] = {name: table.column(name)[k].as_py() for name in ("image", "mask")}
+    return found

@@ -12,10 +12,8 @@ from flows.prefect_runs import reevaluate
 from tasks.errors import JobError
 from tasks.evaluation.evaluate import ReevaluateJob, evaluations_of, open_dataset
 from tasks.models.registry import list_models
-from tasks.nights.baselines import accept_baseline
-from tasks.nights.record import last_night
-from tasks.nights.sheet import sheet, sheet_markdown, sheet_table
-from tasks.nights.words import summary
+from tasks.nights.record import accept_baseline, last_night
+from tasks.nights.summary import sheet, sheet_lines, sheet_markdown, summary
 from tasks.storage import locate
 from tests.evaluation_data import INFERENCE, judged_in_process, save_model, small_dataset
 
@@ -136,7 +134,12 @@ def test_the_sheet_never_compares_other_images_silently(tmp_path: Path) -> None:
         ("deeplab_v2_resnet101", "with CRF", 77.69, False),
     ]
     assert "UNTRAINED" in measured[0].conditions and "4 images of small-val" in measured[0].conditions
-    assert "OTHER IMAGES: not comparable" in sheet_markdown(rows) and "not measured" in sheet_table(rows)
-    for row in rows:
-        if row.ours is None:
-            assert row.conditions.startswith("not measured")
+    for told in (sheet_markdown(rows), "\n".join(sheet_lines(rows))):
+        assert told.count("OTHER IMAGES") == 2 and "other images: not comparable" in told
+    # What was measured comes first; all others are one line, or folded
+    assert rows[: len(measured)] == measured
+    first, *_, last = lines = sheet_lines(rows)
+    assert first.split()[:3] == ["model", "stage", "ours,"] and len(lines) < 9
+    assert max(len(line) for line in lines[:3]) <= 100
+    assert "are not measured" in last and "pspnet101" in last
+    assert "<details>" in sheet_markdown(rows) and "pspnet101: 82.60 without CRF" in sheet_markdown(rows)

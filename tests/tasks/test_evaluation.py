@@ -12,8 +12,8 @@ from segcore.voc import CLASSES
 from tasks.errors import JobError
 from tasks.evaluation.counts import Counts, counts_folder, read_counts
 from tasks.evaluation.evaluate import ReevaluateJob, evaluations_of, open_dataset
-from tasks.evaluation.figures import compared_names, figures, mean_iou_over
 from tasks.evaluation.judging import evaluate
+from tasks.evaluation.metrics import compared_names, figures, mean_iou_over
 from tasks.evaluation.record import evaluation_of, read_record, write_record
 from tasks.models.registry import RegisteredModel, list_models
 from tasks.models.remote import local_model

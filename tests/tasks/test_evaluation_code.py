@@ -28,7 +28,7 @@ def replaced(file: Path, old: str, new: str) -> None:
     "path",
     ["segcore/crf/engine.inl", "segcore/crf/lattice.inl", "segcore/crf/simd.inl", "segcore/crf/team.hpp",
      "CMakeLists.txt", "segcore/images.py", "segcore/views.py", "segcore/models/pspnet.py", "segcore/models/vgg.py",
-     "segcore/evaluation.py", "tasks/evaluation/judging.py", "tasks/evaluation/figures.py"],
+     "segcore/evaluation.py", "tasks/evaluation/judging.py", "tasks/evaluation/metrics.py"],
 )  # fmt: skip
 def test_what_decides_a_metric_is_in_the_digest(clone: Path, path: str) -> None:
     built = engine_source_digest(clone) or ""
