@@ -6,8 +6,8 @@ from cyclopts import Parameter
 
 from flows import screen
 from flows.options import Found, Json, UsageError, flag, options
+from tasks.datasets.layout import OwnData
 from tasks.datasets.prepare import DatasetJob
-from tasks.datasets.voc_layout import OwnData
 
 _CHECK = Parameter(group="Check")
 
@@ -95,16 +95,15 @@ def _check(
     gallery: str | None,
 ) -> int:
     from tasks import progress
-    from tasks.datasets import check_report as dataset_report
-    from tasks.datasets.doctor import Consultation
+    from tasks.datasets import doctor
 
-    console = dataset_report.console()
+    console = doctor.console()
     with progress.told_to(progress.Terminal()):
-        found = Consultation(check, own)
+        found = doctor.Consultation(check, own)
         if found.examined.findings:
-            dataset_report.print_findings(found.examined.findings, console, show)
-        dataset_report.print_classes(found.examined, console)
-        print(dataset_report.verdict(found.examined))
+            doctor.print_findings(found.examined.findings, console, show)
+        doctor.print_classes(found.examined, console)
+        print(doctor.verdict(found.examined))
         if report is not None:
             found.write_report(report)
             print(f"Every finding: {report}")
@@ -116,7 +115,7 @@ def _check(
                 print(f"mended: {file}")
             if changed:
                 print(f"{len(changed):,} files mended; what was there is kept in before-fix/.")
-                print(dataset_report.verdict(found.examined))
+                print(doctor.verdict(found.examined))
             else:
                 print("There is nothing that can be mended safely.")
     return 1 if found.examined.errors else 0

@@ -1,25 +1,91 @@
-"""The dataset doctor: every pair read once, on all cores; what is wrong with the whole; what is safe to mend."""
+"""The dataset doctor: every pair read once, on all cores; what is wrong with the whole; what is safe to mend.
+
+What one pair is checked for is in `segcore/pair_check.py`.
+"""
 
 import csv
+import hashlib
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from segcore import pair_check
+from segcore.label_set import LabelSet
 from segcore.near_duplicates import close_pairs
-from segcore.pair_check import ADVICE, Kind, Level
+from segcore.pair_check import ADVICE, Finding, Kind, Level
 from segcore.voc import IGNORE_LABEL
-from tasks import progress, storage
-from tasks.datasets import pairs
-from tasks.datasets.pairs import Checked
-from tasks.datasets.voc_layout import BEFORE_FIX, IMAGES, Layout, Pair, is_training, is_validation, relative
+from tasks import progress, storage, storage_faults
+from tasks.datasets import shards
+from tasks.datasets.layout import BEFORE_FIX, IMAGES, FileRef, Layout, Pair, is_training, is_validation, relative
 from tasks.engines import spread
 from tasks.errors import JobError
 from tasks.parquet_files import read_parquet
 from tasks.storage import Location
+
+CHECK_VERSION = 3
+"""Raised when a check changes, so that no stored one of before is taken for it."""
+
+CHUNK_PAIRS = 128
+"""Pairs of one piece of work, and of one stored file of checks."""
+
+MAX_FILE_BYTES = 256 << 20
+"""A larger photograph or mask is not read."""
+
+REMEDY = "remove it and prepare again"
+"""What to do about a damaged file of the preparation, as the end of a sentence."""
+
+CHECKED = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("labels", pa.list_(pa.uint8())),
+        ("pixels", pa.list_(pa.int64())),
+        ("fingerprint", pa.uint64()),
+        ("image_digest", pa.string()),
+        ("digest", pa.string()),
+        ("stored_bytes", pa.int64()),
+        ("mask_is", pa.string()),
+        ("kinds", pa.list_(pa.string())),
+        ("details", pa.list_(pa.string())),
+    ]
+)
+"""One row per pair: what the check found. `mask_is`: whether the stored mask is the "file" itself, "mended", "sbd", or
+"none"; `digest`: of what is stored, empty where nothing can be."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of one pair after it was read once."""
+
+    id: str
+    source: str
+    width: int
+    height: int
+    labels: list[int]
+    pixels: list[int]
+    fingerprint: int | None
+    image_digest: str
+    digest: str
+    stored_bytes: int
+    mask_is: str
+    kinds: list[str]
+    details: list[str]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What is wrong."""
+        return [Finding(Kind[kind], detail) for kind, detail in zip(self.kinds, self.details, strict=True)]
+
 
 _OF_IMAGE = (Kind.MISSING_IMAGE, Kind.IMAGE_UNREADABLE, Kind.SAME_IMAGE, Kind.LOOKS_SAME, Kind.SAME_WITHIN)
 
@@ -73,17 +139,17 @@ def examine(layout: Layout, store: Location | None = None) -> Examined:
     store: folder in which what was found is kept piece by piece, so that a stop is continued and an unchanged dataset
     is not read again; None: nothing is kept.
     """
-    pieces = pairs.chunks(list(layout.pairs.values()))
-    names = [pairs.checked_name(piece, layout.label_set) for piece in pieces]
+    every = list(layout.pairs.values())
+    pieces = [every[start : start + CHUNK_PAIRS] for start in range(0, len(every), CHUNK_PAIRS)]
+    names = [checked_name(piece, layout.label_set) for piece in pieces]
     there = set() if store is None else {file.path for file in storage.list_files(store)}
     missing = [piece for piece, name in zip(pieces, names, strict=True) if name not in there]
-    fresh = spread(pairs.check_chunk, missing, layout.label_set, store, layout.root)
+    fresh = spread(check_chunk, missing, layout.label_set, store, layout.root)
     checks: dict[str, Checked] = {}
     with progress.measured("checking", len(layout.pairs)) as tell:
         for name in names:
             known = None if store is None or name not in there else store / name
-            table = next(fresh) if known is None else read_parquet(known, pairs.REMEDY)
-            checks.update((row.id, row) for row in pairs.rows_of(table))
+            checks.update((check.id, check) for check in (next(fresh) if known is None else _stored(known)))
             tell(len(checks))
     next(fresh, None)  # Ends the cluster
     examined = Examined(layout, checks, chunk_names=names)
@@ -91,6 +157,36 @@ def examine(layout: Layout, store: Location | None = None) -> Examined:
     order = {kind: number for number, kind in enumerate(Kind)}  # Kinds are listed from the worst on
     examined.findings = sorted(found, key=lambda f: (f.level, order[f.kind], f.file, f.image_id or "", f.detail))
     return examined
+
+
+def check_chunk(pairs: list[Pair], label_set: LabelSet, store: Location | None, root: Location) -> list[Checked]:
+    """Read and check some pairs.
+
+    store: folder in which what was found is kept under a name made of all that decides it. root: a folder that must be
+    seen here, or every file would be called missing on a machine of the cluster that does not share it.
+    """
+    if root.protocol == "file" and not Path(root.path).is_dir():
+        raise JobError(f"A worker of the cluster does not see {root.path}: use a shared folder or a bucket.")
+    checks = [_check(pair, label_set) for pair in pairs]
+    # What could not be read is looked at again next time: it may be there by then
+    failed = {Kind.IMAGE_UNREADABLE.name, Kind.MASK_UNREADABLE.name}
+    if store is not None and not any(failed & set(check.kinds) for check in checks):
+        table = pa.Table.from_pylist([asdict(check) for check in checks], CHECKED)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        storage.write_whole(store / checked_name(pairs, label_set), sink.getvalue().to_pybytes())
+    return checks
+
+
+def checked_name(pairs: list[Pair], label_set: LabelSet) -> str:
+    """File name of stored checks."""
+    files = [(p.id, p.source, _stamp(p.image), _stamp(p.mask)) for p in pairs]
+    whole = json.dumps([CHECK_VERSION, asdict(label_set), files], sort_keys=True)
+    return f"{hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.parquet"
+
+
+def _stored(place: Location) -> list[Checked]:
+    return [Checked(**row) for row in read_parquet(place, REMEDY).to_pylist()]
 
 
 def label_counts(examined: Examined, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -138,10 +234,22 @@ def fix(examined: Examined) -> list[str]:
     return changed
 
 
+def mended_mask(pair: Pair, label_set: LabelSet) -> bytes:
+    """The mask of a pair as it is stored: palette PNG, upright, mended where that is safe."""
+    assert pair.mask is not None
+    image = None if pair.image is None else storage.read_bytes(pair.image.place)
+    mask = pair_check.check_pair(
+        image, storage.read_bytes(pair.mask.place), label_set, sbd_mask=_is_sbd(pair.mask)
+    ).mask
+    if mask is None:
+        raise JobError(f"{pair.mask.place.uri} was changed while it was read: run again.")
+    return mask
+
+
 def _replace_mask(layout: Layout, pair: Pair) -> str:
     assert pair.mask is not None
     place = pair.mask.place
-    mended = pairs.mended_mask(pair, layout.label_set)
+    mended = mended_mask(pair, layout.label_set)
     _keep_first(layout.root, place)
     stem, _, ending = place.path.rpartition(".")
     target = place if ending.lower() == "png" else Location(place.protocol, f"{stem}.png")
@@ -248,3 +356,57 @@ def require_usable(examined: Examined, where: str) -> None:
         f"{examined.layout.name} cannot be prepared as it is: {said}; first {example.file}{facts}. All stand in "
         f"{where}. Mend them, or prepare the others with --leave-out."
     )
+
+
+def _check(pair: Pair, label_set: LabelSet) -> Checked:
+    before: list[Finding] = []
+    image = _read(pair.image, Kind.MISSING_IMAGE, Kind.IMAGE_UNREADABLE, before)
+    mask = _read(pair.mask, Kind.MISSING_MASK, Kind.MASK_UNREADABLE, before)
+    is_sbd = pair.mask is not None and _is_sbd(pair.mask)
+    check = pair_check.check_pair(image, mask, label_set, sbd_mask=is_sbd)
+    check.findings[:0] = before
+    stored = check.mask if check.usable and image is not None else None
+    mask_is = "none" if stored is None else "file" if stored == mask else "mended"
+    if is_sbd and mask_is == "mended" and Kind.EXIF_ROTATED not in {f.kind for f in check.findings}:
+        mask_is = "sbd"  # Written again without a look at the image
+    present = np.flatnonzero(check.label_pixels)
+    return Checked(
+        id=pair.id,
+        source=pair.source,
+        width=check.width,
+        height=check.height,
+        labels=present.tolist(),
+        pixels=check.label_pixels[present].tolist(),
+        fingerprint=check.fingerprint,
+        image_digest="" if image is None else hashlib.sha256(image).hexdigest(),
+        digest="" if stored is None or image is None else shards.row_digest(image, stored),
+        stored_bytes=0 if stored is None or image is None else len(image) + len(stored),
+        mask_is=mask_is,
+        kinds=[finding.kind.name for finding in check.findings],
+        details=[finding.detail for finding in check.findings],
+    )
+
+
+def _read(file: FileRef | None, missing: Kind, unreadable: Kind, findings: list[Finding]) -> bytes | None:
+    if file is None:
+        findings.append(Finding(missing, ""))
+        return None
+    if file.size > MAX_FILE_BYTES:
+        findings.append(Finding(unreadable, f"it has {file.size} bytes, more than {MAX_FILE_BYTES}"))
+        return None
+    # An outage or credentials that have expired stop the job, or every pair would be called broken and left out
+    own_fault = (FileNotFoundError, PermissionError) if file.place.protocol == "file" else FileNotFoundError
+    with storage.explained(file.place):
+        try:
+            return storage.read_bytes(file.place)
+        except own_fault as error:
+            findings.append(Finding(unreadable, storage_faults.explain(error, file.place)))
+            return None
+
+
+def _is_sbd(mask: FileRef) -> bool:
+    return mask.place.path.endswith(".mat")
+
+
+def _stamp(file: FileRef | None) -> list[str | int] | None:
+    return None if file is None else [file.place.uri, file.size, file.version]

@@ -17,11 +17,11 @@ from segcore.pair_check import ADVICE, Kind, Level
 from segcore.voc import IGNORE_LABEL
 from tasks import progress, storage
 from tasks.datasets import check as dataset_check
-from tasks.datasets import fetch, shards, unpack, voc_layout
-from tasks.datasets import gallery as dataset_gallery
+from tasks.datasets import doctor, fetch, shards, unpack
+from tasks.datasets import layout as dataset_layout
 from tasks.datasets import store as dataset_store
 from tasks.datasets.fetch import Fetched
-from tasks.datasets.voc_layout import Layout, OwnData
+from tasks.datasets.layout import Layout, OwnData
 from tasks.errors import JobError
 
 OFFICIAL_COUNTS = {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582, "trainval_aug": 12031}
@@ -205,7 +205,7 @@ def write_shards(job: DatasetJob, sources: Sources) -> DatasetReport:
     )
     unchanged = not written and dataset_store.is_same_manifest(output, manifest)
     if not unchanged:
-        picture = dataset_gallery.gallery(examined, lists)
+        picture = doctor.gallery(examined, lists)
         if picture is not None:
             storage.write_whole(output / "gallery.png", picture)
         shards.write_manifest(output, manifest)
@@ -258,9 +258,9 @@ def _layout(job: DatasetJob, sources: Sources) -> Layout:
     voc = storage.locate(sources.voc)
     if (data := job.data or job.images) is not None:
         name = job.name or storage.locate(data).name.partition(".")[0]
-        return voc_layout.read_layout(voc, job, name=name)
+        return dataset_layout.read_layout(voc, job, name=name)
     sbd = None if sources.sbd is None else storage.locate(sources.sbd)
-    layout = voc_layout.read_voc_with_sbd(voc, sbd, prefer_sbd=job.prefer == "sbd")
+    layout = dataset_layout.read_voc_with_sbd(voc, sbd, prefer_sbd=job.prefer == "sbd")
     layout.name = job.name or layout.name
     for name, ids in layout.lists.items():
         if len(ids) != OFFICIAL_COUNTS[name]:
@@ -275,7 +275,7 @@ def _stamp(archive: Path) -> str:
 
 def _wanted_of_voc(name: str) -> str | None:
     inside = name.rpartition("VOC2012/")[2] if "VOC2012/" in name else name
-    folders = (f"{voc_layout.IMAGES}/", "SegmentationClass/", f"{voc_layout.LISTS}/")
+    folders = (f"{dataset_layout.IMAGES}/", "SegmentationClass/", f"{dataset_layout.LISTS}/")
     return inside if inside.startswith(folders) else None
 
 

@@ -17,13 +17,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from segcore import near_duplicates
-from segcore.seen_images import Looks
+from segcore.seen_images import Looks, look_at
 from tasks import storage
+from tasks.engines import spread
 from tasks.errors import JobError
 from tasks.parquet_files import whole_parquet
 from tasks.storage import Location
@@ -240,19 +242,13 @@ def read_row_group(dataset: Location, group: RowGroup, columns: Sequence[str] | 
         return parquet.read_row_group(group.number, columns=None if columns is None else list(columns))
 
 
-def read_looks(dataset: Location, group: RowGroup) -> tuple[list[str], Looks] | None:
-    """Ids of a row group and what its images look like, as it was stored; None where it was not, or by another hash."""
-    with _opened(dataset / group.path) as parquet:
-        columns = ["id", "image_digest", "fingerprint"]
-        stored = {field.name: field for field in parquet.schema_arrow}
-        if not stored.keys() >= set(columns):
-            return None
-        table = parquet.read_row_group(group.number, columns=columns)
-        version = (stored["fingerprint"].metadata or {}).get(b"version")
-    if version != _LOOK["version"].encode() or any(table.column(name).null_count for name in columns):
-        return None
-    digests, fingerprints = (table.column(name).to_numpy() for name in columns[1:])
-    return table.column("id").to_pylist(), Looks(digests, fingerprints)
+def looks_of(dataset: Location, split: Split) -> tuple[list[str], Looks]:
+    """Identities and digests of the images of a split, in the order of its rows; read where it lacks them."""
+    found = list(spread(_look_at_group, row_groups(split), dataset))
+    looks = [looks for _, looks in found]
+    return [image_id for ids, _ in found for image_id in ids], Looks(
+        np.concatenate([look.digests for look in looks]), np.concatenate([look.fingerprints for look in looks])
+    )
 
 
 def iterate_rows(
@@ -361,6 +357,29 @@ def read_part(dataset: Location, path: str) -> ShardFile:
         metadata = parquet.metadata
     sizes = [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
     return ShardFile(path=path, bytes=len(data), digest=hashlib.sha256(data).hexdigest(), row_groups=sizes)
+
+
+def _look_at_group(group: RowGroup, dataset: Location) -> tuple[list[str], Looks]:
+    if (stored := stored_looks(dataset, group)) is not None:
+        return stored
+    table = read_row_group(dataset, group, ["id", "image"])
+    images = table.column("image")
+    return table.column("id").to_pylist(), look_at(images[k].as_py() for k in range(len(images)))
+
+
+def stored_looks(dataset: Location, group: RowGroup) -> tuple[list[str], Looks] | None:
+    """Ids of a row group and what its images look like, as it was stored; None where it was not, or by another hash."""
+    with _opened(dataset / group.path) as parquet:
+        columns = ["id", "image_digest", "fingerprint"]
+        stored = {field.name: field for field in parquet.schema_arrow}
+        if not stored.keys() >= set(columns):
+            return None
+        table = parquet.read_row_group(group.number, columns=columns)
+        version = (stored["fingerprint"].metadata or {}).get(b"version")
+    if version != _LOOK["version"].encode() or any(table.column(name).null_count for name in columns):
+        return None
+    digests, fingerprints = (table.column(name).to_numpy() for name in columns[1:])
+    return table.column("id").to_pylist(), Looks(digests, fingerprints)
 
 
 @contextlib.contextmanager

@@ -7,23 +7,51 @@ dataset, and in which order its steps go, is in `prepare.py`.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from segcore import near_duplicates
+from segcore import near_duplicates, sbd
+from segcore.label_set import LabelSet
+from segcore.masks import encode_mask
 from segcore.pair_check import Kind
 from segcore.voc import IGNORE_LABEL
 from tasks import progress, storage
 from tasks.datasets import check as dataset_check
-from tasks.datasets import fetch, pairs, shards, voc_layout
-from tasks.datasets.check import Examined, Reported
-from tasks.datasets.pairs import Part
-from tasks.datasets.shards import DatasetManifest, ShardFile, Split
+from tasks.datasets import fetch, shards
+from tasks.datasets import layout as dataset_layout
+from tasks.datasets.check import Checked, Examined, Reported
+from tasks.datasets.layout import Pair
+from tasks.datasets.shards import DatasetManifest, ShardFile, ShardRow, Split
 from tasks.engines import spread
 from tasks.errors import JobError
 from tasks.storage import Location
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a dataset that is to be written."""
+
+    path: str
+    """Below the dataset."""
+
+    split: str
+    """Folder that it is stored in."""
+
+    pairs: list[Pair]
+    """In the order of rows."""
+
+    checks: list[Checked]
+    """One for each pair."""
+
+
+def write_part(part: Part, label_set: LabelSet, dataset: Location) -> ShardFile:
+    """Read the pairs of a part again and write them; or say what is there, where the part is written already."""
+    if storage.is_file(dataset / part.path):
+        return shards.read_part(dataset, part.path)
+    return shards.write_part(dataset, part.path, _rows(part, label_set))
 
 
 def count_kinds(findings: Sequence[Reported]) -> dict[str, int]:
@@ -40,7 +68,7 @@ def usable_lists(examined: Examined, leave_out: bool) -> tuple[dict[str, list[st
     leaking = {f.image_id for f in examined.findings if f.kind in (Kind.LEAK, Kind.SAME_IMAGE)} if leave_out else set()
     lists = {}
     for name, ids in layout.lists.items():
-        train = voc_layout.is_training(name)
+        train = dataset_layout.is_training(name)
         lists[name] = [i for i in ids if examined.checks[i].digest and not (train and i in leaking)]
     lists = {name: ids for name, ids in lists.items() if ids}
     if not lists:
@@ -102,6 +130,22 @@ def _part(examined: Examined, folder: str, number: int, ids: list[str]) -> Part:
     return Part(path, folder, [examined.layout.pairs[i] for i in ids], checks)
 
 
+def _rows(part: Part, label_set: LabelSet) -> Iterator[ShardRow]:
+    for pair, check in zip(part.pairs, part.checks, strict=True):
+        assert pair.image is not None and pair.mask is not None
+        with storage.explained(pair.image.place):
+            image = storage.read_bytes(pair.image.place)
+            if check.mask_is == "mended":
+                mask = dataset_check.mended_mask(pair, label_set)
+            else:
+                mask = storage.read_bytes(pair.mask.place)
+                mask = encode_mask(sbd.decode_annotation(mask)) if check.mask_is == "sbd" else mask
+        if shards.row_digest(image, mask) != check.digest:
+            raise JobError(f"Image or mask of {pair.id} was changed while the dataset was prepared: run again.")
+        size, look = (check.width, check.height), check.fingerprint or 0
+        yield ShardRow(pair.id, part.split, image, mask, *size, pair.source, check.digest, fingerprint=look)
+
+
 def write_parts(output: Location, parts: list[Part], examined: Examined) -> tuple[dict[str, ShardFile], int]:
     """The files by path, and how many of them were written now."""
     there = {f"shards/{file.path}": file.size for file in storage.list_files(output / "shards")}
@@ -114,7 +158,7 @@ def write_parts(output: Location, parts: list[Part], examined: Examined) -> tupl
         fetch.require_space(Path(output.path), size, "The dataset")
     done = sum(len(part.pairs) for part in parts) - sum(len(part.pairs) for part in rest)
     with progress.measured("writing", sum(len(part.pairs) for part in parts)) as tell:
-        for part, file in zip(rest, spread(pairs.write_part, rest, examined.layout.label_set, output), strict=True):
+        for part, file in zip(rest, spread(write_part, rest, examined.layout.label_set, output), strict=True):
             files[part.path] = file
             done += len(part.pairs)
             tell(done)

@@ -13,8 +13,7 @@ from segcore import checkpoint, near_duplicates
 from segcore.card import ModelCard, plain_name, trained_splits
 from segcore.seen_images import Looks
 from tasks import storage
-from tasks.datasets.looks import looks_of
-from tasks.datasets.shards import DatasetManifest, Split
+from tasks.datasets.shards import DatasetManifest, Split, looks_of
 from tasks.errors import JobError
 from tasks.models.remote import local_model
 from tasks.parquet_files import read_parquet, write_parquet

@@ -13,7 +13,7 @@ from segcore import checkpoint, models
 from segcore.card import ModelCard
 from segcore.seen_images import SEEN_FILE, SeenImages
 from tasks import storage
-from tasks.datasets.looks import looks_of
+from tasks.datasets.shards import looks_of
 from tasks.models.remote import local_model
 from tasks.parquet_files import read_parquet
 from tasks.storage import Location

@@ -13,7 +13,7 @@ from PIL import Image
 from segcore.masks import decode_mask, encode_mask
 from segcore.sbd import decode_annotation
 from segcore.voc import palette
-from tasks.datasets import pairs, shards
+from tasks.datasets import shards
 from tasks.datasets import store as dataset_store
 from tasks.datasets.prepare import (
     DatasetJob,
@@ -28,7 +28,7 @@ from tasks.errors import JobError
 from tasks.storage import locate
 from tests.datasets import CLASSES, jpeg, labels_of, make_dataset, write_list
 from tests.sbd_files import tar_of
-from tests.tasks.test_voc_layout import voc_and_sbd
+from tests.tasks.test_layout import voc_and_sbd
 
 
 @pytest.fixture(autouse=True)
@@ -213,13 +213,13 @@ def test_a_pair_that_changes_meanwhile_stops_it(tmp_path, monkeypatch):
     mine = make_dataset(tmp_path / "mine")
     job = DatasetJob(output=str(tmp_path / "out"), data=str(mine))
     sources = unpack_archives(job, fetch_archives(job))
-    write = pairs.write_part
+    write = dataset_store.write_part
 
     def late(part, *rest):
         (mine / "JPEGImages/img-2.jpg").write_bytes(jpeg(50, (45, 61)))
         return write(part, *rest)
 
-    monkeypatch.setattr(dataset_store.pairs, "write_part", late)
+    monkeypatch.setattr(dataset_store, "write_part", late)
     with pytest.raises(JobError, match="img-2 was changed while the dataset was prepared: run again"):
         write_shards(job, sources)
     assert not (tmp_path / "out/manifest.json").exists()

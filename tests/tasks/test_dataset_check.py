@@ -11,7 +11,7 @@ from segcore.pair_check import ADVICE, Kind, Level
 from segcore.voc import palette
 from tasks.datasets import check as dataset_check
 from tasks.datasets.check import examine, findings_csv, fix
-from tasks.datasets.voc_layout import read_layout
+from tasks.datasets.layout import read_layout
 from tasks.errors import JobError
 from tasks.storage import locate
 from tests.datasets import jpeg, labels_of, make_dataset, write_list
@@ -138,17 +138,17 @@ def test_what_is_safe_is_mended_and_the_first_version_kept(mine):
 
 def test_what_was_found_is_kept_and_found_again(mine, tmp_path, monkeypatch):
     store = locate(str(tmp_path / "checks"))
-    monkeypatch.setattr(dataset_check.pairs, "CHUNK_PAIRS", 3)
+    monkeypatch.setattr(dataset_check, "CHUNK_PAIRS", 3)
     layout = read_layout(locate(str(mine)))
     first = examine(layout, store)
     files = sorted((tmp_path / "checks").iterdir())
     assert [file.name for file in files] == sorted(first.chunk_names) and len(files) == 4
     stamps = [file.stat().st_mtime_ns for file in files]
-    monkeypatch.setattr(dataset_check.pairs, "check_chunk", None)  # Nothing is read a second time
+    monkeypatch.setattr(dataset_check, "check_chunk", None)  # Nothing is read a second time
     assert examine(layout, store).checks == first.checks
     assert [file.stat().st_mtime_ns for file in files] == stamps
     monkeypatch.undo()
-    monkeypatch.setattr(dataset_check.pairs, "CHUNK_PAIRS", 3)
+    monkeypatch.setattr(dataset_check, "CHUNK_PAIRS", 3)
     # One that is replaced is read again, with its neighbours only
     (mine / "SegmentationClass/img-0.png").write_bytes(b"no mask")
     again = examine(read_layout(locate(str(mine))), store)
@@ -158,7 +158,7 @@ def test_what_was_found_is_kept_and_found_again(mine, tmp_path, monkeypatch):
 
 def test_on_ray_it_finds_the_same(mine, ray_cluster, monkeypatch):
     alone = examined(mine)
-    monkeypatch.setattr(dataset_check.pairs, "CHUNK_PAIRS", 1)
+    monkeypatch.setattr(dataset_check, "CHUNK_PAIRS", 1)
     (mine / "SegmentationClass/img-3.png").write_bytes(b"no mask")
     spread = examined(mine)
     assert [one.file for one in spread.findings] == ["SegmentationClass/img-3.png"]
@@ -184,6 +184,6 @@ def test_an_outage_is_no_fault_of_the_pairs(mine, monkeypatch, tmp_path):
         raise TimeoutError("the server does not answer")
 
     layout = read_layout(locate(str(mine)))
-    monkeypatch.setattr(dataset_check.pairs.storage, "read_bytes", gone)
+    monkeypatch.setattr(dataset_check.storage, "read_bytes", gone)
     with pytest.raises(JobError, match="the server does not answer"):
         examine(layout)

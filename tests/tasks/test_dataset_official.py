@@ -107,10 +107,10 @@ def test_a_kill_while_shards_are_written_leaves_whole_files(tmp_path, monkeypatc
     reference = prepare(data=str(mine), output=str(tmp_path / "reference"))
     slow = JOB.replace(
         "job =",
-        "from tasks import engines\nfrom tasks.datasets import pairs, shards\n"
+        "from tasks import engines\nfrom tasks.datasets import shards, store\n"
         "shards.PART_BYTES, engines.FEW = 20_000, 1000\n"
-        "plain = pairs.write_part\ndef late(*given):\n    import time; time.sleep(0.3); return plain(*given)\n"
-        "pairs.write_part = late\njob =",
+        "plain = store.write_part\ndef late(*given):\n    import time; time.sleep(0.3); return plain(*given)\n"
+        "store.write_part = late\njob =",
         1,
     )
     job = DatasetJob(data=str(mine), output=str(out))

@@ -13,8 +13,8 @@ from segcore.rle import decode_coco
 from segcore.voc import CLASSES
 from segcore.voc import palette as voc_palette
 from tasks import storage
-from tasks.datasets.pairs import mended_mask
-from tasks.datasets.voc_layout import read_layout
+from tasks.datasets.check import mended_mask
+from tasks.datasets.layout import read_layout
 from tasks.errors import JobError
 from tasks.results import export
 from tasks.results.export import ExportJob, export_run

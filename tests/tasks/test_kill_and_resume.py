@@ -18,7 +18,7 @@ from tests.processes import end_all
 from tests.sbd_files import tar_of
 from tests.tasks.file_server import PIECE_BYTES, serve
 from tests.tasks.test_dataset import files_of
-from tests.tasks.test_voc_layout import voc_and_sbd
+from tests.tasks.test_layout import voc_and_sbd
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ download(sys.argv[1], Path(sys.argv[2]), expected=Expected(sys.argv[3], int(sys.
 PREPARE = """
 import sys, time
 from tasks import download, spread
-from tasks.datasets import pairs, shards, unpack
+from tasks.datasets import check, shards, unpack
 def slow(module, name, seconds):
     plain = getattr(module, name)
     def late(*given):
@@ -41,7 +41,7 @@ def slow(module, name, seconds):
         time.sleep(seconds)
         return done
     setattr(module, name, late)
-spread.FEW, shards.PART_BYTES, pairs.CHUNK_PAIRS, download.CHUNK_BYTES = 1000, 2000, 2, 16_000
+spread.FEW, shards.PART_BYTES, check.CHUNK_PAIRS, download.CHUNK_BYTES = 1000, 2000, 2, 16_000
 slow(unpack, "_write", 0.03); slow(pairs, "check_chunk", 0.2); slow(pairs, "write_part", 0.2)
 from flows import cli
 sys.argv = ["segment-archive", "prepare", *sys.argv[1:]]

@@ -13,7 +13,7 @@ from segcore.masks import encode_mask
 from segcore.pair_check import ADVICE, Kind, Level
 from segcore.voc import palette
 from tasks.datasets.check import Examined, examine, label_counts
-from tasks.datasets.voc_layout import OwnData, read_layout
+from tasks.datasets.layout import OwnData, read_layout
 from tasks.errors import JobError
 from tasks.storage import locate
 from tests.datasets import jpeg

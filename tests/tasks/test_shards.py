@@ -169,15 +169,15 @@ def test_what_images_look_like_is_stored_and_read_without_them(tmp_path):
     place = locate(str(tmp_path))
     rows = [dataclasses.replace(row(k), fingerprint=look) for k, look in enumerate((7, 0))]
     file = shards.write_part(place, "a.parquet", rows)
-    ids, looks = shards.read_looks(place, shards.RowGroup("a.parquet", 0, 2))
+    ids, looks = shards.stored_looks(place, shards.RowGroup("a.parquet", 0, 2))
     assert file.rows == 2 and ids == [r.id for r in rows] and looks.fingerprints.tolist() == [7, 0]
     assert looks.digests.tolist() == [int(hashlib.sha256(r.image).hexdigest()[:16], 16) for r in rows]
     # Nobody has looked at one; a shard of early versions
     shards.write_part(place, "b.parquet", [rows[0], row(1)])
-    assert shards.read_looks(place, shards.RowGroup("b.parquet", 0, 2)) is None
+    assert shards.stored_looks(place, shards.RowGroup("b.parquet", 0, 2)) is None
     early = shards.read_row_group(place, shards.RowGroup("a.parquet", 0, 2)).drop_columns(
         ["image_digest", "fingerprint"]
     )
     pq.write_table(early, tmp_path / "c.parquet")
-    assert shards.read_looks(place, shards.RowGroup("c.parquet", 0, 2)) is None
+    assert shards.stored_looks(place, shards.RowGroup("c.parquet", 0, 2)) is None
     assert shards.read_row_group(place, shards.RowGroup("c.parquet", 0, 2)).num_rows == 2

@@ -4,7 +4,7 @@ import pytest
 
 from segcore.masks import encode_mask
 from segcore.pair_check import Kind
-from tasks.datasets.voc_layout import OwnData, divide, read_layout, read_voc_with_sbd
+from tasks.datasets.layout import OwnData, divide, read_layout, read_voc_with_sbd
 from tasks.errors import JobError
 from tasks.storage import locate
 from tests.datasets import CLASSES, jpeg, labels_of, make_dataset, write_list
