@@ -41,7 +41,7 @@ def slow(module, name, seconds):
         time.sleep(seconds)
         return done
     setattr(module, name, late)
-spread.FEW, shards.PART_BYTES, check.CHUNK_PAIRS, download.CHUNK_BYTES = 1000, 2000, 2, 16_000
+engines.FEW, shards.PART_BYTES, check.CHUNK_PAIRS, download.CHUNK_BYTES = 1000, 2000, 2, 16_000
 slow(unpack, "_write", 0.03); slow(pairs, "check_chunk", 0.2); slow(pairs, "write_part", 0.2)
 from flows import cli
 sys.argv = ["segment-archive", "prepare", *sys.argv[1:]]
