@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segcore import models, recipes
-from segcore.recipes import RECIPES, with_batch_size, with_iterations
+from segcore.recipes import RECIPES, Phase, with_batch_size, with_iterations
 from segcore.schedules import LayerRule, Schedule, freeze_others, parameter_groups
 
 
@@ -134,3 +134,44 @@ def test_every_model_of_the_papers_has_a_recipe_of_its_name():
     assert not {
         name for name in without if name.startswith(("deeplab_v", "pspnet")) and not name.endswith(("14", "18"))
     }
+
+
+PHASED = dataclasses.replace(
+    recipes.PSPNET_LITE0, iterations=10, phases=(Phase(0.5, 33, (0.5, 1.0)), Phase(1.0, 65, (1.0, 2.0), cut_mix=0.5))
+)
+
+
+def test_phases_have_views_of_their_own():
+    assert [PHASED.views(step).crop_px for step in range(10)] == [33] * 5 + [65] * 5
+    assert PHASED.views(9).scales == (1.0, 2.0)
+    assert PHASED.views(9).hue_degrees == PHASED.augmentation.hue_degrees
+    assert PHASED.crop_px == 65 and PHASED.mean_cost == pytest.approx((0.5 * 33**2 + 0.5 * 65**2) / 33**2)
+    # They follow another number of steps
+    assert [with_iterations(PHASED, 4).views(step).crop_px for step in range(4)] == [33, 33, 65, 65]
+
+
+@pytest.mark.parametrize("ends", [(0.5,), (0.6, 0.5, 1.0), (0.5, 0.5, 1.0)])
+def test_phases_that_do_not_fit_are_refused(ends):
+    with pytest.raises(ValueError, match="the last one at 1"):
+        dataclasses.replace(PHASED, phases=tuple(Phase(end, 33, (1.0,)) for end in ends))
+
+
+def test_crops_of_phases_that_do_not_fit_the_grid_are_refused():
+    with pytest.raises(ValueError, match="41 would be"):
+        dataclasses.replace(PHASED, phases=(Phase(1.0, 42, (1.0,)),))
+
+
+def test_a_teacher_has_no_full_labels():
+    with pytest.raises(ValueError, match="every eighth pixel"):
+        dataclasses.replace(PHASED, loss=recipes.LossParams(teacher_share=0.5, label_resolution="full"))
+
+
+def test_a_small_dataset_gets_fewer_steps():
+    fast = RECIPES["fast_pspnet18"]
+    assert recipes.for_images(fast, 10_582).iterations == pytest.approx(fast.iterations, rel=0.01)
+    small = recipes.for_images(fast, 219)
+    assert small.iterations == round(45 * 219 / 16)
+    assert small.schedule.warmup == round(500 * small.iterations / fast.iterations)
+    assert recipes.for_images(fast, 3).iterations == recipes.MIN_ITERATIONS
+    paper = RECIPES["pspnet101"]
+    assert recipes.for_images(paper, 219) == paper

@@ -1,8 +1,9 @@
 """The order of the images: a function of seed and iteration, whoever asks."""
 
+import numpy as np
 import pytest
 
-from segcore.sampling import batch_samples, share_of
+from segcore.sampling import MAX_DRAW_RATIO, batch_samples, drawing_weights, drawn_samples, share_of
 
 
 def test_every_epoch_has_every_image_once():
@@ -37,3 +38,30 @@ def test_workers_share_what_one_would_do():
 def test_no_images():
     with pytest.raises(ValueError, match="no images"):
         batch_samples(0, 8, 0, seed=0)
+
+
+def test_images_of_rare_classes_are_drawn_more_often():
+    # Labels 0, 1, 2: eight images hold 1, one holds 2, one holds both, one holds 0.5 % of 2, one nothing
+    pixels = np.array([[50, 50, 0]] * 8 + [[50, 0, 50]] + [[40, 30, 30]] + [[199, 0, 1]] + [[100, 0, 0]])
+    weights = drawing_weights(pixels, 1.0)
+    assert weights.sum() == pytest.approx(1)
+    assert weights[8] == pytest.approx(weights[0] * 9 / 2), "held by two images and by nine"
+    assert weights[9] == weights[8], "an image counts as its rarest class"
+    assert weights[10] == weights[11] < weights[0]
+    assert np.allclose(drawing_weights(pixels, 0.0), 1 / 12)
+
+
+def test_no_image_is_drawn_without_bound():
+    pixels = np.array([[50, 50, 0]] * 2000 + [[50, 0, 50]])
+    weights = drawing_weights(pixels, 1.0)
+    assert weights[-1] / weights[0] <= MAX_DRAW_RATIO / 0.5
+
+
+def test_drawn_batches_follow_from_seed_and_iteration():
+    weights = np.array([0.7, 0.1, 0.1, 0.1])
+    first = drawn_samples(5, 3, weights, seed=1)
+    assert first == drawn_samples(5, 3, weights, seed=1) != drawn_samples(6, 3, weights, seed=1)
+    assert len({sample.index for sample in first}) == 3 and {sample.epoch for sample in first} == {5}
+    counted = np.bincount([drawn_samples(n, 1, weights, seed=1)[0].index for n in range(400)], minlength=4)
+    assert 240 < counted[0] < 320
+    assert len(drawn_samples(0, 6, weights, seed=1)) == 6, "fewer images than a batch has"

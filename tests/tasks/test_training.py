@@ -92,6 +92,42 @@ def test_a_job_changes_its_recipe():
         job("data", "out", learning_rate=0.0)
 
 
+def test_a_job_says_its_length_in_one_way():
+    assert job_recipe(job("data", "out", epochs=3.0), 40).iterations == 30
+    assert job_recipe(job("data", "out", recipe="fast_pspnet18"), 219).iterations == 616
+    assert job_recipe(job("data", "out", recipe="fast_pspnet18", iterations=7), 219).iterations == 7
+    with pytest.raises(ValueError, match="epochs and minutes are both given"):
+        job("data", "out", epochs=3.0, minutes=5.0)
+    cropped = job_recipe(job("data", "out", recipe="pspnet_lite0", crop_px=129), 219)
+    assert {phase.crop_px for phase in cropped.phases} == {129}
+
+
+def test_a_dataset_without_val_is_trained_without_validation(tmp_path):
+    place = write_dataset(str(tmp_path / "data"))
+    manifest = read_manifest(place)
+    kept = {name: split for name, split in manifest.splits.items() if name != "val"}
+    shards.write_manifest(place, manifest.model_copy(update={"splits": kept}))
+    resolved = resolve(job(place.uri, str(tmp_path / "out"), validation_images=10))
+    assert resolved.job.validation_images == 0
+    with pytest.raises(JobError, match="no split 'val'"):
+        resolve(job(place.uri, str(tmp_path / "out"), validation_images=10, validation_split="val"))
+
+
+def test_a_teacher_may_have_a_share_for_each_image(dataset, tmp_path):
+    given = {"ids": ["photo-0", "photo-3"], "probabilities": np.full((2, 3, 5, 5), 85, np.uint8)}
+    np.savez(tmp_path / "teacher.npz", **given, shares=[0.25, 1.0])
+    each = loader(dataset, 0, 1, 1, read_teacher(str(tmp_path / "teacher.npz"), 3))
+    expected = {"photo-0": 0.25, "photo-3": 1.0}
+    for sample, part in zip(each.samples(0), each.batches(0), strict=True):
+        assert part.teacher_share.shape == part.inside.shape
+        share = expected.get(each.reader.ids[sample.index], RECIPE.loss.teacher_share)
+        assert (part.teacher_share == share).all()
+    each.stop()
+    np.savez(tmp_path / "wrong.npz", **given, shares=[0.25, 1.5])
+    with pytest.raises(JobError, match="one number from 0 to 1"):
+        read_teacher(str(tmp_path / "wrong.npz"), 3)
+
+
 def test_checkpoints_are_kept_and_removed(tmp_path, bucket: Bucket):
     for output in (locate(str(tmp_path)), locate(f"s3://{bucket.name}/out")):
         for step in (2, 4, 6, 8):
