@@ -6,6 +6,7 @@ with anything new.
 """
 
 import collections
+import contextlib
 import hashlib
 import io
 import json
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import BaseModel
 
@@ -60,6 +63,9 @@ class ExportJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings
     photographs: bool = False
     """Copy the photographs too: images/ of COCO, JPEGImages/ of VOC. Not for png."""
 
+    ids: str | None = None
+    """File with the identities of the images to export, one a line, as the gallery saves them; by default all."""
+
 
 @dataclass
 class ExportReport:
@@ -102,15 +108,16 @@ def export_run(job: ExportJob, advance: Callable[[int, int], None] | None = None
         if job.photographs and job.to == "png":
             raise JobError("A tree of PNG masks has no place for photographs; use --to voc or --to coco.")
         counts = [piece.rows for piece in results.pieces]
+    wanted = None if job.ids is None else _read_ids(storage.locate(job.ids), results)
     with storage.explained(destination):
-        key = _key(job, results)
+        key = _key(job, results, wanted)
         before = _finished_before(destination, key)
         if before is not None:
             return before
         _require_ours(destination)
         storage.require_writable(destination)
         done = {f.path for f in storage.list_files(destination / _FRAGMENTS)}
-    writer = _Writer(job, results, destination)
+    writer = _Writer(job, results, destination, wanted)
     report = ExportReport(results.run_id, job.to, destination.uri)
     rows_done, num_rows = 0, sum(counts)
     first_rows = np.concatenate([[0], np.cumsum(counts)])
@@ -136,7 +143,7 @@ def export_run(job: ExportJob, advance: Callable[[int, int], None] | None = None
                 finish_one()
         while waiting:
             finish_one()
-        if report.masks != results.record.get("masks", report.masks):
+        if wanted is None and report.masks != results.record.get("masks", report.masks):
             raise JobError(
                 f"Run {results.run_id} has {results.record['masks']} masks by its record, but {report.masks} were "
                 "exported: did somebody else write there? Run the archive job again, then the export."
@@ -154,12 +161,14 @@ def export_run(job: ExportJob, advance: Callable[[int, int], None] | None = None
 class _Writer:
     """What one format does with one piece of the run, and at the end."""
 
-    def __init__(self, job: ExportJob, results: Results, destination: Location) -> None:
+    def __init__(self, job: ExportJob, results: Results, destination: Location, wanted: frozenset[str] | None) -> None:
         self.job, self.results, self.destination = job, results, destination
+        self.wanted = None if wanted is None else pa.array(sorted(wanted), pa.string())
         self.photographs = Photographs(results) if job.photographs else None
         self.names: dict[str, str] = {}
         if job.to != "coco" or job.photographs:
             ids = results.to_arrow(["image_id"])["image_id"].to_pylist()
+            ids = ids if wanted is None else [image_id for image_id in ids if image_id in wanted]
             self.names = file_names(ids, None if job.to == "coco" else ".png", name_bytes(destination))
 
     def write(self, piece: Piece, first_row: int, place: Location) -> dict[str, Any]:
@@ -167,8 +176,8 @@ class _Writer:
         tally: collections.Counter[str] = collections.Counter()
         classes: dict[str, int] = {}
         lines: tuple[list[str], list[str]] = ([], [])
-        rows = Results.read_piece(piece, _COLUMNS).to_pylist()
-        with_mask = [(first_row + offset, row) for offset, row in enumerate(rows) if row["mask"] is not None]
+        rows = self._rows(piece)
+        with_mask = [(first_row + offset, row) for offset, row in rows if row["mask"] is not None]
         tally["without_mask"] = len(rows) - len(with_mask)
         for number, row in with_mask:
             classes |= {c["name"]: c["index"] for c in row["classes"]}
@@ -189,6 +198,16 @@ class _Writer:
         fragment = {"tally": tally, "classes": classes, "lines": lines}
         storage.write_whole(place, json.dumps(fragment).encode(), durable=False)
         return {**tally, "classes": classes}
+
+    def _rows(self, piece: Piece) -> list[tuple[int, dict[str, Any]]]:
+        """The rows of a piece that are exported, each with its number in it."""
+        if self.wanted is None:
+            return list(enumerate(Results.read_piece(piece, _COLUMNS).to_pylist()))
+        numbers = np.flatnonzero(pc.is_in(Results.read_piece(piece, ["image_id"])["image_id"], self.wanted).to_numpy())
+        if not len(numbers):
+            return []
+        table = Results.read_piece(piece, _COLUMNS).take(pa.array(numbers))
+        return list(zip(numbers.tolist(), table.to_pylist(), strict=True))
 
     def finish(self, report: ExportReport, fragments: list[Location]) -> None:
         """Join what the fragments hold."""
@@ -314,10 +333,31 @@ def _upright_jpeg(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _key(job: ExportJob, results: Results) -> str:
+def _read_ids(place: Location, results: Results) -> frozenset[str]:
+    """The identities of a list; those with line breaks are written as JSON strings."""
+    with storage.explained(place):
+        text = storage.read_bytes(place).decode("utf-8-sig", errors="replace")
+    ids = set()
+    for line in text.split("\n"):
+        line = line.rstrip("\r")
+        with contextlib.suppress(ValueError):
+            line = json.loads(line) if line.startswith('"') and isinstance(json.loads(line), str) else line
+        if line.strip():
+            ids.add(line)
+    missing = sorted(ids - set(results.to_arrow(["image_id"])["image_id"].to_pylist()))
+    if not ids or missing:
+        named = f"{len(missing)} images that run {results.run_id} has not: {', '.join(missing[:5])}"
+        raise JobError(
+            f"{place.uri} lists {named if ids else 'no images'}. Identities are paths relative to the source."
+        )
+    return frozenset(ids)
+
+
+def _key(job: ExportJob, results: Results, wanted: frozenset[str] | None) -> str:
     """Names an export of this run as it stands now."""
     files = [(file.place.name, file.size, file.version) for file in results.files]
-    text = json.dumps([_LAYOUT, results.run_id, job.to, job.photographs, files])
+    chosen = None if wanted is None else sorted(wanted)
+    text = json.dumps([_LAYOUT, results.run_id, job.to, job.photographs, chosen, files])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from segcore.label_set import read_labelmap
+from segcore.label_set import read_classes
 from segcore.masks import decode_mask
 from segcore.rle import decode_coco
 from segcore.voc import CLASSES
@@ -183,9 +183,29 @@ def test_classes_of_another_dataset_keep_their_labels(tmp_path):
         folder = tmp_path / str(len(record))
         write_run(str(folder / "out"), "r", [mask_row("a.jpg", "/a", labels, names=names)], **record)
         export_to("voc", folder / "out", folder / "voc")
-        found = read_labelmap((folder / "voc" / "labelmap.txt").read_text())
+        found = read_classes((folder / "voc" / "labelmap.txt").read_text(), "labelmap.txt")
         assert found.classes == tuple(" ".join(n.replace(":", " ").replace("#", " ").split()) for n in classes)
         assert found.colours == tuple(tuple(c) for c in voc_palette()[: len(classes)].tolist())
+
+
+def test_a_selection_is_exported_alone(small_output, tmp_path):
+    ids = tmp_path / "ids.txt"
+    ids.write_bytes(b'003.jpg\r\n029.jpg\n\n"bad/empty.jpg"\n')
+    masks = dict(open_results(small_output))
+    for kind in ("png", "voc", "coco"):
+        report = export_to(kind, small_output, tmp_path / kind, ids=str(ids))
+        assert (report.masks, report.without_mask) == (2, 1)
+    wanted = {i: masks[i] for i in ("003.jpg", "029.jpg")}
+    assert equal(read_coco(tmp_path / "coco" / "annotations.json"), wanted)
+    assert {p.name for p in (tmp_path / "png").glob("*.png")} == {"003.png", "029.png"}
+    assert (tmp_path / "voc" / "ImageSets" / "Segmentation" / "all.txt").read_text() == "003\n029\n"
+    for text, words in (
+        ("003.jpg\nnobody.jpg\n", "1 images that run .* has not: nobody.jpg"),
+        ("\n", "lists no images"),
+    ):
+        ids.write_text(text)
+        with pytest.raises(JobError, match=words):
+            export_to("png", small_output, tmp_path / "other", ids=str(ids))
 
 
 def test_a_long_name_ends_no_export(field, tmp_path):

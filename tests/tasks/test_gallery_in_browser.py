@@ -202,6 +202,63 @@ def test_the_page_of_an_image_by_mouse_and_keyboard(browser, gallery):
         page.wait_for_selector("text=Not in this gallery")
 
 
+def test_zoom_pan_and_names_under_the_pointer(browser, gallery):
+    with opened(browser, f"{gallery.as_uri()}#/image/001.jpg", gallery.parent.as_uri()) as page:
+        page.wait_for_selector("article.image")
+        box = page.locator(".stage .frame").bounding_box()
+        scaled = "() => document.querySelector('.stage canvas.fill').getBoundingClientRect().width"
+        page.mouse.move(box["x"] + 2, box["y"] + 2)  # The corner holds a tvmonitor
+        assert page.inner_text(".under") == "tvmonitor"
+        page.click("#zoom-in")
+        assert page.evaluate(scaled) == pytest.approx(1.5 * box["width"], rel=0.01)
+        page.mouse.move(box["x"] + 2, box["y"] + 2)
+        assert page.inner_text(".under") != "tvmonitor"  # It is out of sight
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] - 5, steps=4)
+        page.mouse.up()
+        page.mouse.move(box["x"] + 2, box["y"] + 2)
+        assert page.inner_text(".under") == "tvmonitor"  # It was dragged back
+        page.mouse.wheel(0, -400)
+        assert page.evaluate(scaled) > 2 * box["width"]
+        page.keyboard.press("0")
+        assert page.evaluate(scaled) == pytest.approx(box["width"], rel=0.01)
+
+
+def test_a_selection_is_kept_and_saved_for_export(browser, gallery, small_output, tmp_path):
+    from tasks.results.export import ExportJob, export_run
+
+    with opened(browser, gallery.as_uri(), gallery.parent.as_uri()) as page:
+        assert not page.is_visible("#picked")
+        page.hover(".grid li >> nth=2")
+        page.click(".grid li >> nth=2 >> .pick")
+        page.click(".tile >> nth=4")
+        page.wait_for_selector("article.image")
+        wanted = {"002.jpg", page.inner_text("#image-title")}
+        page.keyboard.press("s")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#picked >> text=2 images selected")
+        page.reload()
+        page.wait_for_selector("#picked >> text=2 images selected")
+        with page.expect_download() as saved:
+            page.click("#save-picked")
+        saved.value.save_as(tmp_path / "selection.txt")
+        assert set((tmp_path / "selection.txt").read_text().splitlines()) == wanted
+        page.click("#clear-picked")
+        assert not page.is_visible("#picked")
+    job = ExportJob(
+        output=small_output, to="png", destination=str(tmp_path / "png"), ids=str(tmp_path / "selection.txt")
+    )
+    assert export_run(job).masks == 2
+
+
+def test_how_confident_each_class_is(browser, gallery):
+    with opened(browser, f"{gallery.as_uri()}#/run", gallery.parent.as_uri()) as page:
+        page.wait_for_selector(".confidences")
+        told = page.get_attribute(".confidences li:has-text('dog') .bins", "aria-label")
+        assert told.startswith("Confidence of dog, images from 0.9 to 1.0: ")
+        assert page.locator(".confidences li:has-text('background')").count() == 0
+
+
 def test_phone_width_has_no_sideways_scroll_and_labels_for_everything(browser, gallery):
     unnamed = """() => [...document.querySelectorAll('button, a, input, select')].filter(e =>
         !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length || e.querySelector('img[alt]'))

@@ -29,6 +29,47 @@ globalThis.archive = {
 
 /* ---------- small tools ---------- */
 
+/* What the person has picked, kept in this browser for the run; saved as the list that `export --ids` takes. */
+const picked = new Set();
+
+function pick(id, on) {
+  if (on) picked.add(id); else picked.delete(id);
+  remember(`picked-${summary.run_id}`, JSON.stringify([...picked]));
+  document.querySelectorAll("[data-pick]").forEach((button) => markPicked(button, picked.has(entries[button.dataset.pick][ID])));
+  showPicked();
+}
+
+function markPicked(button, on) {
+  button.setAttribute("aria-pressed", String(on));
+  button.closest("#grid > li")?.toggleAttribute("data-picked", on);
+}
+
+function pickButton(n, text) {
+  return make("button", {
+    class: text ? "button pick-one" : "pick", type: "button", "data-pick": n, "aria-label": `Select ${entries[n][ID]}`,
+    "aria-pressed": String(picked.has(entries[n][ID])), onclick: () => pick(entries[n][ID], !picked.has(entries[n][ID])),
+  }, make("span", { "aria-hidden": "true" }, "✓"), text ? " Select" : "");
+}
+
+function showPicked() {
+  const place = document.getElementById("picked");
+  if (!place) return;
+  place.hidden = !picked.size;
+  place.replaceChildren(
+    make("b", {}, counted(picked.size, "image")), " selected ",
+    make("button", { class: "button", type: "button", id: "save-picked", onclick: savePicked }, "Save the list"),
+    make("button", { class: "link", type: "button", id: "clear-picked", onclick: () => { picked.clear(); pick("", false); } }, "Clear selection"),
+    make("span", {}, "for segment-archive export … --ids selection.txt"));
+}
+
+function savePicked() {
+  // A line for each; what a line cannot hold as it is stands as a JSON string
+  const lines = [...picked].map((id) => (/[\r\n]|^"|^\s|\s$/.test(id) ? JSON.stringify(id) : id));
+  const address = URL.createObjectURL(new Blob([`${lines.join("\n")}\n`], { type: "text/plain" }));
+  make("a", { href: address, download: "selection.txt" }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+}
+
 function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -379,7 +420,9 @@ function tile(n) {
       make("span", { class: "caption", "aria-hidden": "true", title: entry[ID] },
         make("span", {}, lastPart(entry[ID])),
         make("span", { class: "what" }, entry[ERROR] !== null ? "no mask" : briefly(entry)),
-        make("span", { class: "what" }, measure))));
+        make("span", { class: "what" }, measure))),
+    pickButton(n));
+  element.toggleAttribute("data-picked", picked.has(entry[ID]));
   let masks = null;
   element.draw = () => { if (masks && fill) paint(masks, fill, lines); };
   if (fill) loadItem(n).then((item) => {
@@ -419,10 +462,12 @@ function galleryPage() {
     filters,
     make("section", { "aria-label": "Images" },
       make("p", { class: "count-line", role: "status", "aria-live": "polite", id: "count" }),
+      make("p", { class: "count-line picked", id: "picked", hidden: true }),
       make("ul", { class: "grid", id: "grid" }),
       make("nav", { class: "pager", id: "pager", "aria-label": "Pages" }))));
   repaint = () => document.querySelectorAll("#grid > li").forEach((element) => element.draw());
   showResults();
+  showPicked();
 }
 
 function filterSections() {
@@ -523,6 +568,55 @@ function showResults({ move = false, keepTiles = false } = {}) {
 
 /* ---------- one image ---------- */
 
+let zoom = null;
+const MOST_ZOOM = 16;
+
+/* Wheel, pinch, buttons and keys zoom a frame; dragging moves it. Everything in the frame follows three variables. */
+function zoomable(frame) {
+  let scale = 1, x = 0, y = 0; // Offsets as parts of the frame
+  const pointers = new Map();
+  const apply = () => {
+    x = Math.min(0, Math.max(1 - scale, x));
+    y = Math.min(0, Math.max(1 - scale, y));
+    for (const [name, value] of Object.entries({ "--zoom": scale, "--x": `${100 * x}%`, "--y": `${100 * y}%` })) frame.style.setProperty(name, value);
+    frame.toggleAttribute("data-zoomed", scale > 1);
+  };
+  const part = (event) => {
+    const box = frame.getBoundingClientRect();
+    return { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
+  };
+  const by = (factor, to = { x: 0.5, y: 0.5 }) => {
+    const next = Math.min(MOST_ZOOM, Math.max(1, scale * factor));
+    x = to.x - ((to.x - x) * next) / scale;
+    y = to.y - ((to.y - y) * next) / scale;
+    scale = next;
+    apply();
+  };
+  const fit = () => { scale = 1; apply(); };
+  frame.addEventListener("wheel", (event) => {
+    if (!event.ctrlKey && scale === 1 && event.deltaY > 0) return; // The page scrolls on
+    event.preventDefault();
+    by(1.0015 ** -event.deltaY, part(event));
+  }, { passive: false });
+  frame.addEventListener("pointerdown", (event) => {
+    pointers.set(event.pointerId, part(event));
+    if (scale > 1) frame.setPointerCapture(event.pointerId);
+  });
+  frame.addEventListener("pointermove", (event) => {
+    const before = pointers.get(event.pointerId), now = part(event);
+    if (!before) return;
+    pointers.set(event.pointerId, now);
+    if (pointers.size === 1) { x += now.x - before.x; y += now.y - before.y; apply(); return; }
+    const other = [...pointers].find(([id]) => id !== event.pointerId)[1];
+    const apart = (a) => Math.hypot(a.x - other.x, a.y - other.y);
+    by(apart(now) / Math.max(0.01, apart(before)), { x: (now.x + other.x) / 2, y: (now.y + other.y) / 2 });
+  });
+  for (const end of ["pointerup", "pointercancel", "pointerleave"]) frame.addEventListener(end, (event) => pointers.delete(event.pointerId));
+  frame.addEventListener("dblclick", (event) => { if (scale > 1) fit(); else by(3, part(event)); });
+  frame.addEventListener("dragstart", (event) => event.preventDefault());
+  return { by, fit, at: (event) => { const at = part(event); return { x: (at.x - x) / scale, y: (at.y - y) / scale }; } };
+}
+
 async function imagePage(id) {
   let n = entries.findIndex((entry) => entry && entry[ID] === id);
   for (let chunk = 0; n < 0 && chunk < summary.chunks; chunk++) {
@@ -542,6 +636,7 @@ async function imagePage(id) {
   const { frame, fill, lines } = picture(n, "photos", true);
   const under = make("p", { class: "under", "aria-hidden": "true" }, entry[ERROR] === null ? "Point at the image to name what is there." : "");
   const masks = fill && item ? masksOf(item, 1e9) : null;
+  zoom = zoomable(frame);
   let lit = null;
   repaint = () => { if (masks) paint(masks, fill, lines, lit); };
   repaint();
@@ -582,8 +677,8 @@ async function imagePage(id) {
   });
   if (masks) frame.addEventListener("pointermove", (event) => {
     const labels = layerOf(masks);
-    const place = frame.getBoundingClientRect();
-    const x = Math.floor(((event.clientX - place.left) / place.width) * masks.width), y = Math.floor(((event.clientY - place.top) / place.height) * masks.height);
+    const at = zoom.at(event);
+    const x = Math.floor(at.x * masks.width), y = Math.floor(at.y * masks.height);
     if (labels && x >= 0 && y >= 0 && x < masks.width && y < masks.height) under.textContent = nameOf(labels[y * masks.width + x]);
   });
   const size = (pair) => (pair && pair[0] ? `${number.format(pair[0])} × ${number.format(pair[1])} px` : null);
@@ -597,10 +692,13 @@ async function imagePage(id) {
   ].filter(([, value]) => value);
   const back = make("a", { class: "button", href: hashOf(asked), id: "back" }, "← Gallery");
   main.replaceChildren(make("article", { class: "image", "data-image": n },
-    make("div", { class: "way" }, back, neighbour(-1, "← Previous", "previous"), neighbour(1, "Next →", "next"),
+    make("div", { class: "way" }, back, neighbour(-1, "← Previous", "previous"), neighbour(1, "Next →", "next"), pickButton(n, true),
       make("span", { class: "place" }, `${number.format(at + 1)} of ${number.format(order.length)}`)),
     make("div", { class: "bar way" }, controls()),
-    make("div", { class: "stage" }, frame, under),
+    make("div", { class: "stage" }, frame, make("div", { class: "zoom", role: "group", "aria-label": "Zoom" },
+      make("button", { class: "button", type: "button", id: "zoom-out", "aria-label": "Zoom out", onclick: () => zoom.by(1 / 1.5) }, "−"),
+      make("button", { class: "button", type: "button", id: "zoom-fit", "aria-label": "Fit the whole image", onclick: () => zoom.fit() }, "Fit"),
+      make("button", { class: "button", type: "button", id: "zoom-in", "aria-label": "Zoom in", onclick: () => zoom.by(1.5) }, "+")), under),
     make("div", { class: "panel" },
       make("h1", { id: "image-title" }, id),
       entry[ERROR] === null ? null : make("p", { class: "notice warn" }, `No mask (${entry[ERROR].replaceAll("_", " ")}): ${item && item.error ? item.error : ""}`),
@@ -610,12 +708,35 @@ async function imagePage(id) {
           make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Class"), make("th", { scope: "col", class: "number" }, "Share"), make("th", { scope: "col", class: "number" }, "Pixels"), make("th", { scope: "col", class: "number" }, "Conf."))),
           make("tbody", {}, rows))) : null,
       make("section", { "aria-label": "Facts" }, make("dl", {}, facts.map(([name, value]) => [make("dt", {}, name), make("dd", {}, String(value))]))),
-      make("p", { class: "keys" }, make("kbd", {}, "←"), " ", make("kbd", {}, "→"), " neighbours  ", make("kbd", {}, "1"), "–", make("kbd", {}, "5"), " view  ", make("kbd", {}, "["), " ", make("kbd", {}, "]"), " opacity  ", make("kbd", {}, "o"), " outlines  ", make("kbd", {}, "Esc"), " gallery"))));
+      make("p", { class: "keys" }, make("kbd", {}, "←"), " ", make("kbd", {}, "→"), " neighbours  ", make("kbd", {}, "1"), "–", make("kbd", {}, "5"), " view  ", make("kbd", {}, "["), " ", make("kbd", {}, "]"), " opacity  ", make("kbd", {}, "o"), " outlines  ", make("kbd", {}, "+"), " ", make("kbd", {}, "-"), " ", make("kbd", {}, "0"), " zoom  ", make("kbd", {}, "s"), " select  ", make("kbd", {}, "Esc"), " gallery"))));
   main.focus({ preventScroll: true });
   scrollTo(0, 0);
 }
 
 /* ---------- the run ---------- */
+
+/* How confident each class is in the images of this gallery that hold it: ten bars from 0 to 1. */
+function histograms() {
+  const bins = new Map();
+  for (const entry of entries) {
+    for (const [label, share, confidence] of entry[CLASSES]) {
+      if (share < summary.floor || confidence === null) continue;
+      if (!bins.has(label)) bins.set(label, new Array(10).fill(0));
+      bins.get(label)[Math.min(9, Math.floor(10 * confidence))] += 1;
+    }
+  }
+  const rows = summary.classes.filter((found) => bins.has(found.label) && !found.background).map((found) => {
+    const counts = bins.get(found.label), most = Math.max(...counts), total = counts.reduce((sum, count) => sum + count, 0);
+    const told = counts.map((count, i) => (count ? `${(i / 10).toFixed(1)} to ${((i + 1) / 10).toFixed(1)}: ${count}` : null)).filter(Boolean).join(", ");
+    return make("li", {}, swatch(found), make("span", {}, found.name),
+      make("span", { class: "bins", role: "img", "aria-label": `Confidence of ${found.name}, images from ${told}`, title: told },
+        counts.map((count) => make("span", { vars: { "--part": `${(100 * count) / most}%` } }))),
+      make("span", { class: "value" }, counted(total, "image")));
+  });
+  return rows.length ? make("section", { "aria-label": "Confidence by class" }, make("h2", {}, "Confidence by class"),
+    make("p", { class: "muted" }, `From 0 on the left to 1 on the right; images of this gallery with ${percent(summary.floor)} and more of the class`),
+    make("ul", { class: "histogram confidences" }, rows)) : null;
+}
 
 function runPage() {
   document.title = `About ${summary.title} · Segment Archive`;
@@ -637,6 +758,7 @@ function runPage() {
       make("section", {}, make("h2", {}, "The run"), make("dl", {}, summary.facts.map(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]))),
       agreement ? make("section", {}, make("h2", {}, "Agreement (IoU between the two runs)"), bars(agreement, "", null)) : null,
       make("section", {}, make("h2", {}, "Classes"), make("p", { class: "muted" }, "Images that hold the class · its share of all pixels"), bars(classes, "", (name) => hashOf({ ...blank, classes: [name] }))),
+      histograms(),
       make("section", {}, make("h2", {}, "Errors by reason"), errors.length ? bars(errors, " bad", (kind) => hashOf({ ...blank, kind })) : make("p", { class: "muted" }, "None: every image has a mask."))),
     make("section", {}, make("h2", {}, "What this gallery shows"), make("pre", {}, summary.query), make("p", { class: "muted" }, "Another selection:"), make("pre", {}, summary.again)),
     make("section", {}, make("h2", {}, "Keys"), make("p", { class: "keys" },
@@ -701,6 +823,10 @@ addEventListener("keydown", (event) => {
   } else if (document.querySelector("article.image")) {
     if (event.key === "ArrowLeft") document.getElementById("to-previous")?.click();
     if (event.key === "ArrowRight") document.getElementById("to-next")?.click();
+    if (event.key === "+" || event.key === "=") zoom?.by(1.5);
+    if (event.key === "-") zoom?.by(1 / 1.5);
+    if (event.key === "0") zoom?.fit();
+    if (event.key === "s") document.querySelector("article.image [data-pick]")?.click();
   } else if (event.key.startsWith("Arrow")) walk(event);
 });
 
@@ -733,6 +859,7 @@ async function start() {
   if (recall("lines") === "off") look.lines = false;
   const opacity = Number(recall("opacity") ?? look.opacity);
   if (opacity >= 0 && opacity <= 100) look.opacity = opacity;
+  try { for (const id of JSON.parse(recall(`picked-${summary.run_id}`) || "[]")) picked.add(id); } catch { /* Not ours */ }
   blank.share = summary.floor;
   asked = { ...blank };
   prepareClasses();
