@@ -98,6 +98,8 @@ def guarded() -> Iterator[None]:
     try:
         yield
     except Stopped as stop:
+        for number in (signal.SIGINT, signal.SIGTERM):  # Python would restore the defaults while it ends
+            signal.signal(number, signal.SIG_IGN)
         _console.print_stopped()
         raise SystemExit(stop.status) from None
     except (KeyboardInterrupt, EOFError):  # Raised by a library, or before we listened

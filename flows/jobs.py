@@ -6,6 +6,7 @@ Everything is imported where it is needed, so that a command loads no more than 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -37,15 +38,24 @@ class Step(Protocol):
 def segment_archive(job: ArchiveJob, step: Step) -> ArchiveReport:
     """Give every image of an archive a mask, and say what is in it."""
     from tasks import engines
-    from tasks.segmentation.finish import publish_gallery, publish_report
-    from tasks.segmentation.job import list_archive
-    from tasks.segmentation.session import segment_remaining
 
     with engines.opened(job.engine, cpus=job.cpus, gpus=job.gpus) as engine:
+        if _is_new(job.output):
+            engine.begin()  # While this process loads what it needs itself
+        from tasks.segmentation.job import list_archive
+        from tasks.segmentation.session import segment_remaining
+
         plan = step(list_archive, again=True)(job, engine)
         session = step(segment_remaining, again=True)(job, plan, engine)
+    from tasks.segmentation.finish import publish_gallery, publish_report
+
     report = step(publish_report, again=True)(job, plan, session)
     return step(publish_gallery)(job, report)
+
+
+def _is_new(output: str) -> bool:
+    """Whether a job has never run there, as far as a local folder tells at once."""
+    return "://" not in output and not (Path(output) / "runs").exists()
 
 
 def compact_run(job: CompactJob, step: Step) -> CompactReport:

@@ -37,7 +37,7 @@ PART_IMAGES = 64
 REMEDY = "bring it back from a copy, or give the job another output"
 """What to do about a damaged segment, as the end of a sentence."""
 
-_SMALLEST_PART_IMAGES = 4
+_SMALLEST_PART_IMAGES = 2
 _PARTS_OF_A_SMALL_ARCHIVE = 64
 
 SCHEMA = pa.schema(

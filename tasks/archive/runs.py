@@ -6,6 +6,7 @@ For people and reports. Nothing depends on a record to resume: the mask files al
 import contextlib
 import datetime
 import json
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -37,14 +38,21 @@ def status(output: Location, run_id: str) -> str | None:
     return read(output, run_id).get("status")
 
 
-def begin(output: Location, run_id: str, facts: dict[str, Any]) -> None:
-    """Note that a session of the run is at work. facts: what the run is."""
+def begin(output: Location, run_id: str, facts: dict[str, Any]) -> str | None:
+    """Note that a session of the run is at work. facts: what the run is.
+
+    Returns where another session of it is at work, "this machine, process 12" or a host's name; None where none is,
+    as far as the record tells: a session that was killed on another host counts as one at work.
+    """
     record = read(output, run_id)
+    other = _at_work(record)
+    record["at_work"] = {"host": platform.node(), "pid": os.getpid(), "born": _born(os.getpid())}
     record |= {"run_id": run_id, "record_version": RECORD_VERSION, **facts, "status": RUNNING}
     record.setdefault("started", _now())
     record.setdefault("sessions", [])
     record["versions"] = versions()
     _write(output, run_id, record)
+    return other
 
 
 def end(output: Location, run_id: str, status: str, session: dict[str, Any] | None, **facts: Any) -> dict[str, Any]:
@@ -65,6 +73,27 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
+
+
+def _at_work(record: dict[str, Any]) -> str | None:
+    at_work = record.get("at_work")
+    if record.get("status") != RUNNING or not isinstance(at_work, dict):
+        return None
+    host, pid = at_work.get("host"), at_work.get("pid")
+    if host != platform.node():
+        return str(host)
+    if not isinstance(pid, int) or pid == os.getpid() or _born(pid) != at_work.get("born") or not _born(pid):
+        return None
+    return f"this machine, process {pid}"
+
+
+def _born(pid: int) -> str:
+    """When a process began, in the kernel's ticks; empty where there is none: numbers of processes come again."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
 
 
 def _now() -> str:

@@ -46,6 +46,9 @@ class Engine(Protocol):
     name: str
     """"local" or "ray"."""
 
+    def begin(self) -> None:
+        """Start workers that import what units need, before anything else is known of them; returns at once."""
+
     def prepare(self, work: "UnitWork") -> None:
         """Start workers that load the model of this work; returns at once."""
 

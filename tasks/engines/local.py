@@ -5,6 +5,8 @@ of each image; this process counts how long that takes and by how much the worke
 or is ended for that, is replaced, and its unit is sent again isolated.
 """
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import os
@@ -20,15 +22,17 @@ from multiprocessing import connection as connections
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from tasks import logs, processes, progress
 from tasks.engines import child
 from tasks.errors import InterruptedJobError, JobError
-from tasks.stream.apart import ImageLimits
-from tasks.stream.meter import Meter
-from tasks.stream.units import STAGES, Unit, UnitReport
-from tasks.stream.worker import UNWATCHED, UnitWork, UnitWorker
+
+if TYPE_CHECKING:  # Imported where needed: workers start before this process has loaded anything
+    from tasks.stream.apart import ImageLimits
+    from tasks.stream.meter import Meter
+    from tasks.stream.units import Unit, UnitReport
+    from tasks.stream.worker import UnitWork, UnitWorker
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -97,7 +101,7 @@ class LocalEngine:
         self._prepared: tuple[UnitWork, int, bytes] | None = None
         self._said = False
 
-    def __enter__(self) -> "LocalEngine":
+    def __enter__(self) -> LocalEngine:
         return self
 
     def __exit__(
@@ -115,6 +119,13 @@ class LocalEngine:
                     Path(self._log.name).unlink()
             self._log = None
 
+    def begin(self) -> None:
+        """Start workers that import what units need; returns at once."""
+        if not self._workers:
+            self._start(self.num_workers)
+            for worker in self._workers:
+                worker.load(("torch", "tasks.stream.worker", "segcore.checkpoint", "segcore.device"))
+
     def prepare(self, work: UnitWork) -> None:
         """Start workers that load the model of this work; returns at once."""
         token, function = self._function_of(work)
@@ -125,6 +136,8 @@ class LocalEngine:
     def units(self, units: Iterable[Unit], work: UnitWork, meter: Meter) -> Iterator[UnitReport]:
         """A report of each unit as it is committed; see `tasks.engines.Engine`."""
         token, function = self._function_of(work)
+        from tasks.stream.units import STAGES
+
         taking_part = dict.fromkeys(STAGES, self.num_workers)
         meter.begin(taking_part)
         try:
@@ -247,7 +260,7 @@ class LocalEngine:
     def _log_name(self) -> str:
         return self._log.name if self._log is not None else ""
 
-    def _replaced(self, worker: "_Worker", *, only_end: bool = False) -> "_Worker":
+    def _replaced(self, worker: _Worker, *, only_end: bool = False) -> _Worker:
         worker.kill()
         worker.end()
         assert self._log is not None
@@ -309,6 +322,10 @@ class _Worker:
         self._looked = time.monotonic()
         self._verdict = ""
 
+    def load(self, modules: tuple[str, ...]) -> None:
+        """Import these."""
+        self._send(("import", modules))
+
     def learn(self, token: int, function: bytes) -> None:
         """From now on, this function with what every call shares."""
         if token != self._token:
@@ -343,7 +360,11 @@ class _Worker:
         # In slices, so that a machine that was halted meanwhile is not held against the image
         self._seconds += min(now - self._looked, 2 * _LOOK_EVERY_S)
         self._looked = now
-        if self._limits is None or self._stage in UNWATCHED:
+        if self._limits is None:
+            return ""
+        from tasks.stream.worker import UNWATCHED
+
+        if self._stage in UNWATCHED:
             return ""
         if self._seconds > self._limits.seconds:
             self._verdict = f"an image took longer than {self._limits.seconds:g} s"

@@ -77,6 +77,9 @@ class RayEngine:
     ) -> None:
         self._connected.close()
 
+    def begin(self) -> None:
+        """Nothing: the cluster is joined when there are units."""
+
     def prepare(self, work: UnitWork) -> None:
         """Nothing: the cluster is joined when there are units."""
 

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from segcore.masks import decode_mask
@@ -36,6 +35,7 @@ from tasks.storage_client import arrow_filesystem
 if TYPE_CHECKING:
     import pandas
     import polars
+    import pyarrow.dataset as ds
     import ray.data
     import torch
 
@@ -109,9 +109,11 @@ class Results:
         return is_finished(self.record)
 
     @cached_property
-    def dataset(self) -> ds.Dataset:
+    def dataset(self) -> "ds.Dataset":
         """The run as an Arrow dataset: filters and columns are pushed down to row groups and column chunks."""
         paths = [file.place.path for file in self.files]
+        import pyarrow.dataset as ds  # Brings pandas: not before somebody asks
+
         return ds.dataset(paths, schema=MASKS, format="parquet", filesystem=arrow_filesystem(self.output.place))
 
     @cached_property
@@ -210,7 +212,7 @@ class Results:
         wanted = _known(columns)
         ids = pa.array(image_ids, pa.string())
         with self._naming_the_damaged():
-            places = self.dataset.to_table(columns=["image_id", "__filename"], filter=ds.field("image_id").isin(ids))
+            places = self.dataset.to_table(columns=["image_id", "__filename"], filter=pc.field("image_id").isin(ids))
         held: dict[str, list[str]] = collections.defaultdict(list)
         for image_id, path in zip(*(column.to_pylist() for column in places.columns), strict=True):
             held[path].append(image_id)

@@ -1,18 +1,18 @@
 """What is asked of a gallery: images of one run, or those that changed most between two."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import annotated_types
 from pydantic import BaseModel
 
 from tasks import storage
 from tasks.errors import JobError
-from tasks.results import query
-from tasks.results.compare import diff_runs
-from tasks.results.gallery import GalleryReport, write_gallery
-from tasks.results.gallery_summary import about_run, title_of
-from tasks.results.reading import open_results
+
+if TYPE_CHECKING:
+    from tasks.results.gallery import GalleryReport
 
 GALLERY_IMAGES = 1000
 """Images that a gallery shows unless it is asked for another number: all up to these, else a sample."""
@@ -52,6 +52,12 @@ def build_report(job: ReportJob, advance: Callable[[int, int], None] | None = No
     Raises JobError where the run has no such images, or the folder holds something else.
     """
     output = storage.locate(job.output)
+    # DuckDB and what it brings: not before somebody wants a gallery
+    from tasks.results import query
+    from tasks.results.gallery import write_gallery
+    from tasks.results.gallery_summary import about_run, title_of
+    from tasks.results.reading import open_results
+
     with storage.explained(output):
         results = open_results(job.output, job.run)
         asked, selecting = min(job.images, MOST_IMAGES), f" WHERE {job.where}" if job.where else ""
@@ -90,6 +96,11 @@ def build_diff_report(
 
     Returns the `tasks.results.compare.DiffReport`, and the gallery; None where nothing differs.
     """
+    from tasks.results.compare import diff_runs
+    from tasks.results.gallery import write_gallery
+    from tasks.results.gallery_summary import about_run
+    from tasks.results.reading import open_results
+
     report = diff_runs(output, run_a, run_b, most=min(images, MOST_IMAGES), advance=advance)
     if not report.changed_most:
         return report, None

@@ -4,7 +4,9 @@ What is done stands in the mask files alone, so a session may end anywhere; the 
 """
 
 import contextlib
+import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,8 +24,10 @@ from tasks.segmentation.job import (
     unit_work,
 )
 from tasks.stream.meter import Meter
+from tasks.stream.units import Unit
 
 _PASSES = 5
+_BLOCK_UNITS = 4096
 
 
 @dataclass
@@ -71,16 +75,24 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan, engine: Engine | None 
     logs.event(f"{plan.remaining_images} images remain", run=plan.run_id, stage="session", images=plan.images)
     try:
         with storage.explained(output.place):
-            runs.begin(output.place, plan.run_id, _facts(job, identity, plan))
+            other = runs.begin(output.place, plan.run_id, _facts(job, identity, plan))
+        if other is not None:
+            progress.say(
+                f"Another session of this job is at work ({other}): this one begins at the other end, and both share "
+                "what is left."
+            )
         for _ in range(_PASSES):  # Again where another session has listed images meanwhile
             units = remaining_units(output.manifest(identity.source_id), output, identity)
             done_before = session.images
-            for report in engine.units(units, work, meter):
+            for report in engine.units(_from_other_end(units) if other is not None else units, work, meter):
                 if not session.seconds_to_first:
                     session.seconds_to_first = time.monotonic() - start
                 meter.add(report)
                 session.images = meter.images
                 tracker.advance(report.images, report.errors.total())
+                if report.done_elsewhere and other is None:
+                    progress.say("Another session of this job is at work; both share what is left.")
+                    other = "elsewhere"
             if session.images == done_before:
                 break
         session.warning = meter.warn()
@@ -100,6 +112,12 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan, engine: Engine | None 
     finally:
         tracker.end()
     return _measured(session, meter, start)
+
+
+def _from_other_end(units: Iterator[Unit]) -> Iterator[Unit]:
+    """Some thousands at a time from their end: two sessions meet once in each, and pass by what the other has done."""
+    while block := list(itertools.islice(units, _BLOCK_UNITS)):
+        yield from reversed(block)
 
 
 def _measured(session: SessionReport, meter: Meter, start: float) -> SessionReport:

@@ -62,7 +62,7 @@ def test_a_removed_image_stays_listed(folder):
 
 
 def test_sizes_of_parts():
-    assert [part_size(n) for n in (1, 10, 256, 400, 4096, 65_536)] == [4, 4, 4, 7, 64, 64]
+    assert [part_size(n) for n in (1, 10, 256, 400, 4096, 65_536)] == [2, 2, 4, 7, 64, 64]
 
 
 def test_parts_are_cut_once(folder, monkeypatch):
