@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tasks.segmentation.report import ArchiveReport
     from tasks.training.finish import TrainReport
     from tasks.training.job import TrainJob
-    from tasks.training.plan import TrainPlan
+    from tasks.training.train import TrainPlan
 
 P = ParamSpec("P")
 R = TypeVar("R")

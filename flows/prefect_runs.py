@@ -35,7 +35,7 @@ from tasks.segmentation.job import ArchiveJob
 from tasks.segmentation.report import ArchiveReport, summary
 from tasks.training.finish import TrainReport
 from tasks.training.job import TrainJob
-from tasks.training.plan import TrainPlan
+from tasks.training.train import TrainPlan
 
 REGRESSION = "segment-archive.regression"
 """Name of the event that automations listen to."""

@@ -1,25 +1,27 @@
 """What comes out of a training: metrics, curves, the model, the report."""
 
+import io
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from segcore import checkpoint, models
 from segcore.card import ModelCard
+from segcore.recipes import TrainRecipe
 from segcore.seen_images import SEEN_FILE, SeenImages
 from tasks import storage
 from tasks.datasets.shards import looks_of
 from tasks.models.remote import local_model
 from tasks.parquet_files import read_parquet
 from tasks.storage import Location
-from tasks.training import checkpoints, curves
-from tasks.training.record import read_record, write_record
-from tasks.training.resolved import ResolvedTraining
+from tasks.training import checkpoints
+from tasks.training.resolved import ResolvedTraining, read_record, write_record
 
 
 class TrainReport(BaseModel, frozen=True):
@@ -73,7 +75,7 @@ def finish(resolved: ResolvedTraining) -> dict[str, Any]:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     storage.write_whole(output / "metrics.parquet", sink.getvalue().to_pybytes())
-    storage.write_whole(output / "curves.png", curves.draw(table, recipe, resolved.manifest.classes))
+    storage.write_whole(output / "curves.png", draw_curves(table, recipe, resolved.manifest.classes))
     state = checkpoints.read_checkpoint(output, recipe.iterations)
     network = models.build(recipe.model, len(resolved.card.classes), **dict(recipe.options))
     network.load_state_dict(state["trainer"]["average"] or state["trainer"]["network"])
@@ -194,3 +196,49 @@ def make_report(
         best_mean_iou=best if best >= 0 else None,
         restarts=restarts,
     )
+
+
+_SHOWN_CLASSES = 7
+
+
+def draw_curves(metrics: pa.Table, recipe: TrainRecipe, classes: list[str]) -> bytes:
+    """PNG of the rows of `metrics.parquet`: loss, learning rates, IoU of the validations."""
+    from matplotlib.figure import Figure
+
+    rows = metrics.to_pylist()
+    steps = np.array([row["step"] for row in rows])
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure.suptitle(f"{recipe.model}: {len(rows)} steps of {recipe.batch_size} images")
+    loss_axis, rate_axis, iou_axis = figure.subplots(1, 3)
+
+    loss = np.array([row["loss"] for row in rows])
+    window = max(1, len(rows) // 100)
+    loss_axis.plot(steps, loss, color="lightsteelblue", linewidth=0.7, label="each step")
+    if window > 1:
+        smooth = np.convolve(loss, np.full(window, 1 / window), mode="valid")
+        loss_axis.plot(steps[window - 1 :], smooth, color="navy", label=f"mean of {window}")
+    wide = loss.min() > 0 and loss.max() > 10 * loss.min()
+    loss_axis.set(xlabel="step", ylabel="loss", yscale="log" if wide else "linear")
+    loss_axis.legend()
+
+    for label in dict(rows[0]["learning_rates"]):
+        rate_axis.plot(steps, [dict(row["learning_rates"])[label] for row in rows], label=label)
+    rate_axis.set(xlabel="step", ylabel="learning rate", yscale="log" if recipe.schedule.kind == "step" else "linear")
+    rate_axis.legend()
+
+    validated = [row for row in rows if row["mean_iou"] is not None]
+    if validated:
+        at = [row["step"] + 1 for row in validated]
+        iou = np.array([row["iou"] for row in validated], dtype=np.float64) * 100  # (validations, C)
+        held = np.flatnonzero(~np.isnan(iou[-1]))
+        best = held[np.argsort(-iou[-1][held], kind="stable")][:_SHOWN_CLASSES]
+        for label in best:
+            iou_axis.plot(at, iou[:, label], marker=".", linewidth=0.8, label=classes[label])
+        iou_axis.plot(at, [100 * row["mean_iou"] for row in validated], "k.-", linewidth=2, label="mean")
+        iou_axis.legend(fontsize="small")
+    else:
+        iou_axis.text(0.5, 0.5, "no validation", ha="center", transform=iou_axis.transAxes)
+    iou_axis.set(xlabel="step", ylabel="IoU, %", ylim=(0, 100))
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=110)
+    return sink.getvalue()

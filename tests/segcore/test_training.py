@@ -25,6 +25,7 @@ from segcore.recipes import RECIPES, LossParams, TrainRecipe
 from segcore.schedules import Schedule
 from segcore.training import (
     Batch,
+    MovingAverage,
     NonFiniteLossError,
     Trainer,
     cut_mix,
@@ -154,6 +155,27 @@ def test_going_on_is_bit_identical():
     assert through.average is not None and resumed.average is not None
     for name, value in through.average.values.items():
         assert value.equal(resumed.average.values[name]), name
+
+
+def test_the_first_steps_by_hand_and_counts_are_copied() -> None:
+    values = {"weight": torch.zeros(2), "count": torch.tensor(0)}
+    average = MovingAverage(values, 0.4, warmup=3)
+    average.update({"weight": torch.tensor([4.0, 8.0]), "count": torch.tensor(7), "other": torch.ones(1)})
+    assert values["weight"].tolist() == [3, 6]  # It keeps 1 / 4
+    assert values["count"] == 7
+    average.update({"weight": torch.tensor([3.0, 1.0]), "count": torch.tensor(8)})
+    torch.testing.assert_close(values["weight"], torch.tensor([3.0, 3.0]))  # 2 / 5 is the decay too
+    average.update({"weight": torch.tensor([8.0, 3.0]), "count": torch.tensor(9)})
+    torch.testing.assert_close(values["weight"], torch.tensor([6.0, 3.0]))  # 3 / 6 would be more
+    assert average.steps == 3
+
+
+def test_it_forgets_its_beginning_and_keeps_a_constant() -> None:
+    values = {"weight": torch.zeros(1)}
+    average = MovingAverage(values, 0.9, warmup=10)
+    for _ in range(100):
+        average.update({"weight": torch.ones(1)})
+    assert float(values["weight"]) == pytest.approx(1.0, abs=1e-4)
 
 
 def test_the_moving_average_is_what_is_evaluated():
