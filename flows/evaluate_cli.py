@@ -29,6 +29,7 @@ def evaluate(
     job: ReevaluateJob,
     *,
     sheet: Annotated[bool, flag("Print our numbers beside the papers'.")] = False,
+    json: Json = False,
 ) -> None:
     """Measure how good models are, and compare them with their baselines.
 
@@ -41,7 +42,12 @@ def evaluate(
     from flows import execution, jobs
     from tasks.nights.nightly import NightPlan
 
-    night = execution.run(jobs.reevaluate, job)
+    night = execution.run(jobs.reevaluate, job, quiet=json)
+    if json:
+        screen.print_json(night)
+        if not isinstance(night, NightPlan) and night.alarms:
+            raise SystemExit(execution.FAILED)
+        return
     _show(job.output)
     if sheet:
         _show_sheet(job.output)

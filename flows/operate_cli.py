@@ -54,6 +54,7 @@ def estimate(
     """
     import tempfile
 
+    from tasks import progress
     from tasks.segmentation.estimate import Nodes, measure
     from tasks.segmentation.estimate import estimate as calculate
 
@@ -69,7 +70,7 @@ def estimate(
     if found.errors:
         print(f"  {found.errors} of the sample are no readable images and become error rows.")
     machines = f"{nodes} x ({cpus} CPUs, {gpus} GPUs)"
-    took = screen.duration(result.seconds)
+    took = progress.duration(result.seconds)
     print(f"On {machines}: {result.images_per_s:.2f} images/s, {took}, price {result.price:.2f}.")
     print(f"What limits is {result.limit}.")
     print("Calculated from one undisturbed worker here; other processors and storage may be faster or slower.")
@@ -96,7 +97,7 @@ def doctor(
     from tasks.segmentation.doctor import examine
 
     console, findings = Console(highlight=False, soft_wrap=True), []
-    for finding in examine(output, ("Prefect", _prefect)):
+    for finding in examine(output, ("Prefect", _prefect), ("cache", _cache)):
         findings.append(finding)
         if not json:
             console.print("[green]ok  [/green]" if finding.healthy else "[red]ILL [/red]", end="")
@@ -112,6 +113,13 @@ def _prefect() -> str:
     from flows.prefect_runs import server_answers
 
     return server_answers()
+
+
+def _cache() -> str:
+    from tasks import cache
+
+    size = sum(cache.sizes().values()) / 1e6
+    return f"{cache.folder()}, {size:.1f} MB; `segment-archive clean` empties it"
 
 
 def clean(

@@ -49,7 +49,7 @@ def prepare(
         if job.output or job.data or job.voc or job.sbd:
             raise UsageError("--check looks at one dataset and prepares nothing: give --check PATH alone.")
         own = OwnData.model_validate(job.model_dump(include=set(OwnData.model_fields)))
-        return _check(check, own, fix, show, report, gallery)
+        return _check(check, own, fix, show, report, gallery, json)
     if fix or report or gallery:
         raise UsageError(
             "--fix, --report and --gallery belong to --check; prepare writes findings.csv and gallery.png itself."
@@ -93,29 +93,36 @@ def _check(
     show: int,
     report: str | None,
     gallery: str | None,
+    json: bool,
 ) -> int:
     from tasks import progress
     from tasks.datasets import doctor
 
     console = doctor.console()
-    with progress.told_to(progress.Terminal()):
+    with progress.told_to(*([] if json else [progress.Terminal()])):
         found = doctor.Consultation(check, own)
-        if found.examined.findings:
-            doctor.print_findings(found.examined.findings, console, show)
-        doctor.print_classes(found.examined, console)
-        print(doctor.verdict(found.examined))
+        if not json:
+            if found.examined.findings:
+                doctor.print_findings(found.examined.findings, console, show)
+            doctor.print_classes(found.examined, console)
+            print(doctor.verdict(found.examined))
         if report is not None:
             found.write_report(report)
-            print(f"Every finding: {report}")
-        if gallery is not None:
-            print(f"Samples with their masks: {gallery}" if found.write_gallery(gallery) else "Nothing to show.")
-        if fix:
-            changed = found.fix()
-            for file in changed[:show]:
-                print(f"mended: {file}")
-            if changed:
-                print(f"{len(changed):,} files mended; what was there is kept in before-fix/.")
-                print(doctor.verdict(found.examined))
-            else:
-                print("There is nothing that can be mended safely.")
+        with_samples = gallery is not None and found.write_gallery(gallery)
+        changed = found.fix() if fix else []
+    if json:
+        errors = len(found.examined.errors)
+        screen.print_json({"pairs": len(found.examined.checks), "errors": errors, "findings": found.examined.findings})
+        return 1 if errors else 0
+    if report is not None:
+        print(f"Every finding: {report}")
+    if gallery is not None:
+        print(f"Samples with their masks: {gallery}" if with_samples else "Nothing to show.")
+    for file in changed[:show]:
+        print(f"mended: {file}")
+    if changed:
+        print(f"{len(changed):,} files mended; what was there is kept in before-fix/.")
+        print(doctor.verdict(found.examined))
+    elif fix:
+        print("There is nothing that can be mended safely.")
     return 1 if found.examined.errors else 0

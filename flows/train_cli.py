@@ -59,10 +59,14 @@ def train(
         (_show_plan if dry_run else _show)(result)
 
 
-def recipes() -> None:
+def recipes(*, json: Json = False) -> None:
     """List the recipes that `train` knows."""
+    from tasks.models.names import recipes as all_recipes
     from tasks.training.job import describe_recipes
 
+    if json:
+        screen.print_json(all_recipes())
+        return
     for line in describe_recipes():
         print(line)
 

@@ -1,7 +1,7 @@
 """What can be asked for by name, for help, lists and the completion of a shell; reads no model."""
 
 from segcore import checkpoint, models
-from segcore.recipes import RECIPES
+from segcore.recipes import RECIPES, TrainRecipe
 from segcore.refinement import CRF_PRESETS, CrfParams
 
 
@@ -16,6 +16,11 @@ def presets() -> dict[str, CrfParams]:
     return dict(CRF_PRESETS)
 
 
-def recipe_names() -> list[str]:
+def recipes() -> dict[str, TrainRecipe]:
     """Recipes of training."""
+    return dict(RECIPES)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes."""
     return list(RECIPES)

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -171,6 +172,8 @@ def list_archive(job: ArchiveJob, engine: Engine | None = None) -> ArchivePlan:
         )
     _say_what_changed(output, identity)
     remaining = [part.count(start, end) for _, part, start, end in _remaining(manifest, output, identity)]
+    if remaining:
+        progress.say(_what_will_happen(job, identity, manifest.num_images, sum(remaining)))
     return ArchivePlan(
         run_id=identity.run_id,
         model_name=identity.model_name,
@@ -207,6 +210,18 @@ class Identity:
 
     deciding: dict[str, Any]
     """Everything that went into the run id."""
+
+
+def _what_will_happen(job: ArchiveJob, identity: Identity, images: int, remaining: int) -> str:
+    """The first line of a job: how much is to be done with what, and how long that takes, roughly."""
+    found = f"{images:,} images" if remaining == images else f"{images:,} images, {remaining:,} of them to do"
+    where = f"{found} in {job.source}; masks by {identity.model_name} go to {job.output}"
+    if job.engine == "ray" or os.environ.get("RAY_ADDRESS"):
+        return f"{where}."
+    cores = len(os.sched_getaffinity(0))
+    # Fitted to docs/benchmarks-archive.md: LargeFOV, whose work is 1, takes 0.75 s of a core with everything around it
+    seconds = remaining * (0.25 + 0.5 * identity.work) / cores
+    return f"{where}. On {cores} cores this takes roughly {progress.duration(max(1.0, seconds))}."
 
 
 def _say_what_changed(output: Output, identity: Identity) -> None:

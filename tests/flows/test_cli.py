@@ -1,5 +1,6 @@
 """The console command in processes of its own: words, exit statuses, and no traceback."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -116,7 +117,7 @@ def test_the_list_of_commands_is_shown_without_importing_one():
         assert f" {name} " in told.stdout
 
 
-@pytest.mark.parametrize("name", ["run", "find", "train", "evaluate", "export", "estimate"])
+@pytest.mark.parametrize("name", ["run", "find", "train", "evaluate", "prepare", "export", "estimate"])
 def test_the_page_of_a_command_imports_no_engine(name):
     code = f"import sys, flows.cli\nflows.cli.app(['{name}', '-h'])\nprint(sorted(sys.modules))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -152,3 +153,37 @@ def test_completion_knows_commands_options_and_choices(shell):
         assert word in script
     if shutil.which(shell):
         assert subprocess.run([shell, "-n"], input=script, text=True, capture_output=True).returncode == 0
+
+
+def test_lists_as_tables_and_as_json():
+    for name, there in [("presets", "deeplab_v2_resnet101"), ("models", "pspnet14"), ("recipes", "fast_pspnet18")]:
+        assert there in invoke(flows.cli.app, name).stdout
+        assert there in json.dumps(json.loads(invoke(flows.cli.app, name, "--json").stdout))
+
+
+def test_clean_keeps_weights_unless_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("weights", "remote", "datasets"):
+        (tmp_path / "segment-archive" / name).mkdir(parents=True)
+        (tmp_path / "segment-archive" / name / "file").write_bytes(b"x" * 1000)
+    assert json.loads(invoke(flows.cli.app, "clean", "--dry-run", "--json").stdout)["bytes"].keys() == {
+        "remote",
+        "datasets",
+    }
+    assert (tmp_path / "segment-archive" / "remote").is_dir()
+    assert invoke(flows.cli.app, "clean").exit_code == 0
+    assert [path.name for path in (tmp_path / "segment-archive").iterdir()] == ["weights"]
+    assert "Nothing to remove" in invoke(flows.cli.app, "clean").stdout
+    assert invoke(flows.cli.app, "clean", "--weights").exit_code == 0
+    assert not list((tmp_path / "segment-archive").iterdir())
+
+
+def test_the_output_is_beside_the_source(tmp_path):
+    from tasks.errors import JobError
+    from tasks.segmentation.job import output_beside
+
+    assert output_beside(str(tmp_path / "photos/")) == str(tmp_path / "photos-masks")
+    assert output_beside("s3://bucket/photos/") == "s3://bucket/photos-masks"
+    for source in ("s3://bucket", "/"):
+        with pytest.raises(JobError, match="There is no place beside"):
+            output_beside(source)

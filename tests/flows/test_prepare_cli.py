@@ -46,3 +46,14 @@ def test_what_makes_no_sense_is_one_sentence(tmp_path):
         shown = run(*arguments)
         assert shown.exit_code in (1, 2) and message in shown.stderr, shown.output
         assert shown.stderr.startswith("segment-archive: ") and shown.stderr.count("\n") == 1
+
+
+def test_findings_as_json(tmp_path):
+    import json
+
+    mine = make_dataset(tmp_path / "mine")
+    fine = run("--check", str(mine), "--json")
+    assert fine.exit_code == 0 and json.loads(fine.stdout)["errors"] == 0
+    next((mine / "SegmentationClass").iterdir()).write_bytes(b"no image")
+    broken = run("--check", str(mine), "--json")
+    assert broken.exit_code == 1 and json.loads(broken.stdout)["errors"] >= 1 and "Traceback" not in broken.stderr
