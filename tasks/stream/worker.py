@@ -89,7 +89,7 @@ class UnitWorker:
         give_back_memory()
         seconds = dict.fromkeys(("read", "score", "refine"), 0.0)
         if isolated:
-            with Apart(functools.partial(UnitWorker, self.work), "reading", self.work.limits) as apart:
+            with Apart(functools.partial(ready_worker, self.work), "reading", self.work.limits) as apart:
                 rows = self._rows(unit, _Isolated(apart, self.last), report, seconds)
         else:
             self.last.begin([Record(entry) for entry in unit.entries])
@@ -179,6 +179,13 @@ class UnitWorker:
         """The same where the images before were somewhere else."""
         self.last.begin([record])
         return self.columns(record, image, scores)
+
+
+def ready_worker(work: UnitWork) -> UnitWorker:
+    """One that has loaded its model, so that no image's clock runs meanwhile."""
+    worker = UnitWorker(work)
+    worker.warm()
+    return worker
 
 
 def decoded(record: Record, data: bytes | ImageError, decode: Callable[[bytes], Photograph]) -> Photograph:
