@@ -15,7 +15,6 @@ import time
 import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ import fsspec
 import fsspec.asyn
 
 from tasks.errors import InterruptedJobError, JobError
+from tasks.location import Location as Location
+from tasks.location import StoredFile as StoredFile
 from tasks.storage_client import filesystem, patient_filesystem, retried
 from tasks.storage_faults import endpoint, explain, may_pass
 
@@ -37,47 +38,6 @@ FOLDER = "SEGMENT_ARCHIVE_FOLDER"
 """Environment variable of workers on a cluster: the driver's folder."""
 
 _TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"(probe-)?[0-9a-f]{32}")
-
-
-@dataclass(frozen=True)
-class Location:
-    """A place in some storage; plain data, so that it travels to other processes."""
-
-    protocol: str
-    """fsspec protocol: "file", "s3", ..."""
-
-    path: str
-    """Absolute local path, or bucket/key, without a trailing slash."""
-
-    @property
-    def uri(self) -> str:
-        """What a person types to name this place."""
-        return self.path if self.protocol == "file" else f"{self.protocol}://{self.path}"
-
-    def __truediv__(self, name: str) -> "Location":
-        return Location(self.protocol, f"{self.path.rstrip('/')}/{name}")
-
-    @property
-    def name(self) -> str:
-        """Last component."""
-        return self.path.rstrip("/").rpartition("/")[2]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """One file of a listing."""
-
-    path: str
-    """Relative to the listed place; surrogates stand for bytes of a local name that are not UTF-8."""
-
-    size: int
-    """Bytes."""
-
-    version: str
-    """Changes when the file is replaced: the etag, or the modification time in ns where there is none."""
-
-    problem: str = ""
-    """Why nothing can be read under this name."""
 
 
 def locate(uri: str) -> Location:
@@ -354,13 +314,13 @@ def _read_object(location: Location) -> tuple[bytes, str]:
     store = filesystem(location)
     bucket, _, key = location.path.partition("/")
 
-    async def read() -> tuple[bytes, str]:
-        answer = await store._call_s3("get_object", Bucket=bucket, Key=key)
-        async with answer["Body"] as body:
-            return await body.read(), _version(answer)
+    answer = store.call_s3("get_object", Bucket=bucket, Key=key)
 
-    data, version = fsspec.asyn.sync(store.loop, read)
-    return bytes(data), str(version)
+    async def read() -> bytes:
+        async with answer["Body"] as body:
+            return bytes(await body.read())
+
+    return fsspec.asyn.sync(store.loop, read), _version(answer)
 
 
 class _NotAsSentError(OSError):

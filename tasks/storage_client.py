@@ -11,14 +11,12 @@ import os
 import random
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 
+from tasks.location import Location
 from tasks.storage_faults import ATTEMPTS, credentials_may_have_expired, endpoint, may_pass
-
-if TYPE_CHECKING:
-    from tasks.storage import Location
 
 T = TypeVar("T")
 

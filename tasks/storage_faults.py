@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tasks.storage import Location
+from tasks.location import Location
 
 ATTEMPTS = 8
 """How often a call is made whose fault may pass."""
