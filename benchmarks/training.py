@@ -23,8 +23,11 @@ from benchmarks.models import PEAK_TFLOPS
 from segcore import images as decoding
 from segcore import models, sampling
 from segcore.augment import augment, view_rng
+from segcore.models import cpu_training
 from segcore.recipes import RECIPES, TrainRecipe, with_batch_size
 from segcore.training import Batch, Trainer, TrainingNetwork, new_network, normalise
+
+_NATIVE = cpu_training.native
 
 PHOTOGRAPHS = Path(__file__).resolve().parent.parent / "examples" / "photographs"
 
@@ -62,8 +65,13 @@ def measure_cpu(names: list[str], crop_px: int, batch_size: int, steps: int, thr
     for name in names:
         recipe = with_batch_size(RECIPES[name], batch_size)
         recipe = dataclasses.replace(recipe, augmentation=dataclasses.replace(recipe.augmentation, crop_px=crop_px))
-        for precision in ("fp32", "bf16"):
-            recipe = dataclasses.replace(recipe, precision=precision)
+        for told in ("fp32", "bf16", "bf16, torch's layers"):
+            native = None if "torch" in told else _NATIVE
+            if native is None and not recipe.model.endswith(("_lite0", "_lite2")):
+                continue
+            # For the comparison alone: nothing switches the kernels of a training off
+            cpu_training.native = native  # type: ignore[assignment]
+            recipe = dataclasses.replace(recipe, precision="fp32" if told == "fp32" else "bf16")
             trainer, views = Trainer(recipe, new_network(recipe)), Views(recipe, threads)
             rows = []
             for step in range(steps + 1):
@@ -74,7 +82,7 @@ def measure_cpu(names: list[str], crop_px: int, batch_size: int, steps: int, thr
             parts = {part: statistics.median(row[part] for row in rows[1:]) for part in rows[0]}
             rate = batch_size / sum(parts.values())
             cells = " | ".join(f"{parts[part]:.3f}" for part in ("data", "forward", "backward", "step"))
-            print(f"| {name} | {precision} | {rate:.2f} | {cells} |", flush=True)
+            print(f"| {name} | {told} | {rate:.2f} | {cells} |", flush=True)
 
 
 def measure_checkpoint(name: str) -> None:
