@@ -1,5 +1,6 @@
 """Console commands about evaluation: `segment-archive evaluate`, `baseline accept`, `submission`."""
 
+import sys
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -101,9 +102,11 @@ def submission(
 
     segment-archive submission ~/masks test.txt ~/submission
     """
-    from tasks.evaluation.submission import write_submission
+    from tasks.evaluation.submission import doubts_about, write_submission
 
     try:
+        for doubt in doubts_about(ids):
+            print(f"segment-archive: warning: {ids} does not look like the test set. {doubt}", file=sys.stderr)
         print(write_submission(archive, ids, destination, comp=comp, run_id=run))
     except ValueError as error:
         raise JobError(str(error)) from None

@@ -10,7 +10,6 @@ from pathlib import Path
 from segcore import refinement
 
 DECIDING = (
-    "tasks.stream.staged",
     "tasks.stream.worker",
     "tasks.evaluation.judging",
     "tasks.evaluation.counts",

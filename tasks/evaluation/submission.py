@@ -4,6 +4,7 @@ DESTINATION/results/VOC2012/Segmentation/comp6_test_cls/<id>.png
 DESTINATION/comp6_test_cls.tar.gz    packed from the folder that holds results/; written last
 """
 
+import contextlib
 import gzip
 import io
 import tarfile
@@ -13,6 +14,7 @@ from PIL import Image
 
 from segcore.images import resize_labels
 from segcore.masks import decode_mask, encode_mask
+from segcore.models.published import VOC_IMAGES
 from segcore.voc import CLASSES, palette
 from tasks import storage
 from tasks.archive.output import Output
@@ -57,6 +59,28 @@ def write_submission(archive: str, ids: str, destination: str, *, comp: int = 6,
         raise JobError(f"{(place / folder).uri} holds files of other images: {_some(strangers)}. Remove them.")
     storage.write_whole(place / f"{name}.tar.gz", packed.getvalue())
     return f"{len(wanted)} masks, checked, in {(place / f'{name}.tar.gz').uri} and {(place / folder).uri}/"
+
+
+def doubts_about(ids: str) -> list[str]:
+    """Why a list does not look like the test set of VOC 2012, as sentences for a person; empty for the test set.
+
+    ids: as of `write_submission`. Lists of other splits are looked for in the folder of the list.
+    """
+    place = storage.locate(ids)
+    wanted = set(_read_ids(place))
+    doubts = []
+    folder = storage.locate(place.uri.rpartition("/")[0] or ".")
+    for split in ("train", "val", "trainval", "train_aug", "trainval_aug"):
+        with contextlib.suppress(OSError, ValueError):  # No such list, or one that is none: nothing to say
+            both = sorted(wanted & set(_read_ids(folder / f"{split}.txt")))
+            if both:
+                doubts.append(f"{len(both)} of the {len(wanted)} images are of {split}.txt beside it: {_some(both)}.")
+    old = sorted(name for name in wanted if name.startswith("2007_"))
+    if old and not doubts:  # Their masks were published with VOC 2007, so none of them is in a later test set
+        doubts.append(f"{len(old)} images are of 2007, which VOC 2012 has in train and val alone: {_some(old)}.")
+    if len(wanted) != VOC_IMAGES["test"]:
+        doubts.append(f"It lists {len(wanted)} images, the test set of VOC 2012 has {VOC_IMAGES['test']}.")
+    return doubts
 
 
 def check_mask(image_id: str, data: bytes, width: int, height: int) -> None:

@@ -11,7 +11,7 @@ from flows.cli import app
 from segcore.masks import encode_mask
 from tasks.archive.schema import empty_row
 from tasks.errors import JobError
-from tasks.evaluation.submission import check_mask, write_submission
+from tasks.evaluation.submission import check_mask, doubts_about, write_submission
 from tasks.results.sealing import CompactJob, compact
 from tests.console import invoke
 from tests.outputs import write_run
@@ -88,3 +88,22 @@ def test_what_the_server_would_refuse_is_named(archive: Path, tmp_path: Path) ->
         check_mask("a", encode_mask(np.full((4, 4), 21, np.uint8)), 4, 4)
     with pytest.raises(JobError, match="4 x 4 px, its photograph 5 x 4"):
         check_mask("a", encode_mask(np.zeros((4, 4), np.uint8)), 5, 4)
+
+
+def test_a_list_that_is_not_the_test_set_is_doubted(archive: Path, tmp_path: Path) -> None:
+    lists = tmp_path / "Segmentation"
+    lists.mkdir()
+    (lists / "val.txt").write_text("2008_000001\n2007_000033\n")
+    (lists / "train.txt").write_text("2009_000009\n")
+    (lists / "mine.txt").write_text("2008_000000\n2008_000001\n")
+    told = run("submission", archive, lists / "mine.txt", tmp_path / "out")
+    assert told.exit_code == 0 and "2 masks, checked" in told.output
+    assert "does not look like the test set. 1 of the 2 images are of val.txt beside it: 2008_000001." in told.output
+    assert "It lists 2 images, the test set of VOC 2012 has 1456." in told.output
+    # Without lists beside it
+    (tmp_path / "alone.txt").write_text("2007_000033\n2008_000000\n")
+    (doubt, _) = doubts_about(str(tmp_path / "alone.txt"))
+    assert doubt.startswith("1 images are of 2007,") and "2007_000033" in doubt
+    # The test set itself: as many images as the server has, of no other list
+    (lists / "test.txt").write_text("".join(f"2010_{number:06d}\n" for number in range(1456)))
+    assert doubts_about(str(lists / "test.txt")) == []
