@@ -392,7 +392,9 @@ def _voc_base(folder: Location, files: dict[str, StoredFile]) -> str | None:
 def _voc_masks(
     folder: Location, files: dict[str, StoredFile], base: str, masks: str | None
 ) -> list[tuple[str, FileRef]]:
-    for name in [masks] if masks else [*MASK_FOLDERS, "SegmentationClassPNG", "Annotations"]:
+    tops = sorted({path.removeprefix(base).split("/")[0] for path in files if path.startswith(base)})
+    others = [name for name in tops if name not in MASK_FOLDERS and _role(name) == ("", "mask")]
+    for name in [masks] if masks else [*MASK_FOLDERS, *others]:
         if found := list(_below(folder, files, f"{base}{name.strip('/')}/", _MASK_ENDINGS)):
             return found
         if masks and "/" in masks:
@@ -600,7 +602,9 @@ class _Pairing:
         for file in files:
             name = (file.split, unicodedata.normalize("NFC", file.key))
             if name in found:
-                unused, detail = found[name].file.place, f"{file.file.place.name} is used"
+                unused, used = found[name].file.place, file.file.place
+                together = PurePosixPath(unused.path).parent == PurePosixPath(used.path).parent
+                detail = f"{used.name if together else relative(self._layout.root, used)} is used"
                 self._layout.findings.append((relative(self._layout.root, unused), Finding(Kind.SAME_NAME, detail)))
             found[name] = file
         return found
@@ -645,6 +649,8 @@ def _label_set(
                 "or give them with --classes, as a file or as background,cat,dog. VOC's 21 are --classes voc."
             )
         chosen = with_void(label_set or ASSUMED, given.void or "")
+    except JobError:
+        raise
     except ValueError as error:
         raise JobError(f"{folder.uri}: {error}") from None
     if chosen.assumed:

@@ -32,8 +32,8 @@ download(sys.argv[1], Path(sys.argv[2]), expected=Expected(sys.argv[3], int(sys.
 # Everything in this process, and slow enough to be met at work
 PREPARE = """
 import sys, time
-from tasks import download, spread
-from tasks.datasets import check, shards, unpack
+from tasks import download, engines
+from tasks.datasets import check, shards, store, unpack
 def slow(module, name, seconds):
     plain = getattr(module, name)
     def late(*given):
@@ -42,7 +42,7 @@ def slow(module, name, seconds):
         return done
     setattr(module, name, late)
 engines.FEW, shards.PART_BYTES, check.CHUNK_PAIRS, download.CHUNK_BYTES = 1000, 2000, 2, 16_000
-slow(unpack, "_write", 0.03); slow(pairs, "check_chunk", 0.2); slow(pairs, "write_part", 0.2)
+slow(unpack, "_write", 0.03); slow(check, "check_chunk", 0.2); slow(store, "write_part", 0.2)
 from flows import cli
 sys.argv = ["segment-archive", "prepare", *sys.argv[1:]]
 cli.main()

@@ -291,6 +291,12 @@ def test_one_name_in_two_splits_is_two_images(tmp_path):
     assert found.layout.lists == {"train": ["train/1"], "val": ["val/1"]} and len(found.checks) == 2
 
 
+@pytest.mark.parametrize("masks", ["Annotations", "masks", "SegmentationClassPNG", "gt"])
+def test_masks_beside_jpegimages_under_another_name(tmp_path, masks):
+    files = {"JPEGImages/a.jpg": jpeg(1, SIZE), f"{masks}/a.png": encode_mask(LABELS), "Annotations/a.xml": "<a/>"}
+    assert pixels(look(put(tmp_path, files), classes="background,cat,dog")) == COUNTS
+
+
 def test_folders_that_somebody_names(tmp_path):
     put(tmp_path / "photos", {"a.jpg": jpeg(1, SIZE), "b.jpg": jpeg(2, SIZE)})
     put(tmp_path / "elsewhere", {"a.png": encode_mask(LABELS), "b.png": encode_mask(LABELS)})
