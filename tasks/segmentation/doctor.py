@@ -53,11 +53,16 @@ def _versions() -> str:
     if sys.version_info < (3, 11):  # noqa: UP036 - the doctor is asked where something is wrong
         raise JobError(f"Python {platform.python_version()} is too old: install Python 3.11 or newer.")
     named = [f"Python {platform.python_version()}"]
-    for package in ("segment-archive", "torch", "ray", "prefect", "pyarrow"):
+    for package in ("segment-archive", "torch", "pyarrow", "ray", "prefect"):
         try:
             named.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
+            if package in ("ray", "prefect"):  # Extras: one machine needs neither
+                named.append(f"no {package}")
+                continue
             raise JobError(f"{package} is not installed: run `make setup`, or pip install the project.") from None
+    if "no prefect" in named:
+        return ", ".join(named)
     fastapi = importlib.metadata.version("fastapi")
     if tuple(int(part) for part in fastapi.split(".")[:2]) >= (0, 140):
         raise JobError(f"fastapi {fastapi} breaks Prefect: pip install 'fastapi<0.140'.")
@@ -109,11 +114,11 @@ def _storage(output: str | None) -> str:
 
 
 def _ray() -> str:
-    from tasks import cluster
-
     address = os.environ.get("RAY_ADDRESS", "")
     if not address:
-        return "RAY_ADDRESS is not set: jobs start Ray on this machine"
+        return "RAY_ADDRESS is not set: jobs run on this machine"
+    from tasks import cluster
+
     host, _, port = address.rpartition(":")
     if port.isdigit():  # Ray itself would try for a minute
         try:

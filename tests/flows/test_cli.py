@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import flows.cli
+from flows import execution
 from tests.console import invoke
 
 
@@ -187,3 +188,16 @@ def test_the_output_is_beside_the_source(tmp_path):
     for source in ("s3://bucket", "/"):
         with pytest.raises(JobError, match="There is no place beside"):
             output_beside(source)
+
+
+@pytest.mark.parametrize(("package", "extra"), [("ray", "cluster,train"), ("prefect", "prefect")])
+def test_what_is_not_installed_is_named_with_the_line_that_installs_it(package, extra):
+    sentence, status = execution.sentence_of(ModuleNotFoundError(f"No module named '{package}.x'", name=f"{package}.x"))
+    assert status == 1 and f"pip install 'segment-archive[{extra}]'" in sentence
+
+
+def test_segmenting_on_one_machine_needs_neither_ray_nor_prefect():
+    modules = "tasks.engines.local", "tasks.segmentation.session", "tasks.segmentation.finish", "tasks.results.query"
+    blocked = "import sys, importlib\nsys.modules.update(ray=None, prefect=None)\n"
+    code = f"{blocked}for m in {modules}: importlib.import_module(m)"
+    subprocess.run([sys.executable, "-c", code], check=True)
