@@ -14,7 +14,6 @@ from tasks.archive import runs
 from tasks.archive.manifest import Manifest
 from tasks.archive.output import Output
 from tasks.archive.schema import MASKS
-from tasks.engines.ray import WAVE_UNITS, wave_units
 from tasks.errors import JobError
 from tasks.segmentation.finish import publish_report
 from tasks.segmentation.job import ArchiveJob, identify, list_archive, units_of
@@ -310,8 +309,3 @@ def test_a_misspelt_or_senseless_job_is_refused_at_the_door():
         with pytest.raises(ValidationError) as caught:
             ArchiveJob.model_validate({"source": "a", "output": "b", **wrong})
         assert caught.value.errors()[0]["loc"] == place
-
-
-def test_a_wave_keeps_a_large_cluster_busy():
-    assert wave_units(1) == wave_units(128) == WAVE_UNITS
-    assert wave_units(1600) == 16 * 1600
