@@ -741,11 +741,11 @@ function histograms() {
 function runPage() {
   document.title = `About ${summary.title} · Segment Archive`;
   const bars = (list, kind, link) => {
-    const most = Math.max(1e-9, ...list.map(([, value]) => value));
+    const most = Math.max(1e-9, ...list.filter(([, , , found]) => !found?.background).map(([, value]) => value)); // It is everywhere
     return make("ul", { class: `histogram${kind}` }, list.map(([name, value, told, found]) => make("li", {},
       found ? swatch(found) : make("span"),
       link ? make("a", { href: link(name) }, kind === " bad" ? name.replaceAll("_", " ") : name) : make("span", {}, name),
-      make("span", { class: "level", "aria-hidden": "true", vars: { "--part": `${Math.max(0.7, (100 * value) / most)}%` } }),
+      make("span", { class: "level", "aria-hidden": "true", vars: { "--part": `${Math.min(100, Math.max(0.7, (100 * value) / most))}%` } }),
       make("span", { class: "value" }, told))));
   };
   const classes = [...summary.classes].sort((a, b) => (a.background || false) - (b.background || false)).map((found) => [found.name, found.images, `${number.format(found.images)} · ${percent(found.pixel_share)}`, found.label === null ? null : found]);
