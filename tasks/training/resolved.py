@@ -136,12 +136,25 @@ def check_identity(resolved: ResolvedTraining, record: dict[str, Any]) -> None:
     """Raises JobError with the names of what differs, where the record is of another training; an empty one fits."""
     if not record:
         return
-    differing = _differences(record["identity"], resolved.identity)
+    differing = _differences(_as_today(record["identity"]), resolved.identity)
     if differing:
         raise JobError(
             f"{resolved.output.uri} holds another training, which differs in {', '.join(differing[:5])}: "
             "choose another output, or ask for the same."
         )
+
+
+_GONE = {"class_weights": None, "ohem_share": 1.0, "soft_weight": 0.0}
+"""Fields of a recipe's loss that there are no more, with the values at which they did nothing."""
+
+
+def _as_today(identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity of a record of before, whose recipe lacks newer fields: they did nothing then, as by default."""
+    recipe = dict(identity["recipe"])
+    default = json.loads(json.dumps(asdict(TrainRecipe(recipe["model"]))))
+    loss = {name: value for name, value in recipe["loss"].items() if name not in _GONE or value != _GONE[name]}
+    recipe["loss"] = {**default["loss"], **loss}
+    return {**identity, "recipe": {**default, **recipe}}
 
 
 def _differences(one: Any, other: Any, name: str = "") -> list[str]:

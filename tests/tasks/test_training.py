@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from tasks.training import checkpoints
 from tasks.training.data import Loader, SplitReader, read_teacher
 from tasks.training.driver import Driver
 from tasks.training.job import TrainJob, job_recipe
-from tasks.training.resolved import resolve
+from tasks.training.resolved import check_identity, resolve
 from tasks.training.train import plan, train
 from tests.conftest import Bucket
 from tests.flows.test_reliability import kill_tree
@@ -100,6 +101,21 @@ def test_a_job_says_its_length_in_one_way():
         job("data", "out", epochs=3.0, minutes=5.0)
     cropped = job_recipe(job("data", "out", recipe="pspnet_lite0", crop_px=129), 219)
     assert {phase.crop_px for phase in cropped.phases} == {129}
+
+
+def test_a_training_of_before_goes_on(dataset, tmp_path):
+    """Its record has neither the newer fields of a recipe nor lacks those that went; they did nothing."""
+    resolved = resolve(job(dataset, str(tmp_path)))
+    identity = json.loads(json.dumps(resolved.identity))
+    for name in ("phases", "draw_power", "max_epochs", "second_momentum"):
+        del identity["recipe"][name]
+    for name in ("class_power", "teacher_share"):
+        del identity["recipe"]["loss"][name]
+    identity["recipe"]["loss"] |= {"class_weights": None, "ohem_share": 1.0, "soft_weight": 0.0}
+    check_identity(resolved, {"identity": identity})
+    identity["recipe"]["loss"]["ohem_share"] = 0.5
+    with pytest.raises(JobError, match=r"differs in recipe\.loss\.ohem_share"):
+        check_identity(resolved, {"identity": identity})
 
 
 def test_a_dataset_without_val_is_trained_without_validation(tmp_path):
