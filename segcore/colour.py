@@ -67,23 +67,27 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Converted:
     if image.mode == "LAB":  # Says its colours by itself
         transform = _lab_transform()
         return Converted(ImageCms.applyTransform(image, transform) or image.convert("RGB"))
+
+    def as_it_is(note: str = "") -> Converted:
+        return Converted(plain if plain.mode == "RGB" else plain.convert("RGB"), note)
+
     plain = image if image.mode in ("RGB", "L", "CMYK") else image.convert("L" if image.mode == "1" else "RGB")
     if not profile:
-        return Converted(plain.convert("RGB"))
+        return as_it_is()
     if len(profile) > MAX_PROFILE_BYTES:
-        return Converted(plain.convert("RGB"), f"its colour profile has {len(profile):,} bytes and is ignored")
+        return as_it_is(f"its colour profile has {len(profile):,} bytes and is ignored")
     if profile[36:40] != b"acsp":
-        return Converted(plain.convert("RGB"), "its colour profile is broken and is ignored")
+        return as_it_is("its colour profile is broken and is ignored")
     mode = _MODES.get(profile[16:20].decode("latin-1"), "")
     if plain.mode == "L" and mode == "RGB":
         plain = plain.convert("RGB")
     if plain.mode != mode:
-        return Converted(plain.convert("RGB"), "its colour profile is for other colours than it has and is ignored")
+        return as_it_is("its colour profile is for other colours than it has and is ignored")
     found = _transform(profile, mode)
     if isinstance(found, str):
-        return Converted(plain.convert("RGB"), found)
+        return as_it_is(found)
     converted = None if found is None else ImageCms.applyTransform(plain, found)
-    return Converted(plain.convert("RGB") if converted is None else converted)
+    return as_it_is() if converted is None else Converted(converted)
 
 
 @functools.lru_cache(maxsize=8)

@@ -183,23 +183,23 @@ def _explained(read: Callable[[], Photograph]) -> Photograph:
 
 def _read(bare: Bare, long_side_px: int | None, max_pixels: int) -> Photograph:
     data = bare.data
-    if tiff.is_raw(data):
+    pages = tiff.directories(data) if tiff.is_tiff(data) else []
+    if tiff.is_raw(data, pages):
         raise ImageError(ErrorKind.UNSUPPORTED, tiff.RAW_REMEDY)
-    if tiff.is_tiff(data):
-        return _read_tiff(bare, long_side_px, max_pixels)
+    if pages:
+        return _read_tiff(bare, pages, long_side_px, max_pixels)
     _require_few_scans(data)
     with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
         return _upright_rgb(opened, bare, long_side_px, max_pixels)
 
 
-def _read_tiff(bare: Bare, long_side_px: int | None, max_pixels: int) -> Photograph:
-    pages = tiff.directories(bare.data)
+def _read_tiff(bare: Bare, pages: list[tiff.Directory], long_side_px: int | None, max_pixels: int) -> Photograph:
     data, number = bare.data, tiff.choose_page(pages)
     if number:
         data = tiff.with_page_first(data, pages[number])
         bare.notes.append(f"page {number + 1} of its {len(pages)}, since those before are thumbnails")
-    page = pages[number] if pages else None
-    if page is not None and tiff.is_deep(page):
+    page = pages[number]
+    if tiff.is_deep(page):
         _require_modest_size(*page.size, max_pixels)
         bare.profile = tiff.read_profile(data, page)
         opened = _of_samples(tiff.read_samples(data, page), page)

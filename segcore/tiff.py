@@ -100,15 +100,13 @@ def is_tiff(data: bytes) -> bool:
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def is_raw(data: bytes) -> bool:
-    """Whether it is a camera's RAW file, by its content."""
+def is_raw(data: bytes, pages: list[Directory]) -> bool:
+    """Whether it is a camera's RAW file, by its content. pages: its `directories`, where it is a TIFF."""
     if data.startswith(_RAW_STARTS) or data[4:12] == b"ftypcrx ":
         return True
-    if not is_tiff(data):
-        return False
-    if data[8:10] == b"CR" or data[8:12] == b"IIII":  # Canon, Phase One
+    if is_tiff(data) and (data[8:10] == b"CR" or data[8:12] == b"IIII"):  # Canon, Phase One
         return True
-    return any(page.raw for page in directories(data))
+    return any(page.raw for page in pages)
 
 
 def directories(data: bytes) -> list[Directory]:

@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
+import segcore.images  # noqa: F401, registers HEIC
 from segcore.colour import ADOBE_RGB, DISPLAY_P3, PROPHOTO, SRGB, Primaries, rgb_profile
 
 SIZE = (96, 60)
@@ -75,6 +76,10 @@ def tiff(samples: np.ndarray, tags: dict[int, tuple[int, ...]], order: str = "<"
     table, extra, at = b"", b"", 8 + len(data) + len(data) % 2
     start = at + 2 + 12 * len(whole) + 4
     for tag, values in sorted(whole.items()):
+        if tag == 34675:  # A profile, as bytes
+            table += struct.pack(f"{order}HHII", tag, 7, len(values), start + len(extra))
+            extra += bytes(values) + bytes(len(values) % 2)
+            continue
         body = struct.pack(f"{order}{len(values)}I", *values)
         if len(values) > 1:
             table += struct.pack(f"{order}HHII", tag, 4, len(values), start + len(extra))
