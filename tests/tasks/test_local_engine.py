@@ -127,6 +127,8 @@ def rows(job, identity):
     return rows_of(type("Report", (), {"output": job.output, "run_id": identity.run_id}))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_an_image_that_crashes_hangs_or_grows_is_a_row_and_the_others_have_masks(engine, job):
     units, work, identity = units_and_work(job, Poisoned, ImageLimits(seconds=8.0, memory_bytes=400 * 2**20))
     reports = list(engine.units(units, work, Meter(identity.run_id)))
