@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pillow_heif
@@ -163,7 +163,10 @@ def from_picture(
     return _explained(lambda: _upright_rgb(opened, Bare(b""), long_side_px, min(max_pixels, MAX_PIXELS)))
 
 
-def _explained(read: Callable[[], Photograph]) -> Photograph:
+Read = TypeVar("Read")
+
+
+def _explained(read: Callable[[], Read]) -> Read:
     """What `read` returns; whatever the decoders raise becomes an ImageError."""
     try:
         with warnings.catch_warnings():
@@ -230,7 +233,7 @@ def _read_cut_jpeg(bare: Bare, long_side_px: int | None, max_pixels: int) -> Pho
         with contextlib.suppress(ImageError):
             ended = Bare(start + _JPEG_END)
             photograph = _explained(functools.partial(_read, ended, long_side_px, max_pixels))
-            share = 1.0 if containers.has_whole_picture(start) else _share_of_rows(start)
+            share = 1.0 if containers.has_whole_picture(start) else _explained(functools.partial(_share_of_rows, start))
             if share < MIN_ROWS:
                 return None
             what = "the JPEG has no end" if share == 1 else f"the JPEG is cut: {share:.0%} of its rows are there"
