@@ -60,12 +60,12 @@ def test_the_commands_of_the_readme_run(s3_server, tmp_path, monkeypatch):
     photos.mkdir(parents=True)
     (s3_server / "bucket").mkdir(exist_ok=True)
     (s3_server / "bucket" / "photos").mkdir()
-    shutil.copy(ROOT / "examples" / "photographs" / "cat.jpg", photos / "dog.jpg")
+    shutil.copy(ROOT / "examples" / "photographs" / "cat.jpg", photos / "cat.jpg")
     for number in range(3):
         shade = np.full((48, 64, 3), 60 * number, np.uint8)
         Image.fromarray(shade).save(photos / f"{number}.jpg")
         Image.fromarray(shade).save(s3_server / "bucket" / "photos" / f"{number}.jpg")
-    shutil.copy(photos / "dog.jpg", tmp_path / "photo.jpg")
+    shutil.copy(photos / "cat.jpg", tmp_path / "photo.jpg")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("BROWSER", "true")
     monkeypatch.chdir(tmp_path)
@@ -76,7 +76,7 @@ def test_the_commands_of_the_readme_run(s3_server, tmp_path, monkeypatch):
         assert words[0] == "segment-archive", f"{line} is no command of ours: run it here, or say why not in NOT_RUN"
         done = invoke(app, *words[1:])
         assert done.exit_code == 0, (line, done.output)
-    assert (home / "photos-masks" / "runs").is_dir() and (tmp_path / "dog-overlay.png").exists()
+    assert (home / "photos-masks" / "runs").is_dir() and (tmp_path / "cat-overlay.png").exists()
     assert (tmp_path / "coco" / "annotations.json").exists() and (s3_server / "bucket" / "masks").is_dir()
     [block] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
     exec(compile(block, "README.md", "exec"), {})
