@@ -9,7 +9,7 @@ speed runs one of three models (--model):
            network has 5.5 of 21 to deal with, on average over the stored scores of `shared/data`. The masks mean
            nothing, the work is that of a trained network
   vague    the same without the scaling: uncertain everywhere, so that the CRF can leave no class out, its worst case
-  default  pspnet14 as bundled: a small network, not very certain
+  default  the bundled default model
 """
 
 import argparse
@@ -27,6 +27,7 @@ import torch
 
 from benchmarks.conditions import conditions
 from segcore.refinement import CrfParams
+from tasks.segmentation.job import DEFAULT_MODEL
 
 SHARP_CLASSES = 6
 
@@ -79,7 +80,9 @@ def prepare_model(kind: str, photographs: list[Path], folder: Path) -> str:
     from segcore.images import decode
     from segcore.inference import Scorer
 
-    model = checkpoint.load("pspnet14") if kind == "default" else checkpoint.load("deeplab_v1_largefov", untrained=True)
+    model = (
+        checkpoint.load(DEFAULT_MODEL) if kind == "default" else checkpoint.load("deeplab_v1_largefov", untrained=True)
+    )
     if kind == "sharp":
         classifier = [layer for layer in model.module.modules() if isinstance(layer, torch.nn.Conv2d)][-1]
         assert classifier.bias is not None
@@ -90,7 +93,7 @@ def prepare_model(kind: str, photographs: list[Path], folder: Path) -> str:
         kept.append(int(((powers / powers.sum(axis=0)).max(axis=(1, 2)) > CrfParams().min_probability).sum()))
     print(f"{kind}: {model.name}; the CRF is told of {np.median(kept):.0f} of 21 classes in the median photograph")
     if kind == "default":
-        return "pspnet14"
+        return DEFAULT_MODEL
     checkpoint.save(folder / "model", model.module, model.card)
     return str(folder / "model")
 
@@ -144,7 +147,7 @@ def memory(photographs: list[Path], sizes: list[int], long_side: int, folder: Pa
             file = photographs[number % len(photographs)]
             (source / f"{number:06d}-{file.name}").symlink_to(file)
         out = folder / f"out-{size}"
-        command = job(source, out, "native", "pspnet14", long_side)
+        command = job(source, out, "native", DEFAULT_MODEL, long_side)
         start = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         peak = 0

@@ -5,13 +5,12 @@ EVALUATIONS --split val475`. Prints, for every evaluation there, mean IoU over s
 over all of the 475, without and with CRF, with the interval that holds 95 % of 1,000 bootstrap samples of photographs;
 the same on the halves that choose and report; IoU and recall of each class.
 
-With TRAINING, the output of `segment-archive train`, the model it made is put into `segcore/weights_bundled`, in
-bfloat16 and without its auxiliary head; with the metrics of the newest evaluation of its digest where there is one.
+The metrics of a bundled model go into its card. With TRAINING, the output of `segment-archive train`, the model it made
+is put into `segcore/weights_bundled` first, in bfloat16 and without its auxiliary head.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import sys
@@ -97,30 +96,35 @@ def table(metrics: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def bundle(training: Path, metrics: dict[str, dict[str, float]]) -> Path:
-    """Put the model of a training into the package. metrics: by digest of the weights they are of."""
+def bundle(training: Path) -> Path:
+    """Put the model of a training into the package, without metrics."""
     record = json.loads((training / "training.json").read_text())
     trained = checkpoint.load(training / "model")
     options = {**trained.card.options, "auxiliary": False}
     state = {name: value for name, value in trained.module.state_dict().items() if not name.startswith("auxiliary.")}
     module = models.build(trained.card.variant, len(trained.card.classes), **options)
     module.load_state_dict(state)
-    numbers = {"training/steps": float(record["identity"]["recipe"]["iterations"])}
     card = dataclasses.replace(
         trained.card,
         options=options,
         training_split=f"{trained.card.training_split}, ids and masks {record['identity']['dataset'][:16]}",
         notes=NOTES,
-        metrics=numbers,
+        metrics={"training/steps": float(record["identity"]["recipe"]["iterations"])},
     )
     place = checkpoint.BUNDLED / trained.card.variant
-    checkpoint.save(place, copy.deepcopy(module).bfloat16(), card, replace=place.exists())
-    _, digest = checkpoint.describe(place)
-    if digest in metrics:
-        kept = {name: value for name, value in metrics[digest].items() if not name.startswith("voc2012-choose")}
-        card = dataclasses.replace(card, metrics=numbers | kept)
-        checkpoint.save(place, copy.deepcopy(module).bfloat16(), card, replace=True)
+    checkpoint.save(place, module.bfloat16(), card, replace=place.exists())
     return place
+
+
+def tell_card(metrics: dict[str, dict[str, float]]) -> None:
+    """Put the metrics of the bundled model into its card. metrics: by digest of the weights that they are of."""
+    for place in checkpoint.BUNDLED.iterdir():
+        card, digest = checkpoint.describe(place)
+        if digest in metrics:
+            kept = {name: value for name, value in metrics[digest].items() if "-choose-" not in name}
+            card = dataclasses.replace(card, metrics={**card.metrics, **kept})
+            checkpoint.save(place, checkpoint.load(place).module.bfloat16(), card, replace=True)
+            print(f"\nInto the card of {place}")
 
 
 def main(folder: Path, evaluations: Path, training: Path | None) -> None:
@@ -133,7 +137,8 @@ def main(folder: Path, evaluations: Path, training: Path | None) -> None:
         found[of.digest] = metrics
         print(f"\n{of.shown_name}, {of.digest[:12]}\n\n{table(metrics)}")
     if training is not None:
-        print(f"\nIn {bundle(training, found)}")
+        print(f"\nIn {bundle(training)}")
+    tell_card(found)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What happens to one image or one batch: NumPy and torch in, NumPy and torch out.
 
-model = segcore.load("pspnet14")
+model = segcore.load("pspnet_lite2")
 result = model.segment("photo.jpg")    # or bytes, a PIL image, (H, W, 3) uint8 RGB
 result.labels                          # (H, W) uint8
 result.save("mask.png")

@@ -37,7 +37,7 @@ from tasks.stream.apart import limits_of
 from tasks.stream.units import Destination, MaskParams, Unit, mask_file
 from tasks.stream.worker import UnitWork
 
-DEFAULT_MODEL = "pspnet14"
+DEFAULT_MODEL = "pspnet_lite2"
 """The model whose weights ship with the project; see docs/default-model.md."""
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import flows.cli
 from flows import execution
+from tasks.segmentation.job import DEFAULT_MODEL
 from tests.console import invoke
 
 
@@ -142,7 +143,7 @@ def test_wrong_usage_is_status_2_and_proposes_what_was_meant(tmp_path):
 def test_run_and_estimate_have_the_same_defaults():
     for name in ("run", "estimate"):
         page = invoke(flows.cli.app, name, "-h").stdout
-        for default in ("[default: pspnet14]", "[default: 513]", "[default: max]"):
+        for default in (f"[default: {DEFAULT_MODEL}]", "[default: 513]", "[default: max]"):
             assert default in " ".join(page.split()), (name, default)
     assert "--cpus" in invoke(flows.cli.app, "run", "-h").stdout
 
