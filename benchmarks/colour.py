@@ -19,6 +19,7 @@ from PIL import Image, ImageCms
 import segcore
 from benchmarks.conditions import conditions
 from segcore.colour import ADOBE_RGB, DISPLAY_P3, PROPHOTO, Primaries, rgb_profile
+from tasks.segmentation.job import DEFAULT_MODEL
 
 PROFILES: dict[str, tuple[Primaries, float | None]] = {
     "Display P3": (DISPLAY_P3, None),
@@ -41,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", type=Path)
     parser.add_argument("--images", type=int, default=40)
-    parser.add_argument("--model", default="pspnet14")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     files = sorted(args.photographs.glob("*.jpg"))

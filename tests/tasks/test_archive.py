@@ -261,7 +261,7 @@ def test_dear_images_are_committed_in_smaller_units(photographs, tmp_path):
     assert len(list((tmp_path / "out" / "masks" / f"run={report.run_id}").iterdir())) == 6
     assert len(rows_of(report)) == 6
     (part, *_) = Output.at(job.output).manifest(identify(job).source_id).parts()
-    assert [u[1:] for u in units_of(part, 3)] == [(0, 3), (3, 4)]
+    assert [u[1:] for u in units_of(part, 1)] == [(0, 1), (1, 2)] and [u[1:] for u in units_of(part, 3)] == [(0, 2)]
 
 
 def test_from_bucket_to_bucket_with_parquet_and_odd_names(bucket, tmp_path):

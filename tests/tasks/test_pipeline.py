@@ -13,7 +13,7 @@ from segcore.inference import InferenceParams
 from segcore.predictor import PredictParams
 from tasks.archive.sources import Source, list_source
 from tasks.errors import JobError
-from tasks.segmentation.job import ArchiveJob, identify, mask_params
+from tasks.segmentation.job import DEFAULT_MODEL, ArchiveJob, identify, mask_params
 from tasks.storage import locate
 from tasks.stream.staged import StagedWorker
 from tasks.stream.units import Destination, Unit
@@ -80,7 +80,7 @@ def test_the_library_gives_the_mask_that_the_archive_stores(tmp_path):
     worker = worker_of(folder, tmp_path / "output")
     worker(Unit("1", tuple(list_source(Source(locate(str(folder)))))), unwatched)
     rows = pq.read_table(worker.work.destination.file_of("1").path).to_pylist()
-    model = segcore.load("pspnet14", params=PredictParams(InferenceParams(long_side_px=97)), num_threads=1)
+    model = segcore.load(DEFAULT_MODEL, params=PredictParams(InferenceParams(long_side_px=97)), num_threads=1)
     assert {row["image_id"] for row in rows} == files.keys()
     for row in rows:
         result = model.segment(files[row["image_id"]])

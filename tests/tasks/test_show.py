@@ -11,6 +11,7 @@ import segcore.inference
 import segcore.predictor
 from flows.cli import app
 from segcore.masks import decode_mask
+from tasks.segmentation.job import DEFAULT_MODEL
 from tests.console import invoke
 
 
@@ -28,7 +29,7 @@ def test_the_picture_and_the_mask_are_those_of_the_library(photograph, tmp_path,
     assert shown.exit_code == 0, shown.output
     assert "90 x 60 px" in shown.stdout and (tmp_path / "a photo-overlay.png").as_uri() in shown.stdout
     params = segcore.predictor.PredictParams(segcore.inference.InferenceParams(long_side_px=65))
-    found = segcore.load("pspnet14", untrained=True, params=params).segment(photograph)
+    found = segcore.load(DEFAULT_MODEL, untrained=True, params=params).segment(photograph)
     assert np.array_equal(decode_mask((tmp_path / "mask.png").read_bytes()), found.labels)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a photo-overlay.png")), found.overlay())
 
