@@ -212,16 +212,21 @@ class Identity:
     """Everything that went into the run id."""
 
 
+_START_S = 4.0
+"""Until the workers of the local engine have loaded torch and the model."""
+
+
 def _what_will_happen(job: ArchiveJob, identity: Identity, images: int, remaining: int) -> str:
     """The first line of a job: how much is to be done with what, and how long that takes, roughly."""
-    found = f"{images:,} images" if remaining == images else f"{images:,} images, {remaining:,} of them to do"
+    found = f"{images:,} image{'s' if images != 1 else ''}"
+    found += "" if remaining == images else f", {remaining:,} of them to do"
     where = f"{found} in {job.source}; masks by {identity.model_name} go to {job.output}"
     if job.engine == "ray" or os.environ.get("RAY_ADDRESS"):
         return f"{where}."
     cores = len(os.sched_getaffinity(0))
     # Fitted to docs/benchmarks-archive.md: LargeFOV, whose work is 1, takes 0.75 s of a core with everything around it
-    seconds = remaining * (0.25 + 0.5 * identity.work) / cores
-    return f"{where}. On {cores} cores this takes roughly {progress.duration(max(1.0, seconds))}."
+    seconds = _START_S + remaining * (0.25 + 0.5 * identity.work) / cores
+    return f"{where}. On {cores} cores this takes roughly {progress.duration(seconds)}."
 
 
 def _say_what_changed(output: Output, identity: Identity) -> None:
