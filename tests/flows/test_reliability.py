@@ -160,4 +160,4 @@ def test_four_hundred_photographs_and_many_bad_files(voc, tmp_path, prefect_serv
         if image_id.startswith("bad ünd ügly/"):
             assert row["mask"] is None and row["error_kind"] and row["error"]
     kinds = {row["error_kind"] for row in found.values()} - {None}
-    assert {"empty", "not_an_image", "truncated", "too_large", "missing"} <= kinds
+    assert {"empty", "not_an_image", "truncated", "too_large", "unreadable"} <= kinds

@@ -73,7 +73,9 @@ def test_it_stops_at_once_and_goes_on(source, tmp_path, moment, number, record_p
     assert "Traceback" not in err + out
     if process.returncode != 0:  # It had finished by then
         assert process.returncode == 128 + number
-        assert GOES_ON.fullmatch(err.strip().splitlines()[-1]), err
+        last = err.strip().splitlines()[-1]
+        # On a busy machine the command may not have read its own words yet
+        assert GOES_ON.fullmatch(last) or (moment == "start" and last == "Stopped."), err
     assert seconds < BOUND_S
     deadline = time.monotonic() + 5
     while any(alive(child) for child in children) and time.monotonic() < deadline:
