@@ -106,7 +106,7 @@ def test_up_run_cancel_resume_down(tmp_path):
         wait(lambda: list(masks.rglob("*.parquet")))
         operator.types("prefect", "flow-run", "cancel", flow_run)
         wait(lambda: operator.state(flow_run) == "CANCELLED")
-        assert not any(b"ray::MapWorker" in command_line(pid) for pid in marked("SEGMENT_ARCHIVE_UP", mark))
+        assert not any(b"ray::ArchiveWorker" in command_line(pid) for pid in marked("SEGMENT_ARCHIVE_UP", mark))
         assert operator.record("many")["status"] == "stopped"
         kept = {file: file.stat().st_mtime_ns for file in masks.rglob("*.parquet")}
         assert 0 < sum(session["images"] for session in operator.record("many")["sessions"]) < NUM_PHOTOGRAPHS

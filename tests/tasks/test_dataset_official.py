@@ -97,7 +97,9 @@ def test_a_kill_at_any_step_is_continued_to_the_same_bytes(tmp_path):
     }
     assert digests["out"] == digests["reference"]
     wanted = {name: digest for name, digest in files_of(tmp_path / "reference").items() if name.startswith("shards/")}
-    assert wanted == {name: d for name, d in files_of(tmp_path / "out").items() if name.startswith("shards/")}
+    found = {name: d for name, d in files_of(tmp_path / "out").items() if name.startswith("shards/")}
+    # What a killed session left half written is swept after an hour: until then it could be another session's
+    assert wanted == {name: d for name, d in found.items() if "/.tmp-" not in name}
 
 
 def test_a_kill_while_shards_are_written_leaves_whole_files(tmp_path, monkeypatch):
