@@ -34,6 +34,7 @@ FINISH_CPUS = 0.25
 books a CPU."""
 
 _PATIENCE_S = 10.0
+_ASK_EVERY_S = 0.05
 _GROWTH_PATIENCE_S = 600.0
 
 _PACKAGES = ("segcore", "tasks")
@@ -187,6 +188,17 @@ def grow(cpus: int, gpus: int) -> None:
     finally:
         for wish in wishes:
             ray.cancel(wish, force=True)
+
+
+def ready(references: list[Any], patience_s: float = float("inf"), *, number: int = 1) -> list[Any]:
+    """References whose results are there: `number` of them, or fewer where time runs out.
+
+    Asked again and again, since what a signal raises while Ray itself waits is lost: a cancellation among it.
+    """
+    deadline = time.monotonic() + patience_s
+    while len(found := ray.wait(references, num_returns=number, timeout=0)[0]) < number and time.monotonic() < deadline:
+        time.sleep(_ASK_EVERY_S)
+    return found
 
 
 def total_resources() -> tuple[float, float]:

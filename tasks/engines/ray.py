@@ -44,8 +44,6 @@ STALLED_AFTER_S = 3600.0
 TRIES = 10
 """A unit over which workers have died this often ends the session: with every image isolated, no image did it."""
 
-_ASK_EVERY_S = 0.05
-
 _STARTS = 2
 """So many actors that fail to start make a node one that is done without."""
 
@@ -133,20 +131,9 @@ def _with_model(work: UnitWork) -> UnitWork:
     return dataclasses.replace(work, packed=checkpoint.pack(work.params.model))
 
 
-def _ready(references: list[Any], patience_s: float) -> list[Any]:
-    """Those that are ready, at least one unless time runs out.
-
-    Asked again and again, since what a signal raises while Ray itself waits is lost: a cancellation among it.
-    """
-    deadline = time.monotonic() + patience_s
-    while not (ready := ray.wait(references, num_returns=1, timeout=0)[0]) and time.monotonic() < deadline:
-        time.sleep(_ASK_EVERY_S)
-    return ready
-
-
 def _result(reference: Any) -> Any:
     try:
-        _ready([reference], float("inf"))
+        cluster.ready([reference])
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, JobError):
@@ -269,7 +256,7 @@ class _Driver:
                 return
             pending = [*under_way, *self.starting]
             if pending:
-                for reference in _ready(pending, LOOK_EVERY_S):
+                for reference in cluster.ready(pending, LOOK_EVERY_S):
                     report = self._settle(reference)
                     if report is not None:
                         last = time.monotonic()

@@ -229,7 +229,9 @@ def start_judges(job: TuneJob, ids: list[str], rows: list[int]) -> list[Any]:
 def gather(actors: list[Any], params: CrfParams | None) -> np.ndarray:
     """(N, C, 3) pixel counts of all images, in their order."""
     try:
-        shares = ray.get([actor.count.remote(params) for actor in actors])
+        counting = [actor.count.remote(params) for actor in actors]
+        cluster.ready(counting, number=len(counting))
+        shares = ray.get(counting)
     except ray.exceptions.RayError as error:
         # Ray tells the traceback of the actor; its last line is the error
         raise JobError(f"The images cannot be judged: {str(error).strip().splitlines()[-1]}") from error

@@ -1,4 +1,6 @@
 import re
+import signal
+import time
 
 import pytest
 import ray
@@ -58,6 +60,29 @@ def test_a_busy_cluster_says_so_instead_of_waiting(ray_cluster, monkeypatch):
     with pytest.raises(JobError, match="has 2 CPUs, of which 0 are free"):
         cluster.free_resources()
     ray.kill(holder)
+
+
+def test_what_a_signal_raises_reaches_who_waits_for_ray(ray_cluster):
+    class Cancelled(BaseException):
+        pass
+
+    def cancel(*_):
+        raise Cancelled
+
+    @ray.remote(num_cpus=0)
+    def work():
+        time.sleep(20)
+
+    listening = signal.signal(signal.SIGALRM, cancel)
+    reference = work.remote()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(Cancelled):
+            cluster.ready([reference])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, listening)
+        ray.cancel(reference, force=True)
 
 
 def test_what_ended_workers_held_is_waited_for(monkeypatch):
