@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks import storage
@@ -175,6 +176,19 @@ class Manifest:
                     break
                 at += 1  # Two identities that share 64 bits of their hash
         return known, changed
+
+    def parquet_files(self) -> dict[bytes, bool]:
+        """Each Parquet file whose rows are listed, as `Entry.path`: whether by an id column, or else by row number."""
+        found: dict[bytes, bool] = {}
+        for segment in self.segments:
+            table, _ = self._read(f"{segment.name}.parquet", ["image_id", "kind", "path", "position"])
+            rows = table.filter(pc.equal(table["kind"], "parquet"))
+            number = pc.struct_field(pc.extract_regex(rows["image_id"], r"!/row (?P<row>[0-9]+)$"), "row")
+            named = pc.fill_null(pc.not_equal(number, rows["position"].cast(pa.string())), True)
+            files = pa.table({"path": rows["path"], "named": named}).group_by("path").aggregate([("named", "any")])
+            for path, by_ids in zip(files["path"].to_pylist(), files["named_any"].to_pylist(), strict=True):
+                found[path] = found.get(path, False) or by_ids
+        return found
 
     def parts(self, leave_out: Collection[str] = ()) -> Iterator[Part]:
         """Every part with what belongs to it, segment by segment, in the order of names.

@@ -6,11 +6,10 @@ Column names of Hugging Face, img2dataset, WebDataset and Spark are known; neste
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -82,35 +81,62 @@ def survey(place: Location, file: StoredFile, id_column: str | None, image_colum
     return Table(place, file, image, _id_column(schema, id_column, place), _holds_bytes(_type(schema, image)))
 
 
-def with_identities(tables: Sequence[Table]) -> tuple[list[Table], str]:
+def with_identities(
+    tables: Sequence[Table], listed: Mapping[bytes, bool], others: Callable[[], Iterable[str]]
+) -> tuple[list[Table], str]:
     """The tables, by row numbers where an id column that nobody named identifies no rows; and a word about that.
 
-    An identity must mean one row of all files. Which of two came first could change, so that all rows go by number.
+    An identity means one image of the whole source. A file that the manifest lists goes on as it was listed, whatever
+    has joined the source since: otherwise its images would be listed again under other identities.
+    listed: `Manifest.parquet_files`. others: identities of the files that are images of their own.
     """
+    new = [table for table in tables if encode_path(table.place.path) not in listed]
     reason = ""
-    seen: list[np.ndarray] = []
-    for table in tables:
-        if table.id is None:
-            continue
-        try:
-            hashes = [hash(value) for values in _id_batches(table) for value in values if value is not None]
-        except JobError:
-            reason = f"the column {table.id} of {table.file.path} holds long texts"
-            break
-        except Exception as error:
-            if table.place.protocol != "file" and not isinstance(error, BROKEN):
-                raise
-            continue  # Listing it says what is damaged
-        seen.append(np.unique(np.array(hashes, np.int64)))
-    together = np.concatenate(seen) if seen else np.empty(0, np.int64)
-    if not reason and len(np.unique(together)) < len(together):
-        names = ", ".join(sorted({table.id for table in tables if table.id is not None}))
-        reason = f"values of the column {names} stand in more than one Parquet file"
-    if not reason:
-        return list(tables), ""
-    return [Table(t.place, t.file, t.image, None, t.holds_bytes) for t in tables], (
-        f"{reason[0].upper()}{reason[1:]}: rows are known by their file and number."
-    )
+    by_number = bool(listed) and not all(listed.values())  # Which was said when the first of them were listed
+    if not by_number:
+        reason = _why_no_ids(new, [table for table in tables if table not in new], others)
+        by_number = bool(reason)
+    going_by = [
+        table if listed.get(encode_path(table.place.path), not by_number) else replace(table, id=None)
+        for table in tables
+    ]
+    return going_by, reason and f"{reason[0].upper()}{reason[1:]}: rows are known by their file and number."
+
+
+def _why_no_ids(new: Sequence[Table], old: Sequence[Table], others: Callable[[], Iterable[str]]) -> str:
+    """Why the id columns of new tables do not tell their rows from all others; empty where they do."""
+    seen: set[int | None] = set()
+    for table in (*old, *new):
+        own = set(_id_hashes(table))
+        if None in own:
+            return f"the column {table.id} of {readable(table.file.path)} holds long texts"
+        if table in new and not seen.isdisjoint(own):
+            names = ", ".join(sorted({table.id for table in (*old, *new) if table.id is not None}))
+            return f"values of the column {names} stand in more than one Parquet file"
+        seen |= own
+    twin = twin_of_a_file(new, others)
+    return f"the name {twin} is that of a file and that of a row" if twin else ""
+
+
+def twin_of_a_file(tables: Sequence[Table], others: Callable[[], Iterable[str]]) -> str | None:
+    """The first of other identities that is one of a row, too; None where there is none."""
+    hashes = {h for table in tables for h in _id_hashes(table)}
+    return next((name for name in others() if hash(name) in hashes), None) if hashes else None
+
+
+def _id_hashes(table: Table) -> Iterator[int | None]:
+    """Of the values of the id column as they become identities (1 and "1" are one); None for those too long."""
+    if table.id is None:
+        return
+    try:
+        for values in _id_batches(table):
+            yield from (hash(str(value)) for value in values if value is not None)
+    except JobError:
+        yield None
+    except Exception as error:
+        if table.place.protocol != "file" and not isinstance(error, BROKEN):
+            raise
+        # Listing it says what is damaged
 
 
 def list_rows(table: Table) -> Iterator[Entry]:

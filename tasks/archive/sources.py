@@ -6,14 +6,14 @@ means for the job is `manifest.py`'s business.
 
 import collections
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from segcore.images import EXTENSIONS
 from tasks import storage, storage_faults
-from tasks.archive.entries import SIDECARS, Entry, broken, file_entry, readable, suffix
+from tasks.archive.entries import SIDECARS, Entry, broken, escape, file_entry, readable, suffix
 from tasks.archive.output import OWN
-from tasks.archive.parquet_rows import Table, list_rows, survey, with_identities
+from tasks.archive.parquet_rows import Table, list_rows, survey, twin_of_a_file, with_identities
 from tasks.archive.tar_shards import is_tar, list_tar
 from tasks.errors import JobError
 from tasks.storage import Location, StoredFile
@@ -75,7 +75,12 @@ class LeftAside:
         return " ".join([*([f"Left aside: {', '.join(kinds)}."] if kinds else []), *self.remarks])
 
 
-def list_source(source: Source, leave_out: Location | None = None, aside: LeftAside | None = None) -> Iterator[Entry]:
+def list_source(
+    source: Source,
+    leave_out: Location | None = None,
+    aside: LeftAside | None = None,
+    listed: Callable[[], Mapping[bytes, bool]] = dict,
+) -> Iterator[Entry]:
     """Every image of a source, streamed.
 
     Each regular file is an entry, whatever its name: a file that is no image becomes an error row, never a gap. So do
@@ -85,20 +90,21 @@ def list_source(source: Source, leave_out: Location | None = None, aside: LeftAs
     containers.
     leave_out: a folder inside the source that is not part of it (the output).
     aside: is told what was left aside.
+    listed: gives `Manifest.parquet_files`; asked where there are Parquet files.
     Raises JobError where the source does not exist, cannot be listed, or holds nothing but Parquet without images.
     """
     location = source.location
     aside = LeftAside() if aside is None else aside
     try:
         if storage.is_file(location):
-            yield from _unique(_list_files(source, iter([storage.stat(location)]), aside, single=True))
+            yield from _unique(_list_files(source, iter([storage.stat(location)]), aside, listed, single=True))
             return
         if location.protocol == "file" and not storage.exists(location):
             raise FileNotFoundError(location.path)
         files = storage.list_files(location, problems=True)
         if leave_out is not None:
             files = _without(files, location, leave_out)
-        yield from _unique(_list_files(source, files, aside, single=False))
+        yield from _unique(_list_files(source, files, aside, listed, single=False))
     except (OSError, ValueError) as error:
         if isinstance(error, JobError):
             raise
@@ -148,11 +154,18 @@ def _without(files: Iterator[StoredFile], location: Location, leave_out: Locatio
     yield from (file for file in files if not file.path.startswith(relative))
 
 
-def _list_files(source: Source, files: Iterator[StoredFile], aside: LeftAside, *, single: bool) -> Iterator[Entry]:
+def _list_files(
+    source: Source,
+    files: Iterator[StoredFile],
+    aside: LeftAside,
+    listed: Callable[[], Mapping[bytes, bool]],
+    *,
+    single: bool,
+) -> Iterator[Entry]:
     location = source.location
     tables: list[StoredFile] = []  # Parquet files; whether their identities are unique is known at the end alone
     sidecars: list[StoredFile] = []
-    has_tars = has_images = False
+    has_tars = has_images = has_files = False
     for file in files:
         name = file.path.rpartition("/")[2]
         ending = suffix(name)
@@ -173,10 +186,16 @@ def _list_files(source: Source, files: Iterator[StoredFile], aside: LeftAside, *
         elif ending in CONTAINERS:
             yield broken(place, file, CONTAINERS[ending])
         else:
-            has_images = has_images or ending in EXTENSIONS
+            has_files, has_images = True, has_images or ending in EXTENSIONS
             yield file_entry(place, file)
     rows = 0
-    for entry in _list_tables(source, tables, aside, single=single, alone=not has_images):
+
+    def others() -> Iterator[str]:
+        """Identities of the files; asked seldom, so listed again rather than kept."""
+        if has_files:
+            yield from (escape(readable(file.path)) for file in storage.list_files(location))
+
+    for entry in _list_tables(source, tables, aside, listed, others, single=single, alone=not has_images):
         rows += entry.kind == "parquet"
         yield entry
     for file in sidecars:
@@ -187,14 +206,22 @@ def _list_files(source: Source, files: Iterator[StoredFile], aside: LeftAside, *
 
 
 def _list_tables(
-    source: Source, files: list[StoredFile], aside: LeftAside, *, single: bool, alone: bool
+    source: Source,
+    files: list[StoredFile],
+    aside: LeftAside,
+    listed: Callable[[], Mapping[bytes, bool]],
+    others: Callable[[], Iterator[str]],
+    *,
+    single: bool,
+    alone: bool,
 ) -> Iterator[Entry]:
     """Rows of those Parquet files that have images. alone: there are no other images."""
+    location = source.location
     tables: list[Table] = []
     without: list[tuple[StoredFile, str]] = []
     found = False
     for file in files:
-        place = source.location if single else source.location / file.path
+        place = location if single else location / file.path
         held = survey(place, file, source.id_column, source.image_column)
         if isinstance(held, Table):
             tables.append(held)
@@ -212,7 +239,12 @@ def _list_tables(
     for file, _ in without:
         aside.note("Parquet without a column of images", readable(file.path))
     if source.id_column is None:
-        tables, remark = with_identities(tables)
+        tables, remark = with_identities(tables, listed() if tables else {}, others)
         aside.remarks += [remark] if remark else []
+    if twin := twin_of_a_file(tables, others):
+        raise JobError(
+            f"{twin!r} is the identity of a row in a Parquet file of {location.uri} and the name of a file there: name "
+            "another column with --id-column, or move one of them."
+        )
     for table in tables:
         yield from list_rows(table)

@@ -150,7 +150,12 @@ def list_archive(job: ArchiveJob, engine: Engine | None = None) -> ArchivePlan:
     identity = identify(job)
     source = Source(storage.locate(job.source), job.id_column, job.image_column)
     aside = LeftAside()
-    entries = list_source(source, leave_out=output.place, aside=aside)
+
+    def listed() -> dict[bytes, bool]:
+        with storage.explained(output.place):
+            return output.manifest(identity.source_id).parquet_files()
+
+    entries = list_source(source, leave_out=output.place, aside=aside, listed=listed)
     first = list(itertools.islice(entries, 1))  # A source that cannot be read ends here, before anything is started
     storage.require_writable(output.place)
     if engine is not None and output.record(identity.run_id).get("status") != runs.FINISHED:

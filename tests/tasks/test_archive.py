@@ -245,6 +245,18 @@ def test_rows_that_a_rival_listing_owns_are_dropped_at_the_finish(photographs, t
     assert len(rows_of(second)) == 7
 
 
+def test_a_parquet_file_that_repeats_identities_lists_no_image_again(tmp_path):
+    image = io.BytesIO()
+    photograph(1, (32, 24)).save(image, "PNG")
+    (tmp_path / "in").mkdir()
+    job = job_of(tmp_path / "in", tmp_path / "out")
+    for name, images in (("b", 2), ("a", 4), ("c", 6)):
+        pq.write_table(pa.table({"id": [1, 2], "image": [image.getvalue()] * 2}), tmp_path / "in" / f"{name}.parquet")
+        plan = list_archive(job)
+        assert (plan.images, plan.added) == (images, 2)
+    assert list_archive(job).added == 0
+
+
 def test_what_vanished_after_the_listing_is_an_error_row(photographs, tmp_path):
     job = job_of(photographs, tmp_path / "out", crf=None)
     plan = list_archive(job)

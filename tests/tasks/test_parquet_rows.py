@@ -10,6 +10,8 @@ import pytest
 
 from segcore.images import ErrorKind
 from tasks.archive.entry_bytes import read_entries
+from tasks.archive.manifest import extend
+from tasks.archive.output import Output
 from tasks.archive.sources import LeftAside, Source, list_source
 from tasks.errors import JobError
 from tasks.storage import locate
@@ -165,3 +167,44 @@ def test_containers_that_are_not_read_name_the_remedy(tmp_path):
     found, _ = run(tmp_path)
     assert found.pop("a.jpg") == JPEG and len(found) == 3
     assert "to_parquet" in str(found["data-00000-of-00001.arrow"]) and "unpack it" in str(found["photos.zip"])
+
+
+def test_rows_keep_the_identity_they_were_listed_with(tmp_path):
+    """A file that joins the source later and makes the ids repeat gives no image a second row."""
+    source, output = tmp_path / "source", Output.at(str(tmp_path / "out"))
+
+    def listing():
+        said = LeftAside()
+        manifest = output.manifest("s")
+        entries = list_source(Source(locate(str(source))), aside=said, listed=manifest.parquet_files)
+        extend(manifest, entries)
+        manifest = output.manifest("s")
+        return sorted(i for part in manifest.parts() for i in part.image_ids()), said.sentences()
+
+    write(source / "a.parquet", id=[1, 2], image=pa.array([JPEG, JPEG]))
+    assert listing() == (["1", "2"], "")
+    write(source / "b.parquet", id=[None, "3"], image=pa.array([JPEG, JPEG]))
+    assert listing() == (["1", "2", "3", "b.parquet!/row 0"], "")
+    write(source / "a0.parquet", id=["2", "4"], image=pa.array([JPEG, JPEG]))  # "2" is the number 2 of a.parquet
+    found, said = listing()
+    assert found == ["1", "2", "3", "a0.parquet!/row 0", "a0.parquet!/row 1", "b.parquet!/row 0"]
+    assert said.startswith("Values of the column id stand in more than one Parquet file")
+    write(source / "c.parquet", id=["5"], image=pa.array([JPEG]))
+    assert listing() == (sorted([*found, "c.parquet!/row 0"]), "")
+    assert listing() == (sorted([*found, "c.parquet!/row 0"]), "")
+
+
+def test_a_row_and_a_file_of_one_name_are_two_images(tmp_path):
+    source, output = tmp_path / "source", Output.at(str(tmp_path / "out"))
+    write(source / "t.parquet", path=["a.jpg", "b.jpg"], image=pa.array([JPEG, JPEG]))
+    (source / "a.jpg").write_bytes(JPEG)
+    found, said = run(source)
+    assert set(found) == {"a.jpg", "t.parquet!/row 0", "t.parquet!/row 1"} and said.startswith("The name a.jpg is")
+    with pytest.raises(JobError, match=r"'a\.jpg' is the identity of a row .* the name of a file.*--id-column"):
+        run(source, id_column="path")
+    (source / "a.jpg").unlink()
+    extend(output.manifest("s"), list_source(Source(locate(str(source)))))
+    assert output.manifest("s").parquet_files() == {str(source / "t.parquet").encode(): True}
+    (source / "a.jpg").write_bytes(JPEG)  # The row is listed by the name that a photograph has now
+    with pytest.raises(JobError, match=r"'a\.jpg' is the identity of a row"):
+        list(list_source(Source(locate(str(source))), listed=output.manifest("s").parquet_files))
