@@ -5,7 +5,9 @@ What is done stands in the mask files alone, so a session may end anywhere; the 
 
 import contextlib
 import itertools
+import random
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -75,24 +77,17 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan, engine: Engine | None 
     logs.event(f"{plan.remaining_images} images remain", run=plan.run_id, stage="session", images=plan.images)
     try:
         with storage.explained(output.place):
-            other = runs.begin(output.place, plan.run_id, _facts(job, identity, plan))
-        if other is not None:
-            progress.say(
-                f"Another session of this job is at work ({other}): this one begins at the other end, and both share "
-                "what is left."
-            )
+            company = _Company(output, plan.run_id, _facts(job, identity, plan))
         for _ in range(_PASSES):  # Again where another session has listed images meanwhile
             units = remaining_units(output.manifest(identity.source_id), output, identity)
             done_before = session.images
-            for report in engine.units(_from_other_end(units) if other is not None else units, work, meter):
+            for report in engine.units(company.share(units), work, meter):
                 if not session.seconds_to_first:
                     session.seconds_to_first = time.monotonic() - start
                 meter.add(report)
                 session.images = meter.images
                 tracker.advance(report.images, report.errors.total())
-                if report.done_elsewhere and other is None:
-                    progress.say("Another session of this job is at work; both share what is left.")
-                    other = "elsewhere"
+                company.look()
             if session.images == done_before:
                 break
         session.warning = meter.warn()
@@ -114,10 +109,40 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan, engine: Engine | None 
     return _measured(session, meter, start)
 
 
-def _from_other_end(units: Iterator[Unit]) -> Iterator[Unit]:
-    """Some thousands at a time from their end: two sessions meet once in each, and pass by what the other has done."""
-    while block := list(itertools.islice(units, _BLOCK_UNITS)):
-        yield from reversed(block)
+class _Company:
+    """Other sessions of the same run: sharing what remains costs them one look a minute, and no lock.
+
+    A unit that is committed is not done again, so sessions need only take their units in different orders.
+    """
+
+    def __init__(self, output: Output, run_id: str, facts: dict[str, Any]) -> None:
+        self._place, self._run_id = output.place, run_id
+        self._turn, others = runs.begin(output.place, run_id, facts)
+        self._next_look = time.monotonic()  # Another may have begun at the same moment
+        self._said = False
+        self._say(others)
+
+    def look(self) -> None:
+        """Note that this session is at work, and see who else is."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + runs.BEAT_S
+        with contextlib.suppress(Exception):  # Where the storage fails, the next commit finds it
+            self._turn, others = runs.beat(self._place, self._run_id)
+            self._say(others)
+
+    def share(self, units: Iterator[Unit]) -> Iterator[Unit]:
+        """The first session takes units from the front, the second from the back, any further at random."""
+        while block := deque(itertools.islice(units, _BLOCK_UNITS)):
+            while block:
+                if self._turn > 1:
+                    block.rotate(random.randrange(len(block)))
+                yield block.pop() if self._turn == 1 else block.popleft()
+
+    def _say(self, others: list[str]) -> None:
+        if others and not self._said:
+            self._said = True
+            progress.say(f"Another session of this job is at work ({', '.join(others)}): they share what is left.")
 
 
 def _measured(session: SessionReport, meter: Meter, start: float) -> SessionReport:

@@ -123,8 +123,7 @@ class StagedWorker(UnitWorker):
         """Refine, encode, commit."""
         start, waits = time.perf_counter(), scored.stage.waited("refine")
         report = UnitReport(read.unit.name)
-        if read.committed:
-            report.done_elsewhere = True
+        if read.committed:  # By another session of the same job
             return report
         give_back_memory()
         self.last.begin(read.records)

@@ -90,9 +90,6 @@ class UnitReport:
     node: str = ""
     """Where it was refined: name and Ray's number of the node."""
 
-    done_elsewhere: bool = False
-    """Whether another run of the same job had committed it already."""
-
     def count(self, record: "Record") -> None:
         """One image more."""
         self.images += 1

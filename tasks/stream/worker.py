@@ -83,8 +83,7 @@ class UnitWorker:
         isolated: each image in a process of its own, since a worker has died over this unit.
         """
         report = UnitReport(unit.name, node=platform.node())
-        if self.is_committed(unit):
-            report.done_elsewhere = True
+        if self.is_committed(unit):  # By another session of the same job
             return report
         give_back_memory()
         seconds = dict.fromkeys(("read", "score", "refine"), 0.0)
