@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from segcore.images import EXTENSIONS
 from tasks.storage import Location, StoredFile
 
 BUFFER_BYTES = 2**20
@@ -24,13 +25,14 @@ class Entry:
     """What a person would open."""
 
     kind: str
-    """"file", "tar", "parquet", or "broken": something that has no bytes to read, `note` says why."""
+    """"file", "tar", "zip", "parquet", or "broken": something that has no bytes to read, `note` says why."""
 
     path: bytes
     """Of the file or container, as Location.path; bytes, since a local name need not be UTF-8."""
 
     position: int
-    """Byte offset of the member in its unpacked shard, or row in its Parquet file; 0 for a file of its own."""
+    """Byte offset of the member in its unpacked shard, or of its header in a zip archive; row in its Parquet file; 0
+    for a file of its own."""
 
     size: int | None
     """Bytes of the image, where the listing tells."""
@@ -39,7 +41,8 @@ class Entry:
     """Changes when the bytes are replaced: etag or modification time of the file or container."""
 
     note: str = ""
-    """Parquet: the image column. Tar: how it is compressed, and "sparse". Broken: the reason."""
+    """Parquet: the image column. Tar: how it is compressed, and "sparse". Zip: how, and into how many
+    bytes. Broken: the reason."""
 
 
 BROKEN = (tarfile.TarError, pa.ArrowException, ValueError, ArithmeticError, LookupError, struct.error, RecursionError)
@@ -77,6 +80,11 @@ _READ_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"II*\0",
 # JPEG 2000, JPEG XL, Photoshop, RAW: formats that are not read become error rows, which beats silence
 _OTHER_STARTS = (b"\0\0\0\x0cjP", b"\xff\x0a", b"\0\0\0\x0cJXL", b"8BPS", b"FUJIFILM", b"IIRO", b"IIU\0")
 _IMAGE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heif", b"mif1", b"msf1", b"crx ")
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a member of an archive is an image by its name; hidden ones are none."""
+    return suffix(name) in EXTENSIONS and not name.rpartition("/")[2].startswith(".")
 
 
 def looks_like_image(first: bytes) -> bool:

@@ -12,8 +12,16 @@ from tasks import storage, storage_faults
 from tasks.archive.entries import Entry, decode_path, first_line
 from tasks.archive.parquet_rows import read_rows
 from tasks.archive.tar_shards import MAX_FILE_BYTES, read_tar
+from tasks.archive.zip_files import read_zip
 from tasks.errors import InterruptedJobError, JobError
 from tasks.storage import Location
+
+_CONTAINERS = {
+    "tar": ("tar shard", read_tar),
+    "zip": ("zip archive", read_zip),
+    "parquet": ("Parquet file", read_rows),
+}
+"""By the kind of their entries: what people call them, and what gives the bytes of entries of one of them."""
 
 
 def read_entries(root: Location, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | ImageError]]:
@@ -24,7 +32,7 @@ def read_entries(root: Location, entries: Sequence[Entry]) -> Iterator[tuple[Ent
     Raises JobError where the source itself cannot be read any more: an outage is no image's fault.
     """
     for together in _together(entries):
-        if together[0].kind in ("tar", "parquet"):
+        if together[0].kind in _CONTAINERS:
             outcomes = _read_container(root.protocol, together)
         else:
             outcomes = iter([_read_file(root.protocol, together[0])])
@@ -40,9 +48,7 @@ def _together(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
     """Runs of entries of one container; files of their own alone."""
     group: list[Entry] = []
     for entry in entries:
-        if group and (
-            entry.kind not in ("tar", "parquet") or (entry.kind, entry.path) != (group[0].kind, group[0].path)
-        ):
+        if group and (entry.kind not in _CONTAINERS or (entry.kind, entry.path) != (group[0].kind, group[0].path)):
             yield group
             group = []
         group.append(entry)
@@ -69,8 +75,7 @@ def _read_file(protocol: str, entry: Entry) -> tuple[Entry, bytes | ImageError]:
 
 def _read_container(protocol: str, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | ImageError]]:
     place = Location(protocol, decode_path(entries[0].path))
-    what = "tar shard" if entries[0].kind == "tar" else "Parquet file"
-    read = read_tar if entries[0].kind == "tar" else read_rows
+    what, read = _CONTAINERS[entries[0].kind]
     found: dict[str, bytes | ImageError] = {}
     try:
         # Positions hold for the container that was listed and for no other, before and after
@@ -103,7 +108,7 @@ def _require_no_outage(place: Location, error: Exception) -> None:
 
 
 def _require_version(place: Location, entry: Entry) -> None:
-    listed = entry.version.rpartition("/")[0] if entry.kind == "tar" else entry.version
+    listed = entry.version.rpartition("/")[0] if entry.kind in ("tar", "zip") else entry.version
     if storage.stat(place).version != listed:
         raise ImageError(
             ErrorKind.CHANGED, f"{place.name} was replaced after it was listed; --refresh-changed does its images again"

@@ -1,4 +1,4 @@
-"""Where photographs come from: folders and prefixes, single files, tar shards, Parquet datasets.
+"""Where photographs come from: folders and prefixes, single files, tar shards, zip archives, Parquet datasets.
 
 Lists a source as entries with an identity and a way to the bytes, which `entry_bytes.py` reads. What a listed entry
 means for the job is `manifest.py`'s business.
@@ -15,6 +15,7 @@ from tasks.archive.entries import SIDECARS, Entry, broken, escape, file_entry, r
 from tasks.archive.output import OWN
 from tasks.archive.parquet_rows import Table, list_rows, survey, twin_of_a_file, with_identities
 from tasks.archive.tar_shards import is_tar, list_tar
+from tasks.archive.zip_files import is_zip, list_zip
 from tasks.errors import JobError
 from tasks.storage import Location, StoredFile
 
@@ -24,7 +25,6 @@ LITTER = frozenset({"Thumbs.db", "desktop.ini", "Icon\r", "_SUCCESS", "_metadata
 CONTAINERS = {
     ".arrow": "an Arrow file is not read; write it as Parquet: datasets.load_from_disk(FOLDER).to_parquet(FILE)",
     ".tfrecord": "a TFRecord file is not read; write its images into tar shards or Parquet",
-    ".zip": "a zip archive is not read; unpack it",
     ".7z": "a 7z archive is not read; unpack it",
     ".rar": "a RAR archive is not read; unpack it",
     ".h5": "an HDF5 file is not read; write its images into tar shards or Parquet",
@@ -85,9 +85,9 @@ def list_source(
 
     Each regular file is an entry, whatever its name: a file that is no image becomes an error row, never a gap. So do
     links to nowhere, folders that cannot be opened, and pipes under an image's name. Hidden files and system litter are
-    left out. Of tar shards the image members are listed, of Parquet files with a column of images the rows, also beside
-    loose images; files that describe them (`SIDECARS`, Parquet without images) are left aside where there are such
-    containers.
+    left out. Of tar shards and zip archives the image members are listed, of Parquet files with a column of images the
+    rows, also beside loose images; files that describe them (`SIDECARS`, Parquet without images) are left aside where
+    there are such containers.
     leave_out: a folder inside the source that is not part of it (the output).
     aside: is told what was left aside.
     listed: gives `Manifest.parquet_files`; asked where there are Parquet files.
@@ -165,7 +165,7 @@ def _list_files(
     location = source.location
     tables: list[StoredFile] = []  # Parquet files; whether their identities are unique is known at the end alone
     sidecars: list[StoredFile] = []
-    has_tars = has_images = has_files = False
+    has_archives = has_images = has_files = False
     for file in files:
         name = file.path.rpartition("/")[2]
         ending = suffix(name)
@@ -174,9 +174,9 @@ def _list_files(
             continue
         if file.problem:
             yield broken(place, file, file.problem)
-        elif is_tar(name):
-            has_tars = True
-            for entry in list_tar(place, file):
+        elif is_tar(name) or is_zip(name):
+            has_archives = True
+            for entry in (list_tar if is_tar(name) else list_zip)(place, file):
                 has_images = True
                 yield entry
         elif ending in (".parquet", ".pq"):
@@ -199,7 +199,7 @@ def _list_files(
         rows += entry.kind == "parquet"
         yield entry
     for file in sidecars:
-        if has_tars or rows:
+        if has_archives or rows:
             aside.note(f"{suffix(file.path)} file{'s' if len(sidecars) > 1 else ''}", readable(file.path))
         else:
             yield file_entry(location if single else location / file.path, file)

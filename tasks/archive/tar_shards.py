@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from segcore.images import EXTENSIONS, ErrorKind, ImageError
+from segcore.images import ErrorKind, ImageError
 from tasks import storage
 from tasks.archive.entries import (
     BROKEN,
@@ -28,6 +28,7 @@ from tasks.archive.entries import (
     encode_path,
     escape,
     first_line,
+    is_image_name,
     looks_like_image,
     readable,
     suffix,
@@ -199,17 +200,13 @@ def _members(opened: Any) -> Iterator[tarfile.TarInfo]:
 
 
 def _is_image(member: tarfile.TarInfo, opened: Any) -> bool:
-    if _is_image_name(member.name):
+    if is_image_name(member.name):
         return True
     last = member.name.rpartition("/")[2]
     if last.startswith(".") or suffix(last) in SIDECARS or not member.isreg() or member.issparse():
         return False
     opened.seek(member.offset_data)
     return looks_like_image(opened.read(min(member.size, 16)))
-
-
-def _is_image_name(name: str) -> bool:
-    return suffix(name) in EXTENSIONS and not name.rpartition("/")[2].startswith(".")
 
 
 def _stored(member: tarfile.TarInfo) -> _Stored:
@@ -231,7 +228,7 @@ def _type(member: tarfile.TarInfo) -> str:
 
 def _follow(place: Location, links: list[_Link]) -> Iterator[tuple[_Link, _Stored | str]]:
     """Each link under an image's name, and where the bytes lie that it leads to, or why there are none."""
-    asked = [link for link in links if _is_image_name(link.name)]
+    asked = [link for link in links if is_image_name(link.name)]
     if not asked:
         return
     symbolic = {_normal(link.name): link.target for link in links if not link.hard}

@@ -45,7 +45,8 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     """What to segment, with what, and where to put it."""
 
     source: str
-    """URI of the images: a folder, a file, a bucket prefix, tar shards, or a Parquet dataset with an image column."""
+    """URI of the images: a folder, a file, a bucket prefix, tar shards, zip archives, or a Parquet dataset with an
+    image column."""
 
     output: str
     """URI that manifest, masks and run records are written under."""

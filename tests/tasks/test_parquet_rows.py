@@ -161,12 +161,12 @@ def test_identities_of_several_files(tmp_path):
 
 
 def test_containers_that_are_not_read_name_the_remedy(tmp_path):
-    for name in ("data-00000-of-00001.arrow", "train.tfrecord", "photos.zip"):
+    for name in ("data-00000-of-00001.arrow", "train.tfrecord", "photos.7z"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "a.jpg").write_bytes(JPEG)
     found, _ = run(tmp_path)
     assert found.pop("a.jpg") == JPEG and len(found) == 3
-    assert "to_parquet" in str(found["data-00000-of-00001.arrow"]) and "unpack it" in str(found["photos.zip"])
+    assert "to_parquet" in str(found["data-00000-of-00001.arrow"]) and "unpack it" in str(found["photos.7z"])
 
 
 def test_rows_keep_the_identity_they_were_listed_with(tmp_path):
