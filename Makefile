@@ -7,7 +7,7 @@ MODULES := $(shell find flows tasks segcore -name '*.py' | LC_ALL=C sort | cksum
 STAMP := $(VENV)/.installed-$(MODULES)
 SEGMENT_ARCHIVE_DATA ?= ../shared/data
 DEFAULT := .run/default-model
-ENGINE := $(wildcard segcore/crf/* segcore/layers_cpu/* CMakeLists.txt)
+ENGINE := $(wildcard segcore/crf/engine/* segcore/models/layers_cpu/* CMakeLists.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check test test-slow faults fuzz demo default-model bench up down sanitize aarch64 lock clean

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.conditions import conditions
-from segcore.refinement import CrfParams
+from segcore.crf.dense_crf import CrfParams
 from tasks.segmentation.job import DEFAULT_MODEL
 
 SHARP_CLASSES = 6
@@ -76,9 +76,9 @@ def main() -> None:
 
 def prepare_model(kind: str, photographs: list[Path], folder: Path) -> str:
     """Name or path of the model of this kind; prints what it leaves to the CRF."""
-    from segcore import checkpoint
-    from segcore.images import decode
-    from segcore.inference import Scorer
+    from segcore.images.decoding import decode
+    from segcore.models import checkpoint
+    from segcore.scoring.inference import Scorer
 
     model = (
         checkpoint.load(DEFAULT_MODEL) if kind == "default" else checkpoint.load("deeplab_v1_largefov", untrained=True)

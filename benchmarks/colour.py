@@ -18,7 +18,7 @@ from PIL import Image, ImageCms
 
 import segcore
 from benchmarks.conditions import conditions
-from segcore.colour import ADOBE_RGB, DISPLAY_P3, PROPHOTO, Primaries, rgb_profile
+from segcore.images.colour import ADOBE_RGB, DISPLAY_P3, PROPHOTO, Primaries, rgb_profile
 from tasks.segmentation.job import DEFAULT_MODEL
 
 PROFILES: dict[str, tuple[Primaries, float | None]] = {

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segcore import refinement
-from segcore.refinement import CRF_PRESETS, CrfParams, refine, refine_scores
+from segcore.crf import dense_crf
+from segcore.crf.dense_crf import CRF_PRESETS, CrfParams, refine, refine_scores
 
 FREQUENT = (0, 8, 10, 12, 13, 15, 17)
 """Background, cat, cow, dog, horse, person, sheep: the classes with enough images for a mean that means something."""
@@ -58,8 +58,8 @@ def timed(work: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
 
 def energies(image: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """(C, H * W) float32, unary potentials as pydensecrf wants them."""
-    probabilities = refinement._softmax(refinement._upsample(scores, image.shape[:2]))
-    energy = -np.log(np.clip(probabilities, refinement.LEAST_PROBABILITY, 1)).reshape(len(scores), -1)
+    probabilities = dense_crf._softmax(dense_crf._upsample(scores, image.shape[:2]))
+    energy = -np.log(np.clip(probabilities, dense_crf.LEAST_PROBABILITY, 1)).reshape(len(scores), -1)
     return np.ascontiguousarray(energy, dtype=np.float32)
 
 
@@ -258,7 +258,7 @@ def main() -> None:
     processor = next(
         (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
-    print(f"{processor}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; engine {refinement.engine_name()}")
+    print(f"{processor}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; engine {dense_crf.engine_name()}")
     print(f"{len(images)} images, median {np.median([i.shape[0] * i.shape[1] for i, _, _ in images]):.0f} pixels")
     if "speed" not in args.skip:
         for name in TIMED:

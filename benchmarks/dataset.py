@@ -137,8 +137,8 @@ def plain_convert(args: argparse.Namespace, folder: Path) -> None:
 
 
 def convert_files(files: list[str]) -> int:
-    from segcore.masks import encode_mask
-    from segcore.sbd import decode_annotation
+    from segcore.datasets.sbd import decode_annotation
+    from segcore.images.masks import encode_mask
 
     return sum(len(encode_mask(decode_annotation(Path(file).read_bytes()))) for file in files)
 

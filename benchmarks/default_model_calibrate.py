@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segcore import checkpoint, evaluation, voc
-from segcore.inference import InferenceParams, Scorer
+from segcore import voc
+from segcore.metrics import evaluation
+from segcore.models import checkpoint
+from segcore.scoring.inference import InferenceParams, Scorer
 
 STEPS = (-0.4, 0.4)
 """What is tried for each class, in logits."""

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from segcore import voc
-from segcore.near_duplicates import LOOK_SIDE_PX, close_pairs, fingerprint
+from segcore.datasets.near_duplicates import LOOK_SIDE_PX, close_pairs, fingerprint
 
 SHARES = {"annotated": 0.3, "white-background": 0.0, "teacher-513": 0.6}
 """The teacher's share of the target by the kind of mask; masks of white backgrounds are cut by brightness and exact."""

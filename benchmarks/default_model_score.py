@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from segcore import checkpoint, evaluation, models, voc
+from segcore import models, voc
+from segcore.metrics import evaluation
+from segcore.models import checkpoint
 from tasks.evaluation.counts import Counts, read_counts
 from tasks.evaluation.record import evaluation_of
 from tasks.storage import locate

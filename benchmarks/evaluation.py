@@ -13,9 +13,9 @@ import numpy as np
 
 from benchmarks.conditions import conditions
 from benchmarks.crf import FREQUENT, Photograph, photographs
-from segcore import evaluation
-from segcore.comparison import AlarmParams, compare
-from segcore.refinement import CrfParams, refine_scores
+from segcore.crf.dense_crf import CrfParams, refine_scores
+from segcore.metrics import evaluation
+from segcore.metrics.comparison import AlarmParams, compare
 from segcore.voc import CLASSES
 
 NOISES = {

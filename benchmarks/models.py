@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 
 from benchmarks.conditions import conditions
-from segcore import checkpoint, models
-from segcore.device import to_precision
-from segcore.inference import InferenceParams, Scorer
+from segcore import models
+from segcore.models import checkpoint
+from segcore.scoring.device import to_precision
+from segcore.scoring.inference import InferenceParams, Scorer
 
 PHOTOGRAPHS = Path(__file__).parent.parent / "examples" / "photographs"
 

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from benchmarks.conditions import conditions
-from segcore.images import decode
-from segcore.near_duplicates import LOOK_SIDE_PX, MAX_DISTANCE, close_pairs, fingerprint
+from segcore.datasets.near_duplicates import LOOK_SIDE_PX, MAX_DISTANCE, close_pairs, fingerprint
+from segcore.images.decoding import decode
 
 FOLDERS = ("voc2012/JPEGImages", "voc2012/eval_all/JPEGImages", "voc2012/small/JPEGImages", "extra/JPEGImages")
 

@@ -168,7 +168,7 @@ def requests() -> None:
     """Count requests at a local S3 server."""
     import s3fs
 
-    from segcore.masks import encode_mask
+    from segcore.images.masks import encode_mask
     from tasks import storage
     from tasks.archive.output import Output
     from tasks.results import sealing

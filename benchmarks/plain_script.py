@@ -12,8 +12,8 @@ import pydensecrf.densecrf as densecrf
 import torch
 from PIL import Image
 
-from segcore import checkpoint
-from segcore.images import fit_long_side
+from segcore.images.decoding import fit_long_side
+from segcore.models import checkpoint
 from segcore.voc import palette
 
 

@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.conditions import conditions
-from segcore.masks import decode_mask, encode_mask
-from segcore.rle import encode_coco
+from segcore.images.masks import decode_mask, encode_mask
+from segcore.images.rle import encode_coco
 from segcore.voc import IGNORE_LABEL, palette
 from tasks.archive.schema import MASKS
 from tasks.results.query import FindJob, ask, find

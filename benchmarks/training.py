@@ -20,12 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.conditions import conditions
 from benchmarks.models import PEAK_TFLOPS
-from segcore import images as decoding
-from segcore import models, sampling
-from segcore.augment import augment, view_rng
+from segcore import models
+from segcore.images import decoding
+from segcore.learning import sampling
+from segcore.learning.augment import augment, view_rng
+from segcore.learning.recipes import RECIPES, TrainRecipe, with_batch_size
+from segcore.learning.training import Batch, Trainer, TrainingNetwork, new_network, normalise
 from segcore.models import cpu_training
-from segcore.recipes import RECIPES, TrainRecipe, with_batch_size
-from segcore.training import Batch, Trainer, TrainingNetwork, new_network, normalise
 
 _NATIVE = cpu_training.native
 

@@ -28,12 +28,12 @@ def load(
 ) -> Segmenter:
     """A model that segments images: `load(...).segment(image)`.
 
-    name_or_path, untrained, seed: as in `segcore.checkpoint.load`. params: sizes, scales, windows, precision, CRF
-    (`segcore.predictor.PredictParams`). device: "auto", "cpu" or "cuda:0". num_threads: of torch, for the whole
+    name_or_path, untrained, seed: as in `segcore.models.checkpoint.load`. params: sizes, scales, windows, precision,
+    CRF (`segcore.predictor.PredictParams`). device: "auto", "cpu" or "cuda:0". num_threads: of torch, for the whole
     process, and of one CRF.
     """
     # Imported here so that `import segcore` costs nothing.
-    from segcore import checkpoint
+    from segcore.models import checkpoint
     from segcore.predictor import PredictParams
     from segcore.segmenter import Segmenter
 

@@ -1,4 +1,4 @@
-"""The C++ engine; see segcore/crf/bindings.cpp. Called by segcore.refinement alone."""
+"""The C++ engine; see segcore/crf/engine/bindings.cpp. Called by segcore.crf.dense_crf alone."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Kernels of `segcore/layers_cpu`: addresses of tensors in, results in place. `models/cpu_training.py` calls them."""
+"""Kernels of `segcore/models/layers_cpu`: addresses of tensors in, results in place. Called by `cpu_training.py`."""
 
 Sizes = tuple[int, int, int, int, int, int, int, int, int, int]
 

@@ -1,8 +1,8 @@
 """The one path of an image: file -> pixels at working size -> scores -> labels -> mask.
 
 Owns what decides a mask, `PredictParams`, and the order of the steps. The library, the archive, the evaluation, the
-training's score and the estimate all go through `Predictor`; how a step works is in `images.py`, `inference.py` and
-`refinement.py`. Importing this module, decoding and refining need no torch; the model is loaded by the first score.
+training's score and the estimate all go through `Predictor`; how a step works is in `images/`, `scoring/` and
+`crf/`. Importing this module, decoding and refining need no torch; the model is loaded by the first score.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from annotated_types import Interval
 
-from segcore import images, refinement
-from segcore.images import MAX_PIXELS, Photograph
-from segcore.inference import InferenceParams, ScoreMap, Scorer
-from segcore.refinement import Backend, CrfParams, Refined
+from segcore.crf import dense_crf
+from segcore.crf.dense_crf import Backend, CrfParams, Refined
+from segcore.images import decoding
+from segcore.images.decoding import MAX_PIXELS, Photograph
+from segcore.scoring.inference import InferenceParams, ScoreMap, Scorer
 
 if TYPE_CHECKING:
-    from segcore.checkpoint import LoadedModel
+    from segcore.models.checkpoint import LoadedModel
 
 PIPELINE_VERSION = 2
 """Raised when the same parameters give other masks; part of every fingerprint. 2: colour profiles are converted."""
@@ -49,7 +50,7 @@ class PredictParams:
 
     def resolved(self) -> PredictParams:
         """The same with the engine that "auto" means here. ValueError for an engine that is not here."""
-        return replace(self, crf_engine=refinement.choose_engine(self.crf_engine))
+        return replace(self, crf_engine=dense_crf.choose_engine(self.crf_engine))
 
     def fingerprint(self, model_digest: str) -> dict[str, Any]:
         """Everything that decides a mask, as plain values: equal fingerprints, equal masks.
@@ -60,7 +61,7 @@ class PredictParams:
             "model": model_digest,
             "inference": asdict(self.inference),
             "crf": None if self.crf is None else asdict(self.crf),
-            "crf_engine": [self.resolved().crf_engine, refinement.ENGINE_VERSION],
+            "crf_engine": [self.resolved().crf_engine, dense_crf.ENGINE_VERSION],
             "mask_size": self.mask_size,
             "max_pixels": self.max_pixels,
             "pipeline_version": PIPELINE_VERSION,
@@ -135,11 +136,11 @@ class Predictor:
 
     def decode(self, data: bytes) -> Photograph:
         """The pixels of an image file: upright RGB at working size. Raises ImageError, which says what is wrong."""
-        return images.decode(data, self.params.inference.long_side_px, self.params.max_pixels)
+        return decoding.decode(data, self.params.inference.long_side_px, self.params.max_pixels)
 
     def prepare(self, picture: Any) -> Photograph:
         """The same for what is decoded already: a PIL image in any mode, or (H, W, 3) uint8 RGB."""
-        return images.from_picture(picture, self.params.inference.long_side_px, self.params.max_pixels)
+        return decoding.from_picture(picture, self.params.inference.long_side_px, self.params.max_pixels)
 
     def score(self, pixels: Sequence[np.ndarray], each_batch: Callable[[], None] | None = None) -> list[ScoreMap]:
         """Scores in the order of the images; errors as in `Scorer`.
@@ -153,7 +154,7 @@ class Predictor:
 
         pixels: (h, w, 3) uint8 RGB, what was scored.
         """
-        return refinement.refine_scores(
+        return dense_crf.refine_scores(
             pixels,
             scores.scores,
             self.params.crf,
@@ -167,7 +168,7 @@ class Predictor:
 
         labels: (h, w) uint8 at working size. width, height: the photograph's own, in px.
         """
-        return labels if self.params.mask_size == "working" else images.resize_labels(labels, width, height)
+        return labels if self.params.mask_size == "working" else decoding.resize_labels(labels, width, height)
 
     def segment(self, photograph: Photograph) -> Prediction:
         """Score, refine and mask of one image that is decoded."""

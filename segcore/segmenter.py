@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from segcore import masks
-from segcore.checkpoint import LoadedModel
-from segcore.images import Photograph
+from segcore.crf.dense_crf import Refined
+from segcore.images import masks
+from segcore.images.decoding import Photograph
+from segcore.models.checkpoint import LoadedModel
 from segcore.predictor import Predictor, PredictParams
-from segcore.refinement import Refined
 
 if TYPE_CHECKING:
-    from segcore.refinement import CrfParams
+    from segcore.crf.dense_crf import CrfParams
 
 
 @dataclass(repr=False)
@@ -55,7 +55,7 @@ class Segmentation:
         """
         from PIL import Image
 
-        from segcore.pictures import overlay
+        from segcore.images.pictures import overlay
 
         height, width = self.labels.shape
         image = Image.fromarray(self.photograph.image)

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from segcore import checkpoint
+from segcore.models import checkpoint
 
 
 def folder() -> Path:

@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "../segcore/crf/engine.hpp"
+#include "../segcore/crf/engine/engine.hpp"
 
 using namespace segcrf;
 

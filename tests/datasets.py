@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segcore.masks import encode_mask
+from segcore.images.masks import encode_mask
 from tests.conftest import photograph
 
 CLASSES = ("background", "cat", "dog")

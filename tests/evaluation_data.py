@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from segcore import checkpoint, masks
-from segcore.images import decode
-from segcore.inference import InferenceParams, Scorer
-from segcore.refinement import refine_scores
+from segcore.crf.dense_crf import refine_scores
+from segcore.images import masks
+from segcore.images.decoding import decode
+from segcore.models import checkpoint
+from segcore.scoring.inference import InferenceParams, Scorer
 from segcore.voc import CLASSES
 from tasks.datasets.shards import (
     DatasetManifest,

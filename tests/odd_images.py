@@ -7,8 +7,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
-import segcore.images  # noqa: F401, registers HEIC
-from segcore.colour import ADOBE_RGB, DISPLAY_P3, PROPHOTO, SRGB, Primaries, rgb_profile
+import segcore.images.decoding  # noqa: F401, registers HEIC
+from segcore.images.colour import ADOBE_RGB, DISPLAY_P3, PROPHOTO, SRGB, Primaries, rgb_profile
 
 SIZE = (96, 60)
 

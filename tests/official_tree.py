@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segcore.masks import encode_mask
+from segcore.images.masks import encode_mask
 from segcore.voc import IGNORE_LABEL
 from tests.sbd_files import quick_annotation
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from segcore import masks
-from segcore.images import decode
-from segcore.refinement import CrfParams, refine_scores
+from segcore.crf.dense_crf import CrfParams, refine_scores
+from segcore.images import masks
+from segcore.images.decoding import decode
 from segcore.voc import CLASSES
 from tasks.archive.schema import empty_row
 from tasks.storage import locate

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from segcore import checkpoint
+from segcore.models import checkpoint
 from tasks.segmentation.job import ArchiveJob, list_archive
 from tasks.segmentation.session import segment_remaining
 from tests.conftest import ROOT, photograph

@@ -15,8 +15,8 @@ import torch
 from pydantic import TypeAdapter
 
 from segcore import models
-from segcore.recipes import TrainRecipe
-from segcore.training import Trainer, new_network
+from segcore.learning.recipes import TrainRecipe
+from segcore.learning.training import Trainer, new_network
 from tasks import storage
 from tasks.datasets.shards import read_manifest
 from tasks.training.data import Loader, SplitReader

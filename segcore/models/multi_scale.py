@@ -1,6 +1,6 @@
 """Multi-scale inputs in training (DeepLab v2 section 4.1.2): one network on several sizes of the image.
 
-Inference does the same with more choices in `segcore/views.py`; the losses over these logits are in `training.py`.
+Inference does the same with more choices in `scoring/tta.py`; the losses over these logits are in `learning/losses.py`.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from segcore.preprocessing import DEEPLAB, EFFICIENTNET_LITE, IMAGENET_RGB, Preprocessing
+from segcore.models.preprocessing import DEEPLAB, EFFICIENTNET_LITE, IMAGENET_RGB, Preprocessing
 
 
 @dataclass(frozen=True)

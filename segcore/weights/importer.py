@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from segcore import models, voc
-from segcore.card import ModelCard
-from segcore.checkpoint import listed
+from segcore.models.card import ModelCard
+from segcore.models.checkpoint import listed
 from segcore.models.layers import Classifier
 from segcore.weights.files import Tensors, checked_tensors, read_states
 from segcore.weights.sources import CAFFE_PSPNET, SOURCES, Source, recognise

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from segcore.preprocessing import DEEPLAB, EFFICIENTNET_LITE, IMAGENET_RGB, PSPNET_CAFFE, Preprocessing
+from segcore.models.preprocessing import DEEPLAB, EFFICIENTNET_LITE, IMAGENET_RGB, PSPNET_CAFFE, Preprocessing
 
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
@@ -45,7 +45,7 @@ class Source:
     """Regular expression of tensors that carry nothing: fixed bilinear upsampling."""
 
     convention: str = "caffe"
-    """How its repository tests, one of `segcore.card.CONVENTIONS`."""
+    """How its repository tests, one of `segcore.models.card.CONVENTIONS`."""
 
     def locate(self, ours: str) -> list[str]:
         """The names that our tensor may have in the source, best first; none where the source has nothing for it."""

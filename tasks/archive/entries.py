@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from segcore.images import EXTENSIONS
+from segcore.images.decoding import EXTENSIONS
 from tasks.storage import Location, StoredFile
 
 BUFFER_BYTES = 2**20

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from segcore.images import ErrorKind, ImageError
+from segcore.images.decoding import ErrorKind, ImageError
 from tasks import storage, storage_faults
 from tasks.archive.entries import Entry, decode_path, first_line
 from tasks.archive.parquet_rows import read_rows

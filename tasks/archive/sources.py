@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from segcore.images import EXTENSIONS
+from segcore.images.decoding import EXTENSIONS
 from tasks import storage, storage_faults
 from tasks.archive.entries import SIDECARS, Entry, broken, escape, file_entry, readable, suffix
 from tasks.archive.output import OWN

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 
-from segcore.images import ErrorKind, ImageError
+from segcore.images.decoding import ErrorKind, ImageError
 from tasks import storage
 from tasks.archive.entries import (
     BROKEN,

@@ -1,6 +1,6 @@
 """The dataset doctor: every pair read once, on all cores; what is wrong with the whole; what is safe to mend.
 
-What one pair is checked for is in `segcore/pair_check.py`.
+What one pair is checked for is in `segcore/datasets/pair_check.py`.
 """
 
 import csv
@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from segcore import pair_check
-from segcore.label_set import LabelSet
-from segcore.near_duplicates import close_pairs
-from segcore.pair_check import ADVICE, Finding, Kind, Level
+from segcore.datasets import pair_check
+from segcore.datasets.label_set import LabelSet
+from segcore.datasets.near_duplicates import close_pairs
+from segcore.datasets.pair_check import ADVICE, Finding, Kind, Level
 from segcore.voc import IGNORE_LABEL
 from tasks import progress, storage, storage_faults
 from tasks.datasets import shards

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segcore.images import decode
-from segcore.masks import decode_mask
-from segcore.pair_check import ADVICE, Level
-from segcore.pictures import side_by_side
+from segcore.datasets.pair_check import ADVICE, Level
+from segcore.images.decoding import decode
+from segcore.images.masks import decode_mask
+from segcore.images.pictures import side_by_side
 from segcore.voc import IGNORE_LABEL
 from tasks import storage
 from tasks.datasets import check as dataset_check

@@ -23,10 +23,10 @@ from typing import Annotated, NamedTuple
 import annotated_types
 from pydantic import BaseModel
 
-from segcore import sbd
-from segcore.images import EXTENSIONS
-from segcore.label_set import ASSUMED, VOC_LABELS, LabelSet, decode_text, read_classes, with_void
-from segcore.pair_check import Finding, Kind
+from segcore.datasets import sbd
+from segcore.datasets.label_set import ASSUMED, VOC_LABELS, LabelSet, decode_text, read_classes, with_void
+from segcore.datasets.pair_check import Finding, Kind
+from segcore.images.decoding import EXTENSIONS
 from tasks import storage
 from tasks.errors import JobError
 from tasks.storage import Location, StoredFile

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from segcore.pair_check import ADVICE, Kind, Level
+from segcore.datasets.pair_check import ADVICE, Kind, Level
 from segcore.voc import IGNORE_LABEL
 from tasks import progress, storage
 from tasks.datasets import check as dataset_check

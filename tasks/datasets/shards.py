@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from segcore import near_duplicates
-from segcore.seen_images import Looks, look_at
+from segcore.datasets import near_duplicates
+from segcore.datasets.seen_images import Looks, look_at
 from tasks import storage
 from tasks.engines import spread
 from tasks.errors import JobError

@@ -13,10 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from segcore import near_duplicates, sbd
-from segcore.label_set import LabelSet
-from segcore.masks import encode_mask
-from segcore.pair_check import Kind
+from segcore.datasets import near_duplicates, sbd
+from segcore.datasets.label_set import LabelSet
+from segcore.datasets.pair_check import Kind
+from segcore.images.masks import encode_mask
 from segcore.voc import IGNORE_LABEL
 from tasks import progress, storage
 from tasks.datasets import check as dataset_check

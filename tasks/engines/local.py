@@ -124,7 +124,7 @@ class LocalEngine:
         if not self._workers:
             self._start(self.num_workers)
             for worker in self._workers:
-                worker.load(("torch", "tasks.stream.worker", "segcore.checkpoint", "segcore.device"))
+                worker.load(("torch", "tasks.stream.worker", "segcore.models.checkpoint", "segcore.scoring.device"))
 
     def prepare(self, work: UnitWork) -> None:
         """Start workers that load the model of this work; returns at once."""

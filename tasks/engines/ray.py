@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from segcore import checkpoint
+from segcore.models import checkpoint
 from tasks import cluster, logs
 from tasks.cluster import FINISH_CPUS, READ_CPUS
 from tasks.engines.watch import Watch

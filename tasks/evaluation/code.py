@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from segcore import refinement
+from segcore.crf import dense_crf
 
 DECIDING = (
     "tasks.stream.worker",
@@ -19,7 +19,7 @@ DECIDING = (
 """Of `tasks`: what turns images into counts and counts into metrics. Of `segcore`, all that these import in any number
 of steps: a chart is not among it, the predictor is."""
 
-_CRF = "segcore/crf"
+_CRF = "segcore/crf/engine"
 _ENGINE_FILES = ("CMakeLists.txt", _CRF)  # Compiler flags decide roundings
 
 
@@ -28,7 +28,7 @@ def code_version() -> str:
     """Digest of the code that decides a metric: the same from a wheel as from a clone."""
     root = Path(__file__).resolve().parents[2]
     # Of the libraries, those that decode, scale and multiply
-    return code_digest(root, refinement.engine_digest(), [f"{p} {version(p)}" for p in ("numpy", "pillow", "torch")])
+    return code_digest(root, dense_crf.engine_digest(), [f"{p} {version(p)}" for p in ("numpy", "pillow", "torch")])
 
 
 def code_digest(root: Path, compiled_engine: str, libraries: Iterable[str] = ()) -> str:
@@ -59,7 +59,7 @@ def engine_source_digest(root: Path) -> str | None:
 
 
 def deciding_files(root: Path) -> list[str]:
-    """The modules whose code is in the digest, below a folder: paths such as "segcore/refinement.py"."""
+    """The modules whose code is in the digest, below a folder: paths such as "segcore/crf/dense_crf.py"."""
     return sorted(_programs(root))
 
 

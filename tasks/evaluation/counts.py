@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from segcore import evaluation
+from segcore.metrics import evaluation
 from tasks import storage
 from tasks.errors import JobError
 from tasks.evaluation.evaluate import Evaluation

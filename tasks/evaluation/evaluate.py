@@ -18,11 +18,12 @@ from typing import Annotated, Literal
 import annotated_types
 from pydantic import BaseModel, BeforeValidator
 
-from segcore import checkpoint, refinement
-from segcore.comparison import AlarmParams
-from segcore.evaluation import Around
-from segcore.inference import DEEPLAB_V2_MSC, PSPNET_MULTI_SCALE, InferenceParams
-from segcore.refinement import CrfParams
+from segcore.crf import dense_crf
+from segcore.crf.dense_crf import CrfParams
+from segcore.metrics.comparison import AlarmParams
+from segcore.metrics.evaluation import Around
+from segcore.models import checkpoint
+from segcore.scoring.inference import DEEPLAB_V2_MSC, PSPNET_MULTI_SCALE, InferenceParams
 from tasks import storage
 from tasks.commit import commit
 from tasks.datasets.shards import DatasetManifest, Split, read_manifest
@@ -60,7 +61,7 @@ class ReevaluateJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
     multi_scale: bool = False
     """Evaluate at the scales of the model's paper too."""
 
-    crf: Annotated[CrfParams | None, BeforeValidator(refinement.named_params)] = CrfParams()
+    crf: Annotated[CrfParams | None, BeforeValidator(dense_crf.named_params)] = CrfParams()
     """Measure with the CRF too; figures come without and with it. Parameters, or a preset's name; None: without."""
 
     crf_engine: Literal["auto", "native", "pydensecrf"] = "auto"
@@ -159,7 +160,7 @@ def evaluations_of(job: ReevaluateJob, model: RegisteredModel, manifest: Dataset
         ours = PSPNET_MULTI_SCALE if card.variant.startswith("pspnet") else DEEPLAB_V2_MSC
         protocols["multi-scale"] = dataclasses.replace(ours, precision=job.inference.precision)
     try:
-        engine = refinement.choose_engine(job.crf_engine)
+        engine = dense_crf.choose_engine(job.crf_engine)
     except ValueError as error:
         raise JobError(str(error)) from None
     around: Around = "void" if split.void_pixels else "borders"
@@ -170,7 +171,7 @@ def evaluations_of(job: ReevaluateJob, model: RegisteredModel, manifest: Dataset
             "model": digest,
             "inference": asdict(inference),
             "crf": None if job.crf is None else asdict(job.crf),
-            "engine": [engine, refinement.ENGINE_VERSION],
+            "engine": [engine, dense_crf.ENGINE_VERSION],
             "split": split.digest,
             "classes": manifest.classes,
             "around": around,

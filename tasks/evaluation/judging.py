@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from segcore import checkpoint, evaluation, masks, models
-from segcore.evaluation import Around
-from segcore.images import ErrorKind, ImageError, resize_labels
-from segcore.inference import ScoreMap, relative_work
+from segcore import models
+from segcore.crf.dense_crf import Refined
+from segcore.images import masks
+from segcore.images.decoding import ErrorKind, ImageError, resize_labels
+from segcore.metrics import evaluation
+from segcore.metrics.evaluation import Around
+from segcore.models import checkpoint
 from segcore.predictor import PredictParams
-from segcore.refinement import Refined
+from segcore.scoring.inference import ScoreMap, relative_work
 from tasks import engines, progress, storage
 from tasks.archive.entry_bytes import read_entries
 from tasks.archive.sources import Source, list_source

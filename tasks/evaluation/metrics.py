@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segcore import evaluation
-from segcore.evaluation import Figure
+from segcore.metrics import evaluation
+from segcore.metrics.evaluation import Figure
 from tasks.evaluation.counts import Counts
 
 BOOTSTRAP_SAMPLES = 1000

@@ -5,8 +5,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from segcore.inference import InferenceParams
-from segcore.refinement import CrfParams
+from segcore.crf.dense_crf import CrfParams
+from segcore.scoring.inference import InferenceParams
 from tasks import storage
 from tasks.evaluation.counts import Counts
 from tasks.evaluation.evaluate import Evaluation

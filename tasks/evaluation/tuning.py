@@ -22,11 +22,13 @@ import pyarrow.parquet as pq
 import ray
 from pydantic import BaseModel
 
-from segcore import evaluation, masks, refinement
-from segcore.images import decode
-from segcore.inference import ScoreMap
+from segcore.crf import dense_crf
+from segcore.crf.dense_crf import CRF_PRESETS, CrfParams
+from segcore.images import masks
+from segcore.images.decoding import decode
+from segcore.metrics import evaluation
 from segcore.predictor import Predictor, PredictParams
-from segcore.refinement import CRF_PRESETS, CrfParams
+from segcore.scoring.inference import ScoreMap
 from segcore.voc import CLASSES
 from tasks import cluster, storage
 from tasks.errors import JobError
@@ -73,7 +75,7 @@ class TuneJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=T
     least_images: Annotated[int, annotated_types.Ge(1)] = 5
     """A class counts in the mean if at least this many of the images that the search sees hold it."""
 
-    normalization: refinement.Normalization = "symmetric"
+    normalization: dense_crf.Normalization = "symmetric"
     """Kernel normalisation of every point of the search."""
 
     num_actors: Annotated[int, annotated_types.Ge(0)] = 0
@@ -167,7 +169,7 @@ class Search:
         self.held_out = [int(i) for i in np.sort(order[job.num_images : wanted])]
         self.ids = ids
         chosen = [ids[i] for i in self.seen]
-        identity = [hashlib.sha256(data).hexdigest(), job.images, job.truth, chosen, refinement.ENGINE_VERSION]
+        identity = [hashlib.sha256(data).hexdigest(), job.images, job.truth, chosen, dense_crf.ENGINE_VERSION]
         self.identity = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         self.rows: dict[str, dict[str, Any]] = {}
         self.new_points = 0
@@ -201,8 +203,8 @@ class Search:
             "num_classes": counts.shape[1],
             "counts": counts.ravel().tolist(),
             "seconds": time.perf_counter() - start,
-            "engine": refinement.engine_name(),
-            "engine_version": refinement.ENGINE_VERSION,
+            "engine": dense_crf.engine_name(),
+            "engine_version": dense_crf.ENGINE_VERSION,
         }
         storage.write_whole(location, _parquet([row]))
         self.new_points += 1

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from segcore import checkpoint, near_duplicates
-from segcore.card import ModelCard, plain_name, trained_splits
-from segcore.seen_images import Looks
+from segcore.datasets import near_duplicates
+from segcore.datasets.seen_images import Looks
+from segcore.models import checkpoint
+from segcore.models.card import ModelCard, plain_name, trained_splits
 from tasks import storage
 from tasks.datasets.shards import DatasetManifest, Split, looks_of
 from tasks.errors import JobError

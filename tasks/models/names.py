@@ -1,8 +1,9 @@
 """What can be asked for by name, for help, lists and the completion of a shell; reads no model."""
 
-from segcore import checkpoint, models
-from segcore.recipes import RECIPES, TrainRecipe
-from segcore.refinement import CRF_PRESETS, CrfParams
+from segcore import models
+from segcore.crf.dense_crf import CRF_PRESETS, CrfParams
+from segcore.learning.recipes import RECIPES, TrainRecipe
+from segcore.models import checkpoint
 
 
 def model_names() -> list[str]:

@@ -1,13 +1,13 @@
 """Models as directories in a folder or bucket prefix: which there are.
 
-What a model directory holds is `segcore.checkpoint`'s business.
+What a model directory holds is `segcore.models.checkpoint`'s business.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from segcore import models
-from segcore.checkpoint import CARD_FILE, WEIGHTS_FILE
+from segcore.models.checkpoint import CARD_FILE, WEIGHTS_FILE
 from tasks import storage
 from tasks.errors import JobError
 

@@ -5,15 +5,15 @@ import hashlib
 import shutil
 import uuid
 
-from segcore import checkpoint
-from segcore.checkpoint import CARD_FILE, WEIGHTS_FILE, LoadedModel
-from segcore.seen_images import SEEN_FILE
+from segcore.datasets.seen_images import SEEN_FILE
+from segcore.models import checkpoint
+from segcore.models.checkpoint import CARD_FILE, WEIGHTS_FILE, LoadedModel
 from tasks import storage
 from tasks.errors import JobError
 
 
 def local_model(name_or_uri: str) -> str:
-    """What `segcore.checkpoint` can read: a name or path as it is; of a URI, the path of a copy on this machine.
+    """What `segcore.models.checkpoint` can read: a name or path as it is; of a URI, the path of a copy on this machine.
 
     Raises JobError for a URI with no model directory.
     """

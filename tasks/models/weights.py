@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from segcore import checkpoint, models
+from segcore import models
+from segcore.models import checkpoint
 from segcore.models.variants import VARIANTS
 from tasks.download import CHUNK_BYTES, MAX_DOWNLOAD_BYTES, Progress, download
 

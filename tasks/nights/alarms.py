@@ -1,13 +1,13 @@
 """Reasons to wake somebody: what is worse than its baseline, cannot be compared with it, or failed.
 
-Which difference is worth an alarm is decided in `segcore/comparison.py`.
+Which difference is worth an alarm is decided in `segcore/metrics/comparison.py`.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from segcore.comparison import Difference, compare
+from segcore.metrics.comparison import Difference, compare
 from tasks import storage
 from tasks.evaluation.counts import Counts, read_counts
 from tasks.evaluation.evaluate import Evaluation, ReevaluateJob

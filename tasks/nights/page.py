@@ -9,9 +9,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from segcore import charts, evaluation, masks
-from segcore.evaluation import Figure
-from segcore.images import decode
+from segcore.images import masks
+from segcore.images.decoding import decode
+from segcore.metrics import charts, evaluation
+from segcore.metrics.evaluation import Figure
 from segcore.models.published import PUBLISHED_CLASS_IOU, VOC_IMAGES, published
 from segcore.voc import CLASSES
 from tasks import storage

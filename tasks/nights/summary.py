@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from segcore.crf.dense_crf import CrfParams
 from segcore.models.published import VOC_IMAGES, Published, published
 from segcore.models.variants import VARIANTS
-from segcore.refinement import CrfParams
 from tasks import storage
 from tasks.errors import JobError
 from tasks.evaluation.evaluate import Evaluation

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segcore.evaluation import count_pixels, iou
-from segcore.images import resize_labels
-from segcore.masks import decode_mask
+from segcore.images.decoding import resize_labels
+from segcore.images.masks import decode_mask
+from segcore.metrics.evaluation import count_pixels, iou
 from tasks import storage
 from tasks.errors import JobError
 from tasks.results.reading import Piece, Results, open_results

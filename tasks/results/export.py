@@ -23,9 +23,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import BaseModel
 
 from segcore import voc
-from segcore.images import ImageError, decode
-from segcore.masks import decode_mask
-from segcore.rle import encode_coco
+from segcore.images.decoding import ImageError, decode
+from segcore.images.masks import decode_mask
+from segcore.images.rle import encode_coco
 from tasks import storage
 from tasks.errors import JobError
 from tasks.results.export_names import file_names, name_bytes

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from segcore.images import EXTENSIONS
+from segcore.images.decoding import EXTENSIONS
 from tasks.storage import Location
 
 _NAME_BYTES, _PATH_BYTES = 240, 900

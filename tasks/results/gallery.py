@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segcore.pictures import contact_sheet
+from segcore.images.pictures import contact_sheet
 from tasks import storage
 from tasks.results.gallery_files import ASSETS, remove_older, require_ours, write_file, write_script
 from tasks.results.gallery_images import Gallery, write_images

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segcore.images import ImageError, decode, fit_long_side, resize_labels
-from segcore.masks import decode_mask
-from segcore.rle import encode_runs
+from segcore.images.decoding import ImageError, decode, fit_long_side, resize_labels
+from segcore.images.masks import decode_mask
+from segcore.images.rle import encode_runs
 from tasks.results.gallery_files import write_file, write_script
 from tasks.results.photographs import Photographs
 from tasks.results.reading import Results

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segcore.masks import decode_mask
+from segcore.images.masks import decode_mask
 from tasks import storage
 from tasks.archive.output import MaskFile, Output, is_finished
 from tasks.archive.schema import MASKS, conform
@@ -253,7 +253,7 @@ class Results:
         return frame
 
     def to_ray(self, columns: Sequence[str] | None = None) -> "ray.data.Dataset":
-        """The run as a Ray Data dataset, read lazily on the cluster; masks are PNG bytes, `segcore.masks` decodes."""
+        """The run as a Ray Data dataset, read lazily on the cluster; masks are PNG bytes for `segcore.images.masks`."""
         import ray.data
 
         paths = [file.place.path for file in self.files]

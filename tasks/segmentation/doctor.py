@@ -72,7 +72,7 @@ def _versions() -> str:
 def _device() -> str:
     import torch
 
-    from segcore.device import choose_device, choose_precision
+    from segcore.scoring.device import choose_device, choose_precision
     from tasks.processes import usable_cpus
 
     device = choose_device("auto")
@@ -86,9 +86,9 @@ def _device() -> str:
 
 
 def _engine() -> str:
-    from segcore import refinement
+    from segcore.crf import dense_crf
 
-    name = refinement.engine_name()
+    name = dense_crf.engine_name()
     if not name.startswith("native"):
         raise JobError(f"{name} is about ten times slower than ours: install g++ and python3-dev, then `make setup`.")
     return name

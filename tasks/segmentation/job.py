@@ -18,11 +18,13 @@ from typing import Annotated, Any, Literal
 import annotated_types
 from pydantic import BaseModel, BeforeValidator
 
-from segcore import checkpoint, models, refinement
-from segcore.images import MAX_PIXELS
-from segcore.inference import InferenceParams, relative_work
+from segcore import models
+from segcore.crf import dense_crf
+from segcore.crf.dense_crf import CrfParams
+from segcore.images.decoding import MAX_PIXELS
+from segcore.models import checkpoint
 from segcore.predictor import PredictParams
-from segcore.refinement import CrfParams
+from segcore.scoring.inference import InferenceParams, relative_work
 from tasks import progress, storage
 from tasks.archive import runs
 from tasks.archive.manifest import PART_IMAGES, Manifest, Part, extend
@@ -63,7 +65,7 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     inference: InferenceParams = InferenceParams()
     """How scores are made: sizes, scales, windows, precision."""
 
-    crf: Annotated[CrfParams | None, BeforeValidator(refinement.named_params)] = CrfParams()
+    crf: Annotated[CrfParams | None, BeforeValidator(dense_crf.named_params)] = CrfParams()
     """Sharpen masks by the fully connected CRF; None leaves the scores unrefined. Parameters, or a preset's name."""
 
     crf_engine: Literal["auto", "native", "pydensecrf"] = "auto"

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
-from segcore.images import ErrorKind, ImageError
+from segcore.images.decoding import ErrorKind, ImageError
 from tasks import processes
 from tasks.errors import InterruptedJobError, JobError
 from tasks.processes import anonymous_bytes, ending, usable_memory
@@ -53,7 +53,7 @@ class ImageLimits:
 def limits_of(work: float, seconds: float | None = None, memory_mib: int | None = None) -> ImageLimits:
     """What was asked for, or by default what leaves ample room.
 
-    work: what an image costs (`segcore.inference.relative_work`); 1 takes about a second.
+    work: what an image costs (`segcore.scoring.inference.relative_work`); 1 takes about a second.
     """
     return ImageLimits(
         seconds or _LEAST_SECONDS + _SECONDS_OF_WORK * work, None if memory_mib is None else memory_mib * 2**20

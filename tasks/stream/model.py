@@ -2,8 +2,8 @@
 
 import functools
 
-from segcore import checkpoint
-from segcore.checkpoint import LoadedModel, PackedModel
+from segcore.models import checkpoint
+from segcore.models.checkpoint import LoadedModel, PackedModel
 from segcore.predictor import Predictor
 from tasks.errors import JobError
 from tasks.models.remote import local_model

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcore import masks
-from segcore.images import ErrorKind, ImageError
-from segcore.inference import ScoreMap
-from segcore.memory import is_out_of_memory
+from segcore.images import masks
+from segcore.images.decoding import ErrorKind, ImageError
+from segcore.scoring.inference import ScoreMap
+from segcore.scoring.memory import is_out_of_memory
 from tasks import storage
 from tasks.archive.entries import Entry
 from tasks.archive.schema import MASKS, empty_row

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from segcore.images import ImageError
-from segcore.inference import ScoreMap
-from segcore.memory import DeviceShortError
+from segcore.images.decoding import ImageError
+from segcore.scoring.inference import ScoreMap
+from segcore.scoring.memory import DeviceShortError
 from tasks.errors import JobError
 from tasks.stream.rows import GREY, failure_of, give_back_memory
 from tasks.stream.units import Record, Unit, UnitReport

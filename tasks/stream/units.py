@@ -6,7 +6,7 @@ Plain data without Ray, so that a process apart (`tasks/stream/apart.py`) has it
 import collections
 from dataclasses import dataclass, field
 
-from segcore.images import ImageError
+from segcore.images.decoding import ImageError
 from segcore.predictor import PredictParams
 from tasks.archive.entries import Entry
 from tasks.storage import Location

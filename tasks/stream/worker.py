@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from segcore import masks
-from segcore.checkpoint import PackedModel
-from segcore.images import ImageError, Photograph
-from segcore.inference import ScoreMap
-from segcore.memory import DeviceShortError
+from segcore.images import masks
+from segcore.images.decoding import ImageError, Photograph
+from segcore.models.checkpoint import PackedModel
+from segcore.scoring.inference import ScoreMap
+from segcore.scoring.memory import DeviceShortError
 from tasks import logs, storage
 from tasks.archive.entries import Entry
 from tasks.archive.entry_bytes import read_entries

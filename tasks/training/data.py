@@ -1,8 +1,8 @@
 """Batches for a training, read from a prepared dataset and made ready while the device computes.
 
-Which images come next follows from the step (`segcore/sampling.py`), how they look from seed, epoch and id
-(`segcore/augment.py`); threads and caches change nothing but the speed, and the number of workers only which views of a
-batch CutMix and copy-paste find beside each other.
+Which images come next follows from the step (`segcore/learning/sampling.py`), how they look from seed, epoch and id
+(`segcore/learning/augment.py`); threads and caches change nothing but the speed, and the number of workers only which
+views of a batch CutMix and copy-paste find beside each other.
 """
 
 import collections
@@ -17,12 +17,13 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from segcore import images, sampling
-from segcore.augment import AugmentParams, View, augment, view_rng
-from segcore.preprocessing import Preprocessing
-from segcore.recipes import TrainRecipe
-from segcore.sampling import Sample
-from segcore.training import Batch, cut_mix, normalise, paste_objects
+from segcore.images import decoding
+from segcore.learning import sampling
+from segcore.learning.augment import AugmentParams, View, augment, view_rng
+from segcore.learning.recipes import TrainRecipe
+from segcore.learning.sampling import Sample
+from segcore.learning.training import Batch, cut_mix, normalise, paste_objects
+from segcore.models.preprocessing import Preprocessing
 from segcore.voc import IGNORE_LABEL
 from tasks import storage
 from tasks.datasets import shards
@@ -61,9 +62,9 @@ class SplitReader:
         path, number, row = self._places[index]
         table = self._row_group(path, number)
         try:
-            image = images.decode(table.column("image")[row].as_py()).image
+            image = decoding.decode(table.column("image")[row].as_py()).image
             mask = np.array(Image.open(io.BytesIO(table.column("mask")[row].as_py())))
-        except (images.ImageError, OSError) as error:
+        except (decoding.ImageError, OSError) as error:
             raise JobError(f"{self.dataset.uri}: image {self.ids[index]} cannot be used: {error}.") from None
         if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
             raise JobError(

@@ -12,7 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segcore import models
-from segcore.recipes import TrainRecipe
+from segcore.learning.recipes import TrainRecipe
 from tasks import cluster, progress, storage
 from tasks.errors import JobError
 from tasks.training.resolved import ResolvedTraining, write_record

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from segcore import checkpoint, models
-from segcore.card import ModelCard
-from segcore.recipes import TrainRecipe
-from segcore.seen_images import SEEN_FILE, SeenImages
+from segcore import models
+from segcore.datasets.seen_images import SEEN_FILE, SeenImages
+from segcore.learning.recipes import TrainRecipe
+from segcore.models import checkpoint
+from segcore.models.card import ModelCard
 from tasks import storage
 from tasks.datasets.shards import looks_of
 from tasks.models.remote import local_model

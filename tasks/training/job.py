@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, Self
 import annotated_types
 from pydantic import BaseModel, field_validator, model_validator
 
-from segcore import recipes
-from segcore.inference import InferenceParams
-from segcore.recipes import TrainRecipe
+from segcore.learning import recipes
+from segcore.learning.recipes import TrainRecipe
+from segcore.scoring.inference import InferenceParams
 
 
 class TrainJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):

@@ -20,14 +20,15 @@ import ray.train.torch
 import torch
 from torch import distributed
 
-from segcore import evaluation, losses, sampling
-from segcore.card import ModelCard
-from segcore.checkpoint import LoadedModel
-from segcore.inference import InferenceParams
+from segcore.learning import losses, sampling
+from segcore.learning.recipes import TrainRecipe
+from segcore.learning.training import NonFiniteLossError, StepReport, Trainer, new_network
+from segcore.metrics import evaluation
+from segcore.models.card import ModelCard
+from segcore.models.checkpoint import LoadedModel
+from segcore.models.preprocessing import Preprocessing
 from segcore.predictor import Predictor, PredictParams
-from segcore.preprocessing import Preprocessing
-from segcore.recipes import TrainRecipe
-from segcore.training import NonFiniteLossError, StepReport, Trainer, new_network
+from segcore.scoring.inference import InferenceParams
 from tasks import storage
 from tasks.datasets.shards import Split
 from tasks.models.remote import load_model

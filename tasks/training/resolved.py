@@ -9,9 +9,10 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from segcore import checkpoint, models
-from segcore.card import ModelCard
-from segcore.recipes import TrainRecipe
+from segcore import models
+from segcore.learning.recipes import TrainRecipe
+from segcore.models import checkpoint
+from segcore.models.card import ModelCard
 from tasks import storage
 from tasks.commit import commit
 from tasks.datasets import shards

@@ -7,7 +7,7 @@
     OUTPUT/curves.png          loss, learning rate, IoU
     OUTPUT/model/              the model directory, at the end
 
-What a worker does is in `loop.py`, what a step does in `segcore/training.py`.
+What a worker does is in `loop.py`, what a step does in `segcore/learning/training.py`.
 """
 
 import time
@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from segcore import models
-from segcore.recipes import TrainRecipe
+from segcore.learning.recipes import TrainRecipe
 from tasks import cluster, progress, storage
 from tasks.training import checkpoints
 from tasks.training.driver import Driver
@@ -163,7 +163,7 @@ def _counted(recipe: TrainRecipe, num_classes: int) -> tuple[list[GroupPlan], in
     """Groups of what trains, and how many parameters do not; the network is built without memory for it."""
     import torch
 
-    from segcore.schedules import parameter_groups
+    from segcore.learning.schedules import parameter_groups
 
     with torch.device("meta"):
         network = models.build(recipe.model, num_classes, **dict(recipe.options))

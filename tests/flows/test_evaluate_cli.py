@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from flows.cli import app
-from segcore.masks import encode_mask
+from segcore.images.masks import encode_mask
 from tasks.archive.schema import empty_row
 from tasks.errors import JobError
 from tasks.evaluation.submission import check_mask, doubts_about, write_submission

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segcore import masks
+from segcore.images import masks
 from tasks import storage
 from tasks.storage import Location, locate
 from tests.bad_files import write_bad_files

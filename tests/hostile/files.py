@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from segcore import checkpoint
-from segcore.images import ImageError
-from segcore.sbd import decode_annotation
+from segcore.datasets.sbd import decode_annotation
+from segcore.images.decoding import ImageError
+from segcore.models import checkpoint
 from segcore.weights.importer import import_weights
 from tasks.archive.entry_bytes import read_entries
 from tasks.archive.output import MaskFile, Output

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageCms
 
-from segcore.images import ErrorKind, ImageError, decode
+from segcore.images.decoding import ErrorKind, ImageError, decode
 from tests.conftest import photograph
 from tests.hostile.mutants import mutant
 

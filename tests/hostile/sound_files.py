@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import torch
 
 from segcore import models
-from segcore.card import ModelCard
 from segcore.models import deeplab_v1, vgg
-from segcore.preprocessing import DEEPLAB
+from segcore.models.card import ModelCard
+from segcore.models.preprocessing import DEEPLAB
 from segcore.weights.sources import CAFFE_DEEPLAB_VGG
 from tasks.archive.schema import MASKS
 from tasks.datasets import shards
@@ -132,7 +132,7 @@ def photographs(**columns: Any) -> pa.Table:
 
 @functools.cache
 def mask_rows() -> bytes:
-    from segcore.masks import encode_mask
+    from segcore.images.masks import encode_mask
     from tasks.archive.schema import empty_row
 
     rows = [

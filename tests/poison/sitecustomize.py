@@ -15,7 +15,11 @@ PAINT = {
 }
 """Colour (R, G, B) of the top left 24 x 24 pixels of an image that does the deed in the stage."""
 
-_WHERE = {"segcore.images": "_upright_rgb", "segcore.inference": "Scorer", "segcore.refinement": "refine_scores"}
+_WHERE = {
+    "segcore.images.decoding": "_upright_rgb",
+    "segcore.scoring.inference": "Scorer",
+    "segcore.crf.dense_crf": "refine_scores",
+}
 
 
 def do(deed: str) -> None:
@@ -44,7 +48,7 @@ def _tasted(image, stage: str) -> None:
 
 def _poison(module) -> None:
     """Put the poison into a module of the project that has just been loaded."""
-    if module.__name__ == "segcore.images":
+    if module.__name__ == "segcore.images.decoding":
         upright = module._upright_rgb
 
         def poisoned(*arguments):
@@ -53,7 +57,7 @@ def _poison(module) -> None:
             return photograph
 
         module._upright_rgb = poisoned
-    elif module.__name__ == "segcore.inference":
+    elif module.__name__ == "segcore.scoring.inference":
         call = module.Scorer.__call__
 
         def scored(self, images, *arguments, **options):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segcore import checkpoint, refinement
-from segcore.inference import InferenceParams
+from segcore.crf import dense_crf
+from segcore.crf.dense_crf import CrfParams
+from segcore.models import checkpoint
 from segcore.predictor import Predictor, PredictParams
-from segcore.refinement import CrfParams
+from segcore.scoring.inference import InferenceParams
 from tests.conftest import photograph
 
 NAME = "deeplab_v2_resnet18"
@@ -55,13 +56,13 @@ def test_everything_that_decides_a_mask_is_in_the_fingerprint(predictor):
     )
     seen = [json.dumps(replace(PARAMS, **change).fingerprint("a")) for change in changes]
     assert len({json.dumps(PARAMS.fingerprint("a")), json.dumps(PARAMS.fingerprint("b")), *seen}) == len(seen) + 2
-    named = refinement.choose_engine("auto")
+    named = dense_crf.choose_engine("auto")
     assert replace(PARAMS, crf_engine=named).fingerprint("a") == PARAMS.fingerprint("a")
 
 
 def test_an_engine_that_is_not_here_is_refused_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(refinement, "native", None)
-    monkeypatch.setattr(refinement, "missing", "not built", raising=False)
+    monkeypatch.setattr(dense_crf, "native", None)
+    monkeypatch.setattr(dense_crf, "missing", "not built", raising=False)
     with pytest.raises(ValueError, match="choose the engine pydensecrf"):
         Predictor(None, PredictParams(crf_engine="native"))
     assert Predictor(None).params.crf_engine == "pydensecrf"
@@ -94,7 +95,7 @@ def test_the_way_between_processes():
 def test_importing_decoding_and_refining_need_no_torch():
     code = (
         "import sys, io, numpy as np; from PIL import Image; from segcore.predictor import *; "
-        "from segcore.inference import ScoreMap; b = io.BytesIO(); Image.new('RGB', (40, 30)).save(b, 'PNG'); "
+        "from segcore.scoring.inference import ScoreMap; b = io.BytesIO(); Image.new('RGB', (40, 30)).save(b, 'PNG'); "
         "p = Predictor(None); t = p.decode(b.getvalue()); "
         "p.refine(t.image, ScoreMap(np.zeros((3, 5, 6), np.float16), (33, 41))); "
         "p.params.fingerprint('digest'); assert 'torch' not in sys.modules"

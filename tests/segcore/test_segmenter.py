@@ -3,9 +3,9 @@ import pytest
 from PIL import Image
 
 import segcore
-from segcore.images import ImageError
-from segcore.inference import InferenceParams
+from segcore.images.decoding import ImageError
 from segcore.predictor import PredictParams
+from segcore.scoring.inference import InferenceParams
 
 NAME = "deeplab_v2_resnet18"
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from segcore import masks
+from segcore.images import masks
 from tasks import progress, storage
 from tasks.archive import runs
 from tasks.archive.manifest import Manifest

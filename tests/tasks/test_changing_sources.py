@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segcore.images import ErrorKind, ImageError
+from segcore.images.decoding import ErrorKind, ImageError
 from tasks import storage
 from tasks.archive.entries import Entry
 from tasks.archive.entry_bytes import read_entries

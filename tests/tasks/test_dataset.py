@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segcore.masks import decode_mask, encode_mask
-from segcore.sbd import decode_annotation
+from segcore.datasets.sbd import decode_annotation
+from segcore.images.masks import decode_mask, encode_mask
 from segcore.voc import palette
 from tasks.datasets import shards
 from tasks.datasets import store as dataset_store

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from segcore.masks import decode_mask, encode_mask
-from segcore.pair_check import ADVICE, Kind, Level
+from segcore.datasets.pair_check import ADVICE, Kind, Level
+from segcore.images.masks import decode_mask, encode_mask
 from segcore.voc import palette
 from tasks.datasets import check as dataset_check
 from tasks.datasets.check import examine, findings_csv, fix

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segcore.masks import decode_mask
+from segcore.images.masks import decode_mask
 from tasks.datasets import shards
 from tasks.datasets.prepare import DatasetJob
 from tasks.storage import locate

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from segcore import checkpoint, evaluation
+from segcore.metrics import evaluation
+from segcore.models import checkpoint
 from segcore.voc import CLASSES
 from tasks.errors import JobError
 from tasks.evaluation.counts import Counts, counts_folder, read_counts

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from segcore import refinement
+from segcore.crf import dense_crf
 from tasks.evaluation.code import DECIDING, code_digest, deciding_files, engine_source_digest
 from tests.conftest import ROOT
 
@@ -26,9 +26,10 @@ def replaced(file: Path, old: str, new: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["segcore/crf/engine.inl", "segcore/crf/lattice.inl", "segcore/crf/simd.inl", "segcore/crf/team.hpp",
-     "CMakeLists.txt", "segcore/images.py", "segcore/views.py", "segcore/models/pspnet.py", "segcore/models/vgg.py",
-     "segcore/evaluation.py", "tasks/evaluation/judging.py", "tasks/evaluation/metrics.py"],
+    ["segcore/crf/engine/engine.inl", "segcore/crf/engine/lattice.inl", "segcore/crf/engine/simd.inl",
+     "segcore/crf/engine/team.hpp", "CMakeLists.txt", "segcore/images/decoding.py", "segcore/scoring/tta.py",
+     "segcore/models/pspnet.py", "segcore/models/vgg.py",
+     "segcore/metrics/evaluation.py", "tasks/evaluation/judging.py", "tasks/evaluation/metrics.py"],
 )  # fmt: skip
 def test_what_decides_a_metric_is_in_the_digest(clone: Path, path: str) -> None:
     built = engine_source_digest(clone) or ""
@@ -39,7 +40,13 @@ def test_what_decides_a_metric_is_in_the_digest(clone: Path, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["segcore/charts.py", "segcore/losses.py", "tasks/nights/page.py", "tasks/evaluation/submission.py"]
+    "path",
+    [
+        "segcore/metrics/charts.py",
+        "segcore/learning/losses.py",
+        "tasks/nights/page.py",
+        "tasks/evaluation/submission.py",
+    ],
 )
 def test_what_shows_or_trains_is_not(clone: Path, path: str) -> None:
     before = code_digest(clone, "")
@@ -50,8 +57,8 @@ def test_what_shows_or_trains_is_not(clone: Path, path: str) -> None:
 
 def test_words_and_layout_are_not(clone: Path) -> None:
     before = code_digest(clone, "")
-    replaced(clone / "segcore/evaluation.py", '"""How good label maps are', '"""Whether label maps are')
-    replaced(clone / "segcore/evaluation.py", "def iou(", "# A comment\n\n\ndef iou(")
+    replaced(clone / "segcore/metrics/evaluation.py", '"""How good label maps are', '"""Whether label maps are')
+    replaced(clone / "segcore/metrics/evaluation.py", "def iou(", "# A comment\n\n\ndef iou(")
     assert code_digest(clone, "") == before
 
 
@@ -68,7 +75,7 @@ def test_a_wheel_has_the_digest_of_its_clone(clone: Path) -> None:
 def test_an_engine_that_is_not_built_yet_is_neither_the_old_nor_the_new_one(clone: Path) -> None:
     old = engine_source_digest(clone) or ""
     before = code_digest(clone, old)
-    with (clone / "segcore/crf/engine.inl").open("a") as file:
+    with (clone / "segcore/crf/engine/engine.inl").open("a") as file:
         file.write("// Another engine\n")
     new = engine_source_digest(clone) or ""
     assert len({before, code_digest(clone, old), code_digest(clone, new)}) == 3
@@ -77,10 +84,10 @@ def test_an_engine_that_is_not_built_yet_is_neither_the_old_nor_the_new_one(clon
 def test_every_module_named_is_there_and_the_predictor_among_what_they_import() -> None:
     files = deciding_files(ROOT)
     assert {f"{name.replace('.', '/')}.py" for name in DECIDING} <= set(files)
-    assert {"segcore/predictor.py", "segcore/refinement.py", "segcore/models/deeplab_v2.py"} <= set(files)
-    assert not {"segcore/charts.py", "segcore/training.py"} & set(files)
+    assert {"segcore/predictor.py", "segcore/crf/dense_crf.py", "segcore/models/deeplab_v2.py"} <= set(files)
+    assert not {"segcore/metrics/charts.py", "segcore/learning/training.py"} & set(files)
 
 
-@pytest.mark.skipif(not refinement.engine_digest(), reason="the CRF engine was built before it carried its digest")
+@pytest.mark.skipif(not dense_crf.engine_digest(), reason="the CRF engine was built before it carried its digest")
 def test_the_engine_at_work_is_built_from_these_sources() -> None:
-    assert refinement.engine_digest() == engine_source_digest(ROOT)
+    assert dense_crf.engine_digest() == engine_source_digest(ROOT)

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from segcore.label_set import read_classes
-from segcore.masks import decode_mask
-from segcore.rle import decode_coco
+from segcore.datasets.label_set import read_classes
+from segcore.images.masks import decode_mask
+from segcore.images.rle import decode_coco
 from segcore.voc import CLASSES
 from segcore.voc import palette as voc_palette
 from tasks import storage

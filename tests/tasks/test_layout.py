@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from segcore.masks import encode_mask
-from segcore.pair_check import Kind
+from segcore.datasets.pair_check import Kind
+from segcore.images.masks import encode_mask
 from tasks.datasets.layout import OwnData, divide, read_layout, read_voc_with_sbd
 from tasks.errors import JobError
 from tasks.storage import locate

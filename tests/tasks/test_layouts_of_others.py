@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segcore.masks import encode_mask
-from segcore.pair_check import ADVICE, Kind, Level
+from segcore.datasets.pair_check import ADVICE, Kind, Level
+from segcore.images.masks import encode_mask
 from segcore.voc import palette
 from tasks.datasets.check import Examined, examine, label_counts
 from tasks.datasets.layout import OwnData, read_layout

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segcore.masks import decode_mask
+from segcore.images.masks import decode_mask
 from tasks import storage
 from tasks.archive.output import Output
 from tasks.errors import JobError

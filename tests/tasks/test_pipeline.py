@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import segcore
-from segcore import masks
-from segcore.images import ErrorKind
-from segcore.inference import InferenceParams
+from segcore.images import masks
+from segcore.images.decoding import ErrorKind
 from segcore.predictor import PredictParams
+from segcore.scoring.inference import InferenceParams
 from tasks.archive.sources import Source, list_source
 from tasks.errors import JobError
 from tasks.segmentation.job import DEFAULT_MODEL, ArchiveJob, identify, mask_params

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segcore.masks import decode_mask
+from segcore.images.masks import decode_mask
 from tasks import storage
 from tasks.errors import JobError
 from tasks.results import reading

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from segcore.masks import decode_mask, encode_mask
+from segcore.images.masks import decode_mask, encode_mask
 from segcore.voc import IGNORE_LABEL
 from tasks import storage
 from tasks.datasets import shards

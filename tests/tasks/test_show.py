@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import segcore.inference
 import segcore.predictor
+import segcore.scoring.inference
 from flows.cli import app
-from segcore.masks import decode_mask
+from segcore.images.masks import decode_mask
 from tasks.segmentation.job import DEFAULT_MODEL
 from tests.console import invoke
 
@@ -28,7 +28,7 @@ def test_the_picture_and_the_mask_are_those_of_the_library(photograph, tmp_path,
     shown = invoke(app, "show", photograph, "--untrained", "--mask", "mask.png", "--long-side", "65")
     assert shown.exit_code == 0, shown.output
     assert "90 x 60 px" in shown.stdout and (tmp_path / "a photo-overlay.png").as_uri() in shown.stdout
-    params = segcore.predictor.PredictParams(segcore.inference.InferenceParams(long_side_px=65))
+    params = segcore.predictor.PredictParams(segcore.scoring.inference.InferenceParams(long_side_px=65))
     found = segcore.load(DEFAULT_MODEL, untrained=True, params=params).segment(photograph)
     assert np.array_equal(decode_mask((tmp_path / "mask.png").read_bytes()), found.labels)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a photo-overlay.png")), found.overlay())

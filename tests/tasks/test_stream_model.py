@@ -2,7 +2,7 @@ import shutil
 
 import torch
 
-from segcore import checkpoint
+from segcore.models import checkpoint
 from segcore.predictor import PredictParams
 from tasks.stream.model import predictor_of
 from tasks.stream.units import MaskParams

@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from segcore import checkpoint
-from segcore.recipes import RECIPES, LossParams
+from segcore.learning.recipes import RECIPES, LossParams
+from segcore.models import checkpoint
 from tasks import storage
 from tasks.datasets import shards
 from tasks.datasets.shards import read_manifest

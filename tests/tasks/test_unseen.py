@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from segcore import checkpoint
-from segcore.card import ModelCard
-from segcore.preprocessing import DEEPLAB
-from segcore.seen_images import SeenImages, look_at
+from segcore.datasets.seen_images import SeenImages, look_at
+from segcore.models import checkpoint
+from segcore.models.card import ModelCard
+from segcore.models.preprocessing import DEEPLAB
 from segcore.voc import CLASSES
 from tasks.datasets.shards import read_manifest
 from tasks.evaluation.unseen import RefusedError, Unseen, refuse_by_name, require_unseen

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from segcore import checkpoint, models
+from segcore import models
+from segcore.models import checkpoint
 from tasks.models import weights
 from tests.tasks.file_server import serve
 

@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from segcore.images import ErrorKind
+from segcore.images.decoding import ErrorKind
 from tasks.archive import zip_files
 from tasks.archive.entry_bytes import read_entries
 from tasks.archive.sources import LeftAside, Source, list_source

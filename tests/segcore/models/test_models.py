@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from segcore import checkpoint, models
-from segcore.inference import InferenceParams, Scorer
+from segcore import models
+from segcore.models import checkpoint
 from segcore.models.fcn import BilinearUpsample
 from segcore.models.resnet import fold_batch_norms
 from segcore.models.untrained import initialise_untrained
 from segcore.models.variants import VARIANTS
+from segcore.scoring.inference import InferenceParams, Scorer
 
 PAPER = {
     "deeplab_v1": 65_140_565,

@@ -1,8 +1,8 @@
 import torch
 
-from segcore.inference import DEEPLAB_V2_MSC
 from segcore.models.multi_scale import multi_scale_logits
-from segcore.views import score_views
+from segcore.scoring.inference import DEEPLAB_V2_MSC
+from segcore.scoring.tta import score_views
 
 
 class Local(torch.nn.Module):

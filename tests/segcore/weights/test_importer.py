@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from segcore import checkpoint, models, voc
-from segcore.preprocessing import DEEPLAB, IMAGENET_RGB, PSPNET_CAFFE
+from segcore import models, voc
+from segcore.models import checkpoint
+from segcore.models.preprocessing import DEEPLAB, IMAGENET_RGB, PSPNET_CAFFE
 from segcore.weights.importer import import_weights
 from segcore.weights.sources import CAFFE_PSPNET, SOURCES
 from tests.segcore.weights import caffe_files, caffe_reference

@@ -1,0 +1,266 @@
+"""Image files as bytes: what stands beside the pixels, read by best effort, and files without what is broken in them.
+
+A decoder that trips over metadata would cost the picture. So a PNG goes to the decoder without any, and the others are
+tried again without theirs where the decoder fails. Nothing here decodes pixels.
+"""
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from segcore.images.colour import MAX_PROFILE_BYTES, SRGB, coded_profile, rgb_profile
+
+MAX_EXIF_BYTES = 1 << 20
+"""Of EXIF in PNG text; in its own chunk any size is read, since nothing is unpacked."""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+JPEG_START = b"\xff\xd8"
+
+_PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
+_EXIF_TEXT = b"Raw profile type exif"  # Of ImageMagick, from before PNG had a chunk for it
+_ORIENTATION = 0x0112
+
+
+@dataclass
+class Bare:
+    """A file that holds its pixels alone, and what was read from the rest."""
+
+    data: bytes
+    profile: bytes | None = None
+    """ICC profile, embedded or made from what the file says of its colours."""
+
+    exif: bytes = b""
+    notes: list[str] = field(default_factory=list)
+    """What was ignored or missing, in words."""
+
+
+def bare_png(data: bytes) -> Bare:
+    """A PNG without anything that no pixel depends on; its first image where it is animated.
+
+    Ancillary chunks with a wrong checksum count for nothing, as browsers have it. Colours by the order of PNG's third
+    edition: cICP, iCCP, sRGB, then gAMA with cHRM.
+    """
+    found: dict[bytes, bytes] = {}
+    kept: list[bytes | memoryview] = [PNG_SIGNATURE]
+    bare = Bare(b"")
+    at, view = len(PNG_SIGNATURE), memoryview(data)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        if kind == b"IEND" or not kind.isalpha():
+            break
+        end = at + 12 + length
+        if end > len(data):
+            if kind == b"IDAT":  # Cut: the decoder says whether the rest is enough
+                part = data[at + 8 :]
+                kept.append(struct.pack(">I4s", len(part), kind) + part + bytes(4))
+            break
+        if kind in _PNG_PIXELS:
+            if kind != b"tRNS" or _sound(view[at + 4 : end]):
+                kept.append(view[at:end])
+        elif kind in (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf") or (
+            kind in (b"zTXt", b"tEXt") and view[at + 8 : at + 8 + len(_EXIF_TEXT)] == _EXIF_TEXT
+        ):
+            if _sound(view[at + 4 : end]):
+                found.setdefault(kind, bytes(view[at + 8 : end - 4]))
+            else:
+                bare.notes.append(f"its {kind.decode()} chunk is damaged and is ignored")
+        at = end
+    bare.data = b"".join([*kept, b"\0\0\0\0IEND\xaeB`\x82"])
+    bare.exif = found.get(b"eXIf", b"") or _exif_of_text(found)
+    bare.profile = _png_profile(found, bare.notes)
+    return bare
+
+
+def _sound(chunk: memoryview) -> bool:
+    """Whether the checksum of a chunk, from its name on, is right."""
+    return zlib.crc32(chunk[:-4]) == int.from_bytes(chunk[-4:], "big")
+
+
+def _png_profile(found: dict[bytes, bytes], notes: list[str]) -> bytes | None:
+    coded = found.get(b"cICP", b"")
+    if len(coded) == 4 and coded[2] == 0:
+        return coded_profile(coded[0], coded[1])
+    if b"iCCP" in found:
+        packed = found[b"iCCP"].partition(b"\0")[2][1:]
+        unpacked = _unpacked(packed, MAX_PROFILE_BYTES)
+        if unpacked is not None:
+            return unpacked
+        notes.append("its colour profile is broken and is ignored")
+    if b"sRGB" in found or len(found.get(b"gAMA", b"")) != 4:
+        return None
+    exponent = int.from_bytes(found[b"gAMA"], "big") / 100_000
+    # What an encoder of 2.2 or sRGB writes; beyond the bounds nothing sensible was meant
+    gamma = None if abs(exponent - 0.45455) < 0.01 else 1 / exponent if 0.1 <= exponent <= 10 else None
+    primaries = SRGB
+    if len(found.get(b"cHRM", b"")) == 32:
+        white_x, white_y, *rest = (value / 100_000 for value in struct.unpack(">8I", found[b"cHRM"]))
+        primaries = ((rest[0], rest[1]), (rest[2], rest[3]), (rest[4], rest[5]), (white_x, white_y))
+    if gamma is None and np.allclose(primaries, SRGB, rtol=0, atol=0.005):
+        return None
+    try:
+        return rgb_profile(primaries, gamma)
+    except ValueError:
+        notes.append("its primaries span no colours and are ignored")
+        return None
+
+
+def _exif_of_text(found: dict[bytes, bytes]) -> bytes:
+    """EXIF as ImageMagick writes it: a count of bytes and hexadecimal digits, packed or not."""
+    text = found.get(b"tEXt", b"").partition(b"\0")[2]
+    if b"zTXt" in found:
+        text = _unpacked(found[b"zTXt"].partition(b"\0")[2][1:], 2 * MAX_EXIF_BYTES) or b""
+    digits = b"".join(text.split()[2:])
+    try:
+        return bytes.fromhex(digits.decode("ascii"))
+    except ValueError:
+        return b""
+
+
+def _unpacked(packed: bytes, most_bytes: int) -> bytes | None:
+    """None for what is broken or longer."""
+    worker = zlib.decompressobj()
+    try:
+        content = worker.decompress(packed, most_bytes)
+    except zlib.error:
+        return None
+    return None if worker.unconsumed_tail else content
+
+
+def completed_png(data: bytes, least_share: float, max_pixels: int) -> tuple[bytes, float] | None:
+    """A PNG whose pixels end too early, completed by repeating its last row; and the share of rows that it has.
+
+    None where it has fewer rows, where it is interlaced (all rows would be coarse), and where it is broken otherwise.
+    """
+    if len(data) < 33 or data[12:16] != b"IHDR" or data[28]:
+        return None
+    width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour)
+    if channels is None or not 0 < width * height <= max_pixels:
+        return None
+    row = 1 + (width * depth * channels + 7) // 8
+    head, packed, at = [PNG_SIGNATURE], [], len(PNG_SIGNATURE)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        if kind == b"IDAT":
+            packed.append(data[at + 8 : at + 8 + length])
+        elif kind != b"IEND":
+            head.append(data[at : at + 12 + length])
+        at += 12 + length
+    worker, rows = zlib.decompressobj(), bytearray()
+    try:
+        for piece in packed:
+            rows += worker.decompress(piece, max(1, row * height - len(rows)))
+    except zlib.error:
+        pass  # Whatever came before counts
+    whole = len(rows) // row
+    if not least_share * height <= whole < height:
+        return None
+    del rows[whole * row :]
+    repeated = b"\2" + bytes(row - 1)  # Filter "up" of zeros: the row above
+    pixels = zlib.compress(bytes(rows) + repeated * (height - whole), 1)
+    body = struct.pack(">I4s", len(pixels), b"IDAT") + pixels + struct.pack(">I", zlib.crc32(b"IDAT" + pixels))
+    return b"".join([*head, body, b"\0\0\0\0IEND\xaeB`\x82"]), whole / height
+
+
+def without_metadata(data: bytes) -> Iterator[tuple[bytes, str]]:
+    """The same file without what no pixel depends on, for a decoder that failed, and a note; nothing where there is
+    no other way to try."""
+    if data[:2] == JPEG_START:
+        bare = _bare_jpeg(data)
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        bare = _bare_webp(data)
+    elif data[4:8] == b"ftyp":
+        bare = _FILE_ITEM.sub(rb"\1skip", data)
+    else:
+        return
+    if bare != data:
+        yield bare, "its metadata is broken and is ignored"
+
+
+_FILE_ITEM = re.compile(rb"(infe(?:\x02.{3}.{2}|\x03.{3}.{4}).{2})(?:Exif|mime)", re.DOTALL)
+"""Entry of EXIF or XMP in the list of items of an HEIF or AVIF file (ISO 23008-12)."""
+
+
+def _bare_jpeg(data: bytes) -> bytes:
+    """Up to the first scan without application segments; JFIF's, Adobe's and profiles stay, and the pixels."""
+    kept, at = [data[:2]], 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in (0xDA, 0xD9):
+        if data[at + 1] == 0xFF:
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        metadata = 0xE0 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE
+        profile = data[at + 1] == 0xE2 and data[at + 4 : at + 16] == b"ICC_PROFILE\0"
+        if not metadata or data[at + 1] in (0xE0, 0xEE) or profile:
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at:]])
+
+
+def _bare_webp(data: bytes) -> bytes:
+    """The chunks of the picture alone; a last one that is cut is cut off."""
+    kept, at = [], 12
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        end = at + 8 + length + length % 2
+        if data[at : at + 4] in (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF", b"ICCP"):
+            chunk = data[at:end]
+            if chunk[:4] == b"VP8X" and len(chunk) > 8:
+                chunk = chunk[:8] + bytes([chunk[8] & ~0x0C]) + chunk[9:]  # No longer promises EXIF and XMP
+            kept.append(chunk)
+        at = end
+    body = b"WEBP" + b"".join(kept)
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+def nclx_profile(data: bytes) -> bytes | None:
+    """The profile of the code points of an AVIF or HEIF file that embeds none; None for sRGB and what is not known."""
+    at = data.find(b"colrnclx", 0, 1 << 16)
+    if at < 0:
+        return None
+    primaries, transfer = struct.unpack(">HH", data[at + 8 : at + 12].ljust(4, b"\0"))
+    return coded_profile(primaries, transfer)
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Orientation 1 to 8 of an EXIF block, as far as it can be read; 1, upright, where it says none."""
+    start = 6 if exif[:6] == b"Exif\0\0" else 0
+    order = {b"II": "<", b"MM": ">"}.get(exif[start : start + 2])
+    if order is None:
+        return 1
+    table = exif[start : start + (1 << 16)]
+    try:
+        (at,) = struct.unpack_from(f"{order}I", table, 4)
+        (entries,) = struct.unpack_from(f"{order}H", table, at)
+        for number in range(entries):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", table, at + 2 + 12 * number)
+            if tag == _ORIENTATION:
+                return value if kind == 3 and 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def has_whole_picture(data: bytes) -> bool:
+    """Whether a progressive JPEG that ends too early shows all of the picture, coarsely at least: the mean of every
+    block of every component, and detail of the first, are complete."""
+    frame = data.find(b"\xff\xc2", 0, 1 << 20)
+    if frame < 0:
+        return False
+    scans = [found.start() for found in re.finditer(rb"\xff\xda", data)][:-1]  # The last one is the one that is cut
+    means: set[int] = set()
+    detail = False
+    for at in scans:
+        number = data[at + 4] if at + 4 < len(data) else 0
+        names = {data[at + 5 + 2 * k] for k in range(number) if at + 5 + 2 * k < len(data)}
+        first = data[at + 5 + 2 * number] if at + 5 + 2 * number < len(data) else 1
+        if first == 0:
+            means |= names
+        else:
+            detail = True
+    components = data[frame + 9] if frame + 9 < len(data) else 0
+    return detail and len(means) >= components > 0

@@ -1,0 +1,71 @@
+"""Pictures for people: image, mask and overlay side by side."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from segcore.images.decoding import resize_labels
+from segcore.voc import palette
+
+_PANEL_HEIGHT_PX = 240
+_CAPTION_HEIGHT_PX = 26
+_GAP_PX = 6
+_CELL_PX = (320, 240)
+_SHEET_COLUMNS = 3
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.55) -> np.ndarray:
+    """Image (H, W, 3) uint8 RGB with each non-background label (H, W) uint8 laid over it in its palette colour."""
+    colours = palette()[labels].astype(np.float32)
+    share = np.where(labels[..., None] > 0, opacity, 0.0).astype(np.float32)
+    blended: np.ndarray = np.rint(image * (1 - share) + colours * share)
+    return blended.astype(np.uint8)
+
+
+def side_by_side(rows: list[tuple[np.ndarray, np.ndarray, str]]) -> Image.Image:
+    """One picture with a line per image: the photograph, its mask, both together, and a caption.
+
+    rows: image (H, W, 3) uint8 RGB, labels (H', W') uint8 (scaled to the image by nearest), caption.
+    """
+    font = ImageFont.load_default(size=15)
+    lines = []
+    for image, labels, caption in rows:
+        labels = resize_labels(labels, image.shape[1], image.shape[0])
+        panels = (image, palette()[labels], overlay(image, labels))
+        width = max(1, round(image.shape[1] * _PANEL_HEIGHT_PX / image.shape[0]))
+        line = Image.new("RGB", (3 * width + 2 * _GAP_PX, _PANEL_HEIGHT_PX + _CAPTION_HEIGHT_PX), "white")
+        for column, panel in enumerate(panels):
+            scaled = Image.fromarray(panel).resize((width, _PANEL_HEIGHT_PX), Image.Resampling.LANCZOS)
+            line.paste(scaled, (column * (width + _GAP_PX), 0))
+        ImageDraw.Draw(line).text((4, _PANEL_HEIGHT_PX + 4), caption, fill="black", font=font)
+        lines.append(line)
+    sheet = Image.new("RGB", (max(line.width for line in lines), sum(line.height + _GAP_PX for line in lines)), "white")
+    y = 0
+    for line in lines:
+        sheet.paste(line, (0, y))
+        y += line.height + _GAP_PX
+    return sheet
+
+
+def contact_sheet(cells: list[tuple[np.ndarray, np.ndarray, str]]) -> Image.Image:
+    """One picture with an overlay and a caption per image, three in a line.
+
+    cells: as the rows of `side_by_side`; at least one.
+    """
+    font = ImageFont.load_default(size=14)
+    width, height = _CELL_PX
+    columns = min(_SHEET_COLUMNS, len(cells))
+    step_x, step_y = width + 2 * _GAP_PX, height + _CAPTION_HEIGHT_PX + 2 * _GAP_PX
+    size = (columns * step_x + 2 * _GAP_PX, -(-len(cells) // columns) * step_y + 2 * _GAP_PX)
+    sheet = Image.new("RGB", size, (24, 24, 23))
+    draw = ImageDraw.Draw(sheet)
+    for number, (image, labels, caption) in enumerate(cells):
+        x, y = (number % columns) * step_x + 2 * _GAP_PX, (number // columns) * step_y + 2 * _GAP_PX
+        scale = min(width / image.shape[1], height / image.shape[0])
+        shown = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        picture = overlay(image, resize_labels(labels, image.shape[1], image.shape[0]))
+        scaled = Image.fromarray(picture).resize(shown, Image.Resampling.LANCZOS)
+        sheet.paste(scaled, (x + (width - shown[0]) // 2, y + (height - shown[1]) // 2))
+        while font.getlength(caption) > width and len(caption) > 4:
+            caption = f"{caption[:-4]}..."
+        draw.text((x, y + height + 4), caption, fill=(236, 235, 231), font=font)
+    return sheet

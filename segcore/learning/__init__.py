@@ -1,0 +1,1 @@
+"""Training: recipes, views of the images, losses, learning rates, and one step of the optimiser."""

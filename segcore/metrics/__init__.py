@@ -1,0 +1,1 @@
+"""How good label maps are: counts, IoU, comparison of two models, charts."""

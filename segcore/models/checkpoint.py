@@ -1,0 +1,345 @@
+"""Weights on disk and what is known of them: `model.safetensors` beside `card.json`.
+
+A card says what the network is, what it was trained on and how it wants its pixels. Importing this module, and
+`digest_of`, need no torch, so that a finished job is recognised quickly. Foreign formats are read in `weights/`,
+fetching is the business of `tasks/models/weights.py`. No pickle is read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segcore import models, names, voc
+from segcore.datasets.seen_images import SEEN_FILE, SeenImages
+from segcore.models.card import ModelCard
+from segcore.models.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["LoadedModel", "ModelCard", "Preprocessing", "digest_of", "find", "load", "load_packed", "pack", "save"]
+
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "card.json"
+
+# Written here and not in `models/untrained.py` so that a digest needs no torch; a test holds the two together.
+UNTRAINED_VERSION = 1
+
+# A header of names and shapes: ResNet-269 has about 1,400 tensors of some 100 bytes each.
+_MAX_HEADER_BYTES = 16 << 20
+_MAX_CARD_BYTES = 4 << 20
+_MAX_PROBLEMS_CHARACTERS = 20_000
+
+BUNDLED = Path(__file__).parent.parent / "weights_bundled"
+"""Directory of models that ship with the package, one directory each; may be absent."""
+
+
+@dataclass
+class LoadedModel:
+    """A network ready for evaluation with everything that says what it is."""
+
+    module: nn.Module
+    """In eval mode, float32, on the CPU."""
+
+    card: ModelCard
+    """What is known of it."""
+
+    digest: str
+    """SHA-256 in hexadecimal digits over the weights and whatever in the card decides the output."""
+
+    name: str = field(default="")
+    """What a person sees in outputs: the variant, with "(untrained)" where that is so."""
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.card.shown_name
+
+
+def cache_directory() -> Path:
+    """Where pulled and imported weights are kept: `$XDG_CACHE_HOME` or `~/.cache`, then `segment-archive/weights`."""
+    # The one place where segcore reads the environment: the cache belongs to the user, not to a job.
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "segment-archive" / "weights"
+
+
+def load(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0) -> LoadedModel:
+    """The model of a name or of a path.
+
+    name_or_path: one of `models.NAMES`, a model directory, or its `.safetensors` file (the card stands beside it).
+    untrained: build the named network with seeded weights instead; it is marked as untrained in every output.
+    ValueError in one sentence: unknown name, no weights at hand, damaged file, names or shapes that do not fit (all
+    of them), a card that does not make sense.
+    """
+    import torch
+
+    if untrained:
+        from segcore.models.untrained import initialise_untrained
+
+        card = _untrained_card(name_or_path, seed)
+        # Built on the meta device: the initialisation for training would take longer than the seeded one.
+        with torch.device("meta"), _without_initialisation():
+            module = models.build(card.variant, len(card.classes), **card.options)
+        module = module.to_empty(device="cpu")
+        initialise_untrained(module, seed, card.preprocessing.input_std)
+        return LoadedModel(module.eval(), card, _untrained_digest(card, seed))
+
+    return load_packed(pack(name_or_path))
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """A model as bytes, for a machine that does not have its files."""
+
+    weights: bytes
+    """Content of the safetensors file."""
+
+    card: bytes
+    """Content of the card."""
+
+    where: str
+    """Path of the weights where they come from, for messages."""
+
+
+def pack(name_or_path: str | Path) -> PackedModel:
+    """The files of a model with trained weights; the same ValueErrors as `load` for what is not there."""
+    weights = find(name_or_path)
+    return PackedModel(weights.read_bytes(), _card_bytes(weights), str(weights))
+
+
+def load_packed(packed: PackedModel) -> LoadedModel:
+    """The model of its bytes; the same ValueErrors as `load`."""
+    import torch
+
+    weights = Path(packed.where)
+    card = ModelCard.from_json(packed.card, where=str(weights.parent / CARD_FILE))
+    try:
+        with torch.device("meta"), _without_initialisation():
+            module = models.build(card.variant, len(card.classes), **card.options)
+    except Exception as error:  # Options of a card are anybody's, and torch raises all kinds
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{weights.parent / CARD_FILE} asks for a network that cannot be built: {reason}") from error
+    _check_tensors(weights, _read_header(weights, packed.weights), module)
+    from safetensors.torch import load as parse
+
+    try:
+        tensors = parse(packed.weights)
+    except Exception as error:  # Its own kind, and KeyError for numbers that torch does not have
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{weights} is not a readable safetensors file: {reason}; bring it anew.") from error
+    dtypes = {name: value.dtype for name, value in module.state_dict().items()}
+    for name, value in tensors.items():
+        if value.is_floating_point() != dtypes[name].is_floating_point or value.is_complex():
+            raise ValueError(f"{weights} does not fit its card: {name} holds {value.dtype} instead of {dtypes[name]}.")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{weights} cannot be used: {name} has values that are not finite; bring it anew.")
+    module.load_state_dict({name: value.to(dtypes[name]) for name, value in tensors.items()}, assign=True)
+    content = hashlib.sha256(packed.weights).hexdigest()
+    return LoadedModel(module.eval(), card, _file_digest(content, card))
+
+
+def _without_initialisation() -> Any:
+    """Within, layers are made without drawing their weights: on the meta device a draw imports torch's compiler first,
+    which takes longer than everything else of a load."""
+    from torch.overrides import TorchFunctionMode
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_"):
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **(kwargs or {}))
+
+    return Mode()
+
+
+def digest_of(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0) -> str:
+    """The `digest` that `load` would give, without building the network; the same ValueErrors for what is not there."""
+    if untrained:
+        return _untrained_digest(_untrained_card(name_or_path, seed), seed)
+    weights = find(name_or_path)
+    with weights.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    return _file_digest(content, _read_card(weights))
+
+
+def describe(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0) -> tuple[ModelCard, str]:
+    """Card and digest of what `load` would give, without building the network; the same ValueErrors."""
+    digest = digest_of(name_or_path, untrained=untrained, seed=seed)
+    return (_untrained_card(name_or_path, seed) if untrained else _read_card(find(name_or_path))), digest
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The weights file that a name or path stands for: a path, then the bundled model, then the user's cache."""
+    text = models.spelled(str(name_or_path))
+    if text in models.NAMES:
+        for directory in (BUNDLED / text, cache_directory() / text):
+            if (directory / WEIGHTS_FILE).is_file():
+                return directory / WEIGHTS_FILE
+        raise ValueError(
+            f"There are no weights for {text} here: use --untrained for a demonstration, bring some with "
+            f"`segment-archive weights import FILE --model {text}` or `segment-archive weights pull`, "
+            f"or give the path of a model directory."
+        )
+    path = Path(name_or_path)
+    if path.is_dir():
+        path = path / WEIGHTS_FILE
+    if path.is_file():
+        return path
+    cached = cache_directory() / text / WEIGHTS_FILE
+    if os.sep not in text and cached.is_file():
+        return cached
+    if os.sep in text or path.suffix or len(path.parts) > 1:
+        raise ValueError(f"There is no model at {path}: expected a directory with {WEIGHTS_FILE} and {CARD_FILE}.")
+    here = [folder.parent.name for folder in cache_directory().glob(f"*/{WEIGHTS_FILE}")]
+    names.known(text, [*models.NAMES, *here], "model", "segment-archive models")
+    raise AssertionError("an unknown name that is known")
+
+
+def seen_images(name_or_path: str | Path) -> SeenImages | None:
+    """Digests of the images that a model was trained on; None where it has none. ValueError for a damaged file."""
+    path = find(name_or_path).parent / SEEN_FILE
+    return SeenImages.from_bytes(path.read_bytes(), str(path)) if path.is_file() else None
+
+
+def save(
+    directory: str | Path,
+    module: nn.Module,
+    card: ModelCard,
+    *,
+    seen: SeenImages | None = None,
+    replace: bool = False,
+) -> None:
+    """Write a model directory; it appears whole under its name or not at all.
+
+    seen: digests of the images that it was trained on, where they are known.
+    replace: put it in the place of a directory that exists (for an instant neither is there); otherwise that is a
+    ValueError, as are weights that are not finite.
+    """
+    import torch
+    from safetensors.torch import save as serialise
+
+    directory = Path(directory)
+    if directory.exists() and not replace:
+        raise ValueError(f"{directory} exists already; choose another place for the model or remove it first.")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"The weights are not saved: {name} has values that are not finite.")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = directory.parent / f".{directory.name}.{uuid.uuid4().hex}.unfinished"
+    unfinished.mkdir()
+    try:
+        _write(unfinished / WEIGHTS_FILE, serialise(tensors, metadata={"format": "pt"}))
+        _write(unfinished / CARD_FILE, card.to_json().encode())
+        if seen is not None:
+            _write(unfinished / SEEN_FILE, seen.to_bytes())
+        if directory.exists():
+            old = unfinished.with_suffix(".old")
+            directory.rename(old)
+            unfinished.rename(directory)
+            shutil.rmtree(old)
+        else:
+            unfinished.rename(directory)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _untrained_card(name: str | Path, seed: int) -> ModelCard:
+    known = models.variant(str(name))
+    return ModelCard(
+        variant=models.spelled(str(name)),
+        classes=voc.CLASSES,
+        preprocessing=known.preprocessing,
+        init=f"seeded, seed {seed}",
+        training_split="none",
+        untrained=True,
+    )
+
+
+def _untrained_digest(card: ModelCard, seed: int) -> str:
+    return _digest({"untrained_version": UNTRAINED_VERSION, "seed": seed, **card.deciding()})
+
+
+def _file_digest(content: str, card: ModelCard) -> str:
+    return _digest({"weights_sha256": content, **card.deciding()})
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _read_card(weights: Path) -> ModelCard:
+    return ModelCard.from_json(_card_bytes(weights), where=str(weights.parent / CARD_FILE))
+
+
+def _card_bytes(weights: Path) -> bytes:
+    path = weights.parent / CARD_FILE
+    try:
+        content = path.read_bytes()[: _MAX_CARD_BYTES + 1]
+    except FileNotFoundError:
+        raise ValueError(f"{weights} has no {CARD_FILE} beside it, so nobody knows what network it is.") from None
+    if len(content) > _MAX_CARD_BYTES:
+        raise ValueError(f"{path} is larger than {_MAX_CARD_BYTES} bytes; that is no model card.")
+    return content
+
+
+def _read_header(path: Path, content: bytes) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a safetensors file, without reading the tensors."""
+    length = struct.unpack("<Q", content[:8])[0] if len(content) >= 8 else -1
+    if not 2 <= length <= min(len(content) - 8, _MAX_HEADER_BYTES):
+        raise ValueError(f"{path} is no safetensors file, or is cut short: its header does not fit into it.")
+    try:
+        header = json.loads(content[8 : 8 + length], object_pairs_hook=_each_once)
+        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is no safetensors file: its header is not readable ({str(error)[:200]}).") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. ValueError for a name that stands there twice: two readers would take different ones."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return value
+
+
+def _check_tensors(path: Path, found: dict[str, tuple[int, ...]], module: nn.Module) -> None:
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    problems = mismatches(expected, found)
+    if problems:
+        raise ValueError(f"{path} does not fit its card: {listed(problems)}.")
+
+
+def listed(problems: list[str]) -> str:
+    """All of them in one line, but never megabytes of what a damaged file calls its tensors."""
+    shown = [p if len(p) < 300 and p.isprintable() else repr(p[:300]) for p in problems]
+    while len(shown) > 1 and sum(map(len, shown)) > _MAX_PROBLEMS_CHARACTERS:
+        shown = shown[: len(shown) // 2]
+    more = len(problems) - len(shown)
+    return "; ".join(shown) + (f"; and {more:,} more" if more else "")
+
+
+def mismatches(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> list[str]:
+    """Every difference between the tensors a network has and those of a file, one phrase each, sorted by name."""
+    problems = []
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            problems.append(f"{name} is missing")
+        elif name not in expected:
+            problems.append(f"{name} is not part of the network")
+        elif expected[name] != found[name]:
+            problems.append(f"{name} has shape {found[name]} instead of {expected[name]}")
+    return problems
