@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed-$(MODULES)
 SEGMENT_ARCHIVE_DATA ?= ../shared/data
 DEFAULT := .run/default-model
 ENGINE := $(wildcard segcore/crf/engine/* segcore/models/layers_cpu/* CMakeLists.txt)
+# Tests of one group (tests/conftest.py) share a process, and run in the order in which they were collected
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check test test-slow faults fuzz demo default-model bench up down sanitize aarch64 lock clean
@@ -29,11 +31,11 @@ check: setup  ## Lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: setup  ## The tests (under ten minutes on two cores)
-	$(BIN)/pytest -m "not slow and not gpu"
+test: setup  ## The tests (some minutes on two cores)
+	$(PYTEST) -m "not slow and not gpu" --durations=10
 
 test-slow: setup  ## The tests that take minutes: kills, real servers
-	$(BIN)/pytest -m "slow and not gpu" --durations=15
+	$(PYTEST) -m "slow and not gpu" --durations=15
 
 faults: setup  ## Kill and break everything under a real job: what is lost? All, or FAULTS="driver scorer"; goes on after a stop
 	$(BIN)/python -m tests.faults $(FAULTS)

@@ -24,6 +24,24 @@ os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
 
 ROOT = Path(__file__).resolve().parent.parent
 
+SERVERS = ("ray_cluster", "prefect_server")
+"""Fixtures that are dear to start: their tests are one group, so that each starts once, in one of two processes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups of tests for pytest-xdist; those whose time-outs are long begin first, so that none is left at the end."""
+    group_of: dict[pytest.Item, str] = {}
+    patience: dict[str, float] = {}
+    for item in items:
+        if (mark := item.get_closest_marker("xdist_group")) is None:
+            servers = any(name in getattr(item, "fixturenames", ()) for name in SERVERS)
+            mark = pytest.mark.xdist_group("servers" if servers else item.nodeid.partition("::")[0]).mark
+            item.add_marker(pytest.mark.xdist_group(*mark.args))
+        group_of[item] = mark.args[0]
+        timeout = item.get_closest_marker("timeout")
+        patience[mark.args[0]] = patience.get(mark.args[0], 0) + (timeout.args[0] if timeout else 1)
+    items.sort(key=lambda item: -patience[group_of[item]])
+
 
 @pytest.fixture(scope="session")
 def voc() -> Path:
