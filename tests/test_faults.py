@@ -11,11 +11,10 @@ from tests.faults.registry import FAULTS
 def test_of_killed_workers_nothing_is_lost_duplicated_or_different(tmp_path):
     bench = Bench(tmp_path, num_photographs=48)
     bench.prepare()
-    for name in ("local-worker", "scorer"):
-        (fault,) = (fault for fault in FAULTS if fault.name == name)
-        outcome = fault.run(bench, 0)
-        assert outcome.times > 0 and outcome.clean, (name, outcome)
+    (fault,) = (fault for fault in FAULTS if fault.name == "scorer")
+    outcome = fault.run(bench, 0)
+    assert outcome.times > 0 and outcome.clean, outcome
 
 
 def test_every_fault_has_a_name_of_its_own():
-    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 19
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 28

@@ -121,13 +121,24 @@ class Bench:
         place.mkdir(parents=True)
         return place
 
-    def start(self, output: str, log: Path, source: str = "", engine: str = "local", **environment: str) -> Job:
-        """The job without Prefect, as the head of a process group of its own. engine: as in `tests/faults/job.py`."""
+    def start(
+        self,
+        output: str,
+        log: Path,
+        source: str = "",
+        engine: str = "local",
+        limits: dict[str, float] | None = None,
+        **environment: str,
+    ) -> Job:
+        """The job without Prefect, as the head of a process group of its own.
+
+        engine: as in `tests/faults/job.py`. limits: fields of the job, where they are not its defaults.
+        """
         mark = secrets.token_hex(8)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
         inherited |= {MARK: mark, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "tests.faults.job"]
-        command += [source or str(self.source), output, str(LONG_SIDE_PX), engine]
+        command += [source or str(self.source), output, str(LONG_SIDE_PX), engine, json.dumps(limits or {})]
         with log.open("ab") as opened:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=inherited | environment, stdout=opened, stderr=opened, start_new_session=True

@@ -1,11 +1,12 @@
-"""The archive job without Prefect: `python -m tests.faults.job SOURCE OUTPUT PX ENGINE`.
+"""The archive job without Prefect: `python -m tests.faults.job SOURCE OUTPUT PX ENGINE LIMITS`.
 
 ENGINE: local, ray, or staged: Ray on a node that books a GPU, which is none, so that every unit goes through the actors
-of such nodes.
+of such nodes. LIMITS: further fields of the job, as JSON.
 
 Like the console command it ends with status 1 and one sentence where it cannot go on.
 """
 
+import json
 import os
 import sys
 
@@ -18,9 +19,10 @@ from tasks.segmentation.session import segment_remaining
 
 
 def main() -> None:
-    source, output, long_side, engine = sys.argv[1:]
+    source, output, long_side, engine, limits = sys.argv[1:]
     asked: dict[str, object] = {"source": source, "output": output, "gallery_images": 0}
     asked |= {"inference": {"long_side_px": int(long_side)}, "engine": "local" if engine == "local" else "ray"}
+    asked |= json.loads(limits)
     job = ArchiveJob(**asked)
     try:
         if engine == "staged":
