@@ -62,7 +62,7 @@ def masks_of(folder: Path) -> dict[str, bytes]:
     return {row["image_id"]: row["mask"] for row in rows}
 
 
-def test_nodes_of_unequal_size_one_joins_and_one_leaves(nodes, ray_cluster, bucket, tmp_path):
+def test_nodes_of_unequal_size_one_joins_and_one_leaves(nodes, bucket, tmp_path):
     for number in range(NUM_PHOTOGRAPHS):
         path = tmp_path / "one.jpg"
         photograph(number, (320, 240) if number % 2 else (241, 321)).save(path)

@@ -15,6 +15,7 @@ from tests.console import invoke
 from tests.tasks.small_dataset import CLASSES, write_dataset
 
 
+@pytest.mark.slow
 def test_a_training_from_data_to_model(ray_cluster, prefect_server, tmp_path: Path):
     dataset, output = tmp_path / "data", tmp_path / "out"
     write_dataset(str(dataset))

@@ -54,9 +54,12 @@ def test_a_full_disk_is_said_in_one_sentence(small_disk):
     assert (small_disk / "a").stat().st_size == 2**20
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_job_whose_disk_fills_up_goes_on_when_there_is_room(small_disk, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name", ["local", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.xdist_group("servers")])]
+)
+def test_a_job_whose_disk_fills_up_goes_on_when_there_is_room(name, small_disk, tmp_path, monkeypatch, request):
+    if name == "ray":
+        request.getfixturevalue("ray_cluster")
     monkeypatch.setattr("tasks.segmentation.job._unit_images", lambda *_: 2)
     source = tmp_path / "source"
     source.mkdir()
@@ -68,6 +71,7 @@ def test_a_job_whose_disk_fills_up_goes_on_when_there_is_room(small_disk, tmp_pa
         inference={"long_side_px": 97},
         gallery_images=0,
         keep_mask_before_crf=True,
+        engine=name,
     )
     plan = list_archive(job)
     fill(small_disk, 40 * 1024)  # Room for some of the files, which take a page each at least
@@ -76,8 +80,9 @@ def test_a_job_whose_disk_fills_up_goes_on_when_there_is_room(small_disk, tmp_pa
     reason = str(caught.value)
     assert f"No space is left for {small_disk}/out" in reason and "run the same command again" in reason
     assert "\n" not in reason and "Errno" not in reason and "JobError" not in reason
-    # Nothing of what has failed keeps a worker: the next try in this process would wait for its CPUs
-    assert cluster.free_resources((2.0, 0.0))[0] == 2
+    if name == "ray":
+        # Nothing of what has failed keeps a worker: the next try in this process would wait for its CPUs
+        assert cluster.free_resources((2.0, 0.0))[0] == 2
     kept = {file.name: file.read_bytes() for file in small_disk.rglob("masks/run=*/*")}
     assert len(kept) < 6 and all(name.startswith("part-") for name in kept)
     fill(small_disk, 0)

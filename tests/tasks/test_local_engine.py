@@ -1,8 +1,5 @@
-"""The local engine: order and exceptions of map, and workers that crash, hang, grow or are killed over a unit."""
+"""The local engine: order and exceptions of map, and workers that are killed over a unit or with their parent."""
 
-import collections
-import ctypes
-import dataclasses
 import os
 import signal
 import subprocess
@@ -11,17 +8,13 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tasks.archive.output import Output
 from tasks.engines.local import LocalEngine
 from tasks.errors import InterruptedJobError, JobError
 from tasks.segmentation.job import ArchiveJob, identify, list_archive, remaining_units, unit_work
-from tasks.stream.apart import ImageLimits
 from tasks.stream.meter import Meter
-from tasks.stream.rows import MaskRows
-from tasks.stream.worker import UnitWork
 from tests.conftest import ROOT, photograph
 from tests.tasks.test_archive import rows_of
 
@@ -82,20 +75,6 @@ def test_a_worker_that_dies_is_replaced_and_its_piece_done_again(engine, tmp_pat
         list(engine.map(die, [1]))
 
 
-class Poisoned(MaskRows):
-    """Photographs of certain widths bring down their process."""
-
-    def columns(self, record, image, scores, device):
-        if record.width == 101:
-            ctypes.string_at(0)
-        elif record.width == 102:
-            time.sleep(600)
-        elif record.width == 103:
-            self.kept = np.ones(600 * 2**20, np.uint8)
-            time.sleep(600)
-        return super().columns(record, image, scores, device)
-
-
 @pytest.fixture
 def job(tmp_path):
     folder = tmp_path / "photographs"
@@ -111,39 +90,16 @@ def job(tmp_path):
     )
 
 
-PLENTY = ImageLimits()
-
-
-def units_and_work(job, last=MaskRows, limits=PLENTY):
+def units_and_work(job):
     list_archive(job)
     identity = identify(job)
     output = Output.at(job.output)
     work = unit_work(job, identity)
-    work = UnitWork(dataclasses.replace(work.params, limits=limits), work.destination, last)
     return list(remaining_units(output.manifest(identity.source_id), output, identity)), work, identity
 
 
 def rows(job, identity):
     return rows_of(type("Report", (), {"output": job.output, "run_id": identity.run_id}))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_an_image_that_crashes_hangs_or_grows_is_a_row_and_the_others_have_masks(engine, job):
-    units, work, identity = units_and_work(job, Poisoned, ImageLimits(seconds=8.0, memory_bytes=400 * 2**20))
-    reports = list(engine.units(units, work, Meter(identity.run_id)))
-    assert sorted(report.unit for report in reports) == sorted(unit.name for unit in units)
-    assert sum((report.errors for report in reports), collections.Counter()) == {
-        "crashed": 2,
-        "timeout": 2,
-        "memory": 2,
-    }
-    found = rows(job, identity)
-    wanted = {1: "crashed", 2: "timeout", 3: "memory"}
-    assert {name: row["error_kind"] for name, row in found.items()} == {
-        f"{number}.png": wanted.get(number % 5) for number in range(9)
-    }
-    assert all((row["mask"] is None) == (row["error"] is not None) for row in found.values())
 
 
 def test_workers_killed_in_the_middle_lose_nothing(job):

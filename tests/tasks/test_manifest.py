@@ -132,7 +132,7 @@ def test_two_identities_that_share_half_a_hash_are_two(folder, monkeypatch):
     assert len(belongings(Manifest(folder))) == 7
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(
         st.tuples(st.sets(st.integers(0, 30), min_size=1), st.booleans(), st.integers(0, 2), st.booleans()), max_size=6

@@ -267,11 +267,10 @@ def wait_for_step(output: Location, step: int, alive) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", ["disk", "s3"])
-def test_killed_and_resumed_it_ends_with_the_same_weights(kind, dataset, undisturbed, tmp_path, bucket, monkeypatch):
+def test_killed_and_resumed_it_ends_with_the_same_weights(dataset, undisturbed, tmp_path, bucket, monkeypatch):
     """SIGKILL for the driver, Ray's servers and the workers, all at once, between two checkpoints or within one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    output = str(tmp_path / "out") if kind == "disk" else f"s3://{bucket.name}/out"
+    output = f"s3://{bucket.name}/out"
     asked = job(dataset, output)
     program = (
         "import sys; from tasks.training.train import train; from tasks.training.job import TrainJob; "

@@ -55,7 +55,8 @@ def test_the_auxiliary_head_of_pspnet50():
     assert on_meta("pspnet50", auxiliary_at=None).auxiliary is None
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+# The deeper PSPNets differ from pspnet101 by the number of equal blocks
+@pytest.mark.parametrize("name", sorted(set(models.NAMES) - {"pspnet152", "pspnet269"}))
 def test_output_sizes(name):
     module = on_meta(name)
     assert [output_px(module, size + module.margin_px) for size in (321, 473, 513)] == [41, 60, 65]
