@@ -8,13 +8,12 @@ from tasks.archive import runs
 from tasks.archive.output import Output
 from tasks.errors import JobError
 from tasks.results import gallery
-from tasks.results.reading import Results
+from tasks.results.png_tree import update_png_tree
 from tasks.results.report import ReportJob, build_report
 from tasks.segmentation.job import ArchiveJob, ArchivePlan, Identity, identify
 from tasks.segmentation.proof import check_run, most_images_first
 from tasks.segmentation.report import ArchiveReport, ClassCount
 from tasks.segmentation.session import SessionReport
-from tasks.stream.png_files import png_name, write_png
 
 
 def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -> ArchiveReport:
@@ -33,7 +32,7 @@ def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -
                 runs.end(output.place, plan.run_id, runs.FAILED, measured)
                 raise
         if job.png:
-            complete_pngs(output, plan.run_id)
+            update_png_tree(output, plan.run_id)
     if known is not None:
         return known
     report.session, report.done_now = session, session.images
@@ -69,22 +68,6 @@ def publish_gallery(job: ArchiveJob, report: ArchiveReport) -> ArchiveReport:
         progress.say(f"No gallery was made ({str(error) or type(error).__name__}). The masks are complete.")
         return report
     return dataclasses.replace(report, gallery=index.uri, contact_sheet=pictured)
-
-
-def complete_pngs(output: Output, run_id: str) -> None:
-    """Write the masks that have no file of their own yet: of units that were done before anybody asked for files."""
-    png = output.png_folder(run_id)
-    there = {file.path for file in storage.list_files(png)}
-    for file in output.files(run_id):
-        ids = [
-            image_id for table in Results.read_file(file, ["image_id"]) for image_id in table["image_id"].to_pylist()
-        ]
-        if all(png_name(image_id) in there for image_id in ids):
-            continue
-        for table in Results.read_file(file, ["image_id", "mask"]):
-            for row in table.to_pylist():
-                if row["mask"] is not None and png_name(row["image_id"]) not in there:
-                    write_png(png, row["image_id"], row["mask"])
 
 
 def _finished_before(output: Output, identity: Identity, segments: list[str]) -> ArchiveReport | None:

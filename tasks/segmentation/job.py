@@ -78,7 +78,7 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     """Store the mask before the CRF too."""
 
     png: bool = False
-    """Write each mask as a PNG file of its own too, under png/."""
+    """Write each mask as a PNG file of its own too, at the end, under png/ and the name that an export gives it."""
 
     gallery_images: Annotated[int, annotated_types.Interval(ge=0, le=10_000)] = GALLERY_IMAGES
     """Images of the gallery that is made at the end: all up to this many, else a sample; 0 makes none."""
@@ -322,9 +322,8 @@ def mask_params(job: ArchiveJob, identity: Identity) -> MaskParams:
 def unit_work(job: ArchiveJob, identity: Identity) -> UnitWork:
     """What an engine does to the units of a job."""
     output = Output.at(job.output)
-    png = output.png_folder(identity.run_id) if job.png else None
     masks = output.masks_folder(identity.run_id)
-    return UnitWork(mask_params(job, identity), Destination(masks, identity.run_id, storage.locate(job.source), png))
+    return UnitWork(mask_params(job, identity), Destination(masks, identity.run_id, storage.locate(job.source)))
 
 
 def units_of(part: Part, unit_images: int) -> Iterator[tuple[str, int, int]]:

@@ -18,7 +18,6 @@ from tasks.archive.entries import Entry
 from tasks.archive.schema import MASKS, empty_row
 from tasks.storage import Location
 from tasks.stream.model import predictor_of
-from tasks.stream.png_files import write_png
 from tasks.stream.units import Destination, MaskParams, Record
 
 GREY = np.full((65, 65, 3), 128, np.uint8)
@@ -99,10 +98,6 @@ class MaskRows:
 
     def commit(self, unit: str, rows: list[dict[str, Any]]) -> None:
         """Write the rows of a unit, whole or not at all."""
-        if self.destination.png is not None:
-            for row in rows:
-                write_png(self.destination.png, row["image_id"], row["mask"])
-        # Last, since its existence means that the unit is done
         write_rows(self.destination.file_of(unit), rows)
 
 

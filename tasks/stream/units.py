@@ -64,9 +64,6 @@ class Destination:
     source: Location
     """What the entries are of."""
 
-    png: Location | None = None
-    """Folder for the masks as PNG files of their own."""
-
     def file_of(self, unit: str) -> Location:
         """The one file that a unit is committed as."""
         return self.masks / mask_file(unit)
