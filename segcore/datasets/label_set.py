@@ -1,8 +1,9 @@
 """The classes of a dataset with their numbers and colours, and the class files of labelling tools.
 
 Read are lists of names, numbered lists, tables with colours (CVAT's labelmap.txt, CamVid's label_colors.txt, CSV), JSON
-(Supervisely, Datumaro, COCO, Label Studio) and the METAINFO of MMSegmentation. A mask's number stays the label of its
-class: what has no name between others is `unused 7`, what means void becomes 255.
+(Supervisely, Datumaro, COCO, Label Studio), `names` in YAML (Ultralytics, Roboflow) and the METAINFO of MMSegmentation.
+A mask's number stays the label of its class: what has no name between others is `unused 7`, what means void becomes
+255.
 """
 
 import ast
@@ -121,13 +122,15 @@ def decode_text(data: bytes) -> str:
 def read_classes(text: str, origin: str = "classes.txt") -> LabelSet:
     """The classes that a file names. Raises ValueError that names file and line.
 
-    origin: name of the file; .json and .py are read as such, everything else line by line. Blank lines and comments (#)
-    are passed over. Lines without numbers are labels from 0 on; void by its name takes its number, but not labelme's
-    `__ignore__`. Where colours are given instead of numbers, background comes first, by its name or as black.
+    origin: name of the file; .json, .yaml and .py are read as such, everything else line by line. Blank lines and
+    comments (#) are passed over. Lines without numbers are labels from 0 on; void by its name takes its number, but not
+    labelme's `__ignore__`. Where colours are given instead of numbers, background comes first, by its name or as black.
     """
     text = text.removeprefix("\ufeff")
     if origin.lower().endswith(".json"):
         entries = _of_json(text, origin)
+    elif origin.lower().endswith((".yaml", ".yml")):
+        entries = _of_yaml(text, origin)
     elif origin.lower().endswith(".py"):
         entries = _of_python(text, origin)
     else:
@@ -174,8 +177,8 @@ def _assembled(entries: Sequence[_Entry], origin: str) -> LabelSet:
     if not numbered:
         if has_colours:
             entries, renumbered = _background_first(entries)
-        outside = [replace(entry, number=-1) for entry in entries if entry.name == _UNNUMBERED]
-        labelled = [entry for entry in entries if entry.name != _UNNUMBERED]
+        outside = [replace(entry, number=-1) for entry in entries if entry.name.casefold() == _UNNUMBERED]
+        labelled = [entry for entry in entries if entry.name.casefold() != _UNNUMBERED]
         entries = [replace(entry, number=number) for number, entry in enumerate(labelled)] + outside
     void = [e for e in entries if e.name.casefold() in _VOID_NAMES or e.number in (-1, IGNORE_LABEL)]
     classes = [entry for entry in entries if entry not in void]
@@ -278,7 +281,7 @@ _FORMS = tuple(
         rf"(?:{_NUMBER}{_GAP})?{_NAME}{_GAP}(?:{_RGB}(?:{_GAP}\d{{1,3}})?|{_HEX})",
         rf"{_NUMBER}{_GAP}{_RGB}(?:{_GAP}\d{{1,3}}){{0,3}}{_GAP}{_NAME}",
         rf"(?:{_RGB}|{_HEX}){_GAP}{_NAME}",
-        rf"\[?{_NUMBER}\]?(?:\s*[:;,=|).\t-]\s*|\s+)(?P<name>\S.*)",
+        rf"[\[(]?{_NUMBER}[\])]?(?:\s*[:;,=|).\t-]\s*|\s+)(?P<name>\S.*)",
         rf"(?P<name>.*\S)\s*[:;,=|\t]\s*{_NUMBER}",
         rf"(?P<name>.*\S)\s+{_NUMBER}",
     )
@@ -301,17 +304,28 @@ _COLUMNS = {
 def _of_lines(text: str, origin: str) -> list[_Entry]:
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     lines = [(n, line) for n, line in lines if line and (line[0] != "#" or re.match(rf"{_HEX}{_GAP}\S", line))]
+    whole = " ".join(line for _, line in lines)
+    if (whole[:1], whole[-1:]) in (("[", "]"), ("{", "}")) or re.match(
+        r"(?:names|classes|labels)\s*[:=]\s*[\[{]", whole
+    ):
+        return _of_yaml(text, origin)  # A list as programs print it
     if any("::" in line for _, line in lines):
         return [_of_cvat(origin, number, line) for number, line in lines]
     long = next((number for number, line in lines if len(line) > _MAX_LINE), None)
     if long is not None or len(lines) > _MAX_LINES:
         raise ValueError(f"{origin} is no list of classes: it has {len(lines)} lines, or long ones.")
     plain = [line for _, line in lines]
+    if len(plain) > 1 and all(re.match(r"[-*\u2022]\s+\S", line) for line in plain):
+        plain = [line[1:].strip() for line in plain]
+    if len(plain) > 1 and all(line.endswith(",") for line in plain[:-1]):
+        plain = [line.rstrip(",").strip() for line in plain]
     if plain and plain[0].lower() in _HEADS:
         plain = plain[1:]
     if len(plain) > 1 and (entries := _of_table(plain)) is not None:
         return entries
-    bare = [re.sub(r"[\[\]()]", " ", line).strip() if _has_bracketed_colour(line) else line for line in plain]
+    bare = [
+        re.sub(r"(?:\brgba?\s*)?[\[\]()]", " ", line).strip() if _has_bracketed_colour(line) else line for line in plain
+    ]
     for form in _FORMS:
         matches = [form.fullmatch(line) for line in bare]
         if all(matches) and (entries := _taken([match for match in matches if match])) is not None:
@@ -390,17 +404,56 @@ def _colour(groups: dict[str, str] | dict[str, str | Any]) -> Colour | None:
 
 
 def _of_hex(code: str) -> Colour:
+    if len(code) == 3:
+        code = "".join(2 * digit for digit in code)
     return int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16)
+
+
+def _of_yaml(text: str, origin: str) -> list[_Entry]:
+    """`names` of a YAML file: a list or numbered names, in brackets or line by line; the rest of it does not matter."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", "---"))]
+    heads = [re.match(r"[\"']?(?:names|classes|labels)[\"']?\s*[:=]\s*(.*)", line, re.IGNORECASE) for line in lines]
+    start = next((k for k, head in enumerate(heads) if head), None)
+    head = heads[start] if start is not None else None
+    if head is not None and start is not None:
+        within = lines[start + 1 :]
+        end = next((k for k, line in enumerate(within) if not re.match(r"\s|-|\]|\}", line)), len(within))
+        lines = [head[1], *within[:end]]
+    body = "\n".join(re.sub(r"\s#.*", "", line) for line in lines).strip()
+    if body[:1] in ("[", "{"):
+        items = re.findall(r"""(?:"[^"]*"|'[^']*'|[^,"'\[\]{}])+""", body.replace("\n", " "))
+        items = [item.strip() for item in items if item.strip()]
+    else:
+        items = [re.sub(r"^-\s*", "", line.strip()) for line in body.splitlines()]
+    numbered = [re.fullmatch(r"""["']?(\d{1,3})["']?\s*:\s*(\S.*)""", item) for item in items]
+    entries = [
+        _Entry(match[2], int(match[1])) if match else _Entry(item) for match, item in zip(numbered, items, strict=True)
+    ]
+    if not entries or (head is None and body[:1] not in ("[", "{")):
+        raise ValueError(f"{origin} has no `names`: give the names of the classes with --classes.")
+    if any(match is None and re.match(r"[\w\"' ]+:\s", item) for match, item in zip(numbered, items, strict=True)):
+        raise ValueError(f"{origin} has `names` in a form that is not known: give them with --classes.")
+    return entries
 
 
 def _of_json(text: str, origin: str) -> list[_Entry]:
     try:
-        entries = _of_value(json.loads(text))
+        entries = _of_value(json.loads(text, object_pairs_hook=_known_keys_in_small_letters))
     except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
         entries = []
     if not entries:
         raise ValueError(f"{origin} names no classes in a form that is known: give a list of names with --classes.")
     return entries
+
+
+_KEYS = {"classes", "categories", "names", "id2label", "label2id", "metainfo", "labels", "palette", "colors",
+         "label_map", "segmentation_colors", "title", "name", "label", "id", "index", "color", "colour"}  # fmt: skip
+
+
+def _known_keys_in_small_letters(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose known keys may be written in capitals; others may be names of classes."""
+    found = dict(pairs)
+    return {key.lower() if key.lower() in _KEYS and key.lower() not in found else key: v for key, v in found.items()}
 
 
 def _on_black(entries: list[_Entry]) -> list[_Entry]:
@@ -416,7 +469,7 @@ def _of_value(content: Any) -> list[_Entry]:
     if isinstance(content, list):
         entries = [_of_item(item) for item in content]
         return _on_black(entries) if entries and isinstance(content[0], dict) and "title" in content[0] else entries
-    for key in ("classes", "categories", "names", "id2label", "label2id", "METAINFO", "metainfo", "labels"):
+    for key in ("classes", "categories", "names", "id2label", "label2id", "metainfo", "labels"):
         if isinstance(content.get(key), (list, dict)):
             entries = _of_value(content[key])
             colours = content.get("palette", content.get("colors"))

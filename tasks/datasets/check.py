@@ -221,7 +221,7 @@ def fix(examined: Examined) -> list[str]:
     changed = []
     for image_id, check in examined.checks.items():
         pair = layout.pairs[image_id]
-        if check.mask_is == "mended" and pair.mask is not None:
+        if check.mask_is == "mended" and pair.mask is not None and not pair.mask.layers:
             changed.append(_replace_mask(layout, pair))
     leaking = {f.image_id for f in examined.findings if f.kind is Kind.LEAK}
     twice = {f.file.rpartition("/")[2] for f in examined.findings if f.kind is Kind.TWICE_LISTED}
@@ -238,9 +238,7 @@ def mended_mask(pair: Pair, label_set: LabelSet) -> bytes:
     """The mask of a pair as it is stored: palette PNG, upright, mended where that is safe."""
     assert pair.mask is not None
     image = None if pair.image is None else storage.read_bytes(pair.image.place)
-    mask = pair_check.check_pair(
-        image, storage.read_bytes(pair.mask.place), label_set, sbd_mask=_is_sbd(pair.mask)
-    ).mask
+    mask = pair_check.check_pair(image, pair.mask.read(), label_set, sbd_mask=_is_sbd(pair.mask)).mask
     if mask is None:
         raise JobError(f"{pair.mask.place.uri} was changed while it was read: run again.")
     return mask
@@ -398,7 +396,7 @@ def _read(file: FileRef | None, missing: Kind, unreadable: Kind, findings: list[
     own_fault = (FileNotFoundError, PermissionError) if file.place.protocol == "file" else FileNotFoundError
     with storage.explained(file.place):
         try:
-            return storage.read_bytes(file.place)
+            return file.read()
         except own_fault as error:
             findings.append(Finding(unreadable, storage_faults.explain(error, file.place)))
             return None

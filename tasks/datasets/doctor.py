@@ -149,7 +149,7 @@ def _gallery_row(examined: Examined, image_id: str, split: str) -> tuple[np.ndar
     pair, check = examined.layout.pairs[image_id], examined.checks[image_id]
     assert pair.image is not None and pair.mask is not None
     image = decode(storage.read_bytes(pair.image.place), _GALLERY_SIDE_PX).image
-    mask = storage.read_bytes(pair.mask.place)
+    mask = pair.mask.read()
     label_set = examined.layout.label_set
     labels = decode_mask(mask if check.mask_is == "file" else dataset_check.mended_mask(pair, label_set))
     classes, area = label_set.classes, check.width * check.height

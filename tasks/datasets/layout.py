@@ -28,6 +28,7 @@ from segcore.datasets.label_set import ASSUMED, VOC_LABELS, LabelSet, decode_tex
 from segcore.datasets.pair_check import Finding, Kind
 from segcore.images.decoding import EXTENSIONS
 from tasks import storage
+from tasks.datasets import brushes
 from tasks.errors import JobError
 from tasks.storage import Location, StoredFile
 
@@ -55,6 +56,10 @@ CLASS_FILES = (
     "classes.json",
     "labels.json",
     "id2label.json",
+    "data.yaml",
+    "data.yml",
+    "classes.yaml",
+    "names.yaml",
     "metainfo.py",
     "dataset.py",
 )
@@ -111,6 +116,13 @@ class FileRef:
 
     version: str
     """Changes when it is replaced."""
+
+    layers: tuple[brushes.Layer, ...] = ()
+    """Files of one label each that a mask is made of; then `place` is the first of them."""
+
+    def read(self) -> bytes:
+        """Its bytes, or those of the mask that its layers make."""
+        return brushes.combined(self.layers) if self.layers else storage.read_bytes(self.place)
 
 
 @dataclass(frozen=True)
@@ -222,12 +234,17 @@ def read_layout(folder: Location, given: OwnData = _AS_FOUND, *, name: str | Non
                 drawn = [_File("", *entry) for entry in _of_folder(folder, files, masks, _MASK_ENDINGS)]
         root = folder / base.rstrip("/") if base else folder
         layout = Layout(name or root.name, root, ASSUMED, {}, {}, {})
+        found, drawn, brushed = _brushes_taken_out(found, drawn)
+        if brushed:
+            layout.label_set = _label_set(folder, files, base, given, is_voc, layout, tags=[b.tag for b, _ in brushed])
+            drawn += _brush_masks(folder, files, found, brushed, layout)
         pairing = _Pairing(found, drawn, layout)
         pairs = pairing.pairs
         both = sorted(k for k, pair in pairs.items() if pair.image is not None and pair.mask is not None)
         if not both and not is_voc and images is None:
             raise JobError(_nothing_found(folder, files))
-        layout.label_set = _label_set(folder, files, base, given, is_voc, layout)
+        if not brushed:
+            layout.label_set = _label_set(folder, files, base, given, is_voc, layout)
         for list_name, place in _list_files(folder, files, base, lists).items():
             layout.list_files[list_name] = place
             layout.lists[list_name] = _read_list(place, list_name, pairing.resolve, layout)
@@ -478,6 +495,60 @@ def _side_by_side(entries: Entries) -> tuple[Entries, Entries]:
     return [entry for entry in entries if entry not in drawn], masks
 
 
+# Label Studio's brushes
+
+_Brushed = list[tuple[brushes.Brush, _File]]
+
+
+def _brushes_taken_out(found: list[_File], drawn: list[_File]) -> tuple[list[_File], list[_File], _Brushed]:
+    """Images and masks without the files that are one label of a task each, and those; of such alone are they masks."""
+    taken = [(brush, file) for file in [*found, *drawn] if (brush := brushes.brush_of(file.key)) is not None]
+    gone = {file for _, file in taken}
+    if not gone.issuperset(drawn):
+        return found, drawn, []
+    return [file for file in found if file not in gone], [], taken
+
+
+def _brush_masks(
+    folder: Location, files: dict[str, StoredFile], found: list[_File], brushed: _Brushed, layout: Layout
+) -> list[_File]:
+    """A mask for each task, under the name of its photograph.
+
+    Raises JobError where nothing says which photograph a task is of, or a label is no class.
+    """
+    notes = [folder / path for path in files if _ending(path) == ".json"]
+    names = brushes.photographs_of_tasks(notes)
+    stems = {_folded(file.key.rpartition("/")[2]): file.key for file in found}
+    labels = {_folded(name): label for label, name in enumerate(layout.label_set.classes)}
+    tasks: dict[int, _Brushed] = {}
+    for brush, file in sorted(brushed, key=lambda pair: (pair[0].annotation, pair[0].part, pair[0].key)):
+        tasks.setdefault(brush.task, []).append((brush, file))
+    masks = []
+    for task, parts in sorted(tasks.items()):
+        stem = names.get(task, str(task))
+        key = stems.get(_folded(stem)) or stems.get(_folded(brushes.without_upload_prefix(stem)))
+        if key is None and task not in names:
+            raise JobError(
+                f"{parts[0][1].file.place.name} names a task of Label Studio, and nothing says which photograph that "
+                "is: put its JSON export (Export, JSON) beside the masks."
+            )
+        last = parts[-1][0].annotation
+        for brush, file in parts:
+            if brush.annotation != last:
+                detail = f"annotation {last} of task {task} is used"
+                layout.findings.append((relative(layout.root, file.file.place), Finding(Kind.SAME_NAME, detail)))
+            elif _folded(brush.tag) not in labels:
+                known = ", ".join(layout.label_set.classes)
+                raise JobError(f"{file.file.place.name} has the label {brush.tag}, and the classes are {known}.")
+        parts = [(brush, file) for brush, file in parts if brush.annotation == last]
+        layers = tuple(brushes.Layer(labels[_folded(brush.tag)], file.file.place) for brush, file in parts)
+        first, all_files = parts[0][1], [file.file for _, file in parts]
+        version = brushes.version_of(file.version for file in all_files)
+        whole = FileRef(first.file.place, sum(file.size for file in all_files), version, layers)
+        masks.append(_File(next((f.split for f in found if f.key == key), first.split), key or stem, whole))
+    return masks
+
+
 # Pairs
 
 
@@ -633,8 +704,15 @@ def _path_of(file: FileRef) -> str:
 
 
 def _label_set(
-    folder: Location, files: dict[str, StoredFile], base: str, given: OwnData, is_voc: bool, layout: Layout
+    folder: Location,
+    files: dict[str, StoredFile],
+    base: str,
+    given: OwnData,
+    is_voc: bool,
+    layout: Layout,
+    tags: Sequence[str] = (),
 ) -> LabelSet:
+    """The classes. tags: labels in the names of files, which count where nothing else names the classes."""
     classes = given.classes
     try:
         label_set: LabelSet | None
@@ -643,6 +721,8 @@ def _label_set(
         else:
             beside = [] if given.images is None else _class_files_beside(given)
             label_set = _class_file([folder / path for path in _class_files(files, base)] or beside, layout)
+        if label_set is None and tags:
+            label_set = read_classes("\n".join(["background", *sorted({*tags} - {"background"})]), "names of the masks")
         if label_set is None and not is_voc:
             raise JobError(
                 f"Nothing in {folder.uri} names the classes: put a classes.txt there, one name a line, label 0 first, "

@@ -138,7 +138,7 @@ def _rows(part: Part, label_set: LabelSet) -> Iterator[ShardRow]:
             if check.mask_is == "mended":
                 mask = dataset_check.mended_mask(pair, label_set)
             else:
-                mask = storage.read_bytes(pair.mask.place)
+                mask = pair.mask.read()
                 mask = encode_mask(sbd.decode_annotation(mask)) if check.mask_is == "sbd" else mask
         if shards.row_digest(image, mask) != check.digest:
             raise JobError(f"Image or mask of {pair.id} was changed while the dataset was prepared: run again.")

@@ -223,6 +223,50 @@ def test_label_studio_names_its_classes_in_a_json(tmp_path):
     assert pixels(found) == COUNTS and not kinds(found)
 
 
+def brush(task, annotation, tag, labels, part=0):
+    painted = Image.fromarray(np.where(labels, 255, 0).astype(np.uint8))
+    return {f"masks/task-{task}-annotation-{annotation}-by-1-tag-{tag}-{part}.png": painted}
+
+
+def test_brushes_of_label_studio_become_one_mask(tmp_path):
+    """One file for each task and label; the export's JSON says which photograph a task is of."""
+    tasks = [
+        {"id": 7, "data": {"image": "/data/upload/1/0a1b2c3d-street.jpg"}, "annotations": []},
+        {"id": 8, "image": "/data/local-files/?d=photos/cats/home.jpg"},
+    ]
+    files: dict = {"project-1-at-2024.json": json.dumps(tasks), "images/street.jpg": jpeg(1, SIZE)}
+    files |= {"images/home.jpg": jpeg(2, SIZE)}
+    for task, annotation in ((7, 3), (8, 5)):
+        files |= brush(task, annotation, "cat", LABELS == 1) | brush(task, annotation, "dog", LABELS == 2)
+    files |= brush(7, 2, "cat", LABELS == 0)  # An earlier annotation of the same task
+    folder = put(tmp_path, files)
+    found = look(folder)
+    assert pixels(found) == COUNTS and sorted(found.checks) == ["home", "street"] and not errors(found)
+    assert found.layout.label_set.classes == ("background", "cat", "dog")
+    assert kinds(found)[Kind.SAME_NAME] == [
+        "masks/task-7-annotation-2-by-1-tag-cat-0.png: annotation 3 of task 7 is used"
+    ]
+    put(folder, {"classes.txt": "background\ndog\nCat\n"})
+    again = look(folder)
+    assert pixels(again) == {"background": 1000, "Cat": 80, "dog": 120}
+    put(folder, brush(7, 3, "bird", LABELS == 1))
+    with pytest.raises(JobError, match="has the label bird, and the classes are background, dog, Cat"):
+        look(folder)
+
+
+def test_brushes_without_the_list_of_tasks(tmp_path):
+    files = {"images/street.jpg": jpeg(1, SIZE)} | brush(7, 3, "cat", LABELS == 1)
+    with pytest.raises(JobError, match=r"tag-cat-0\.png names a task of Label Studio.*JSON export"):
+        look(put(tmp_path / "a", files))
+    files = {"images/7.jpg": jpeg(1, SIZE)} | brush(7, 3, "cat", LABELS == 1) | brush(7, 3, "cat", LABELS == 2, part=1)
+    assert pixels(look(put(tmp_path / "b", files))) == {"background": 1000, "cat": 200}
+
+
+def test_classes_in_a_yaml_file(tmp_path):
+    files = {"data.yaml": "train: images\nnames:\n  0: background\n  1: cat\n  2: dog\n", "images/a.jpg": jpeg(1, SIZE)}
+    assert pixels(look(put(tmp_path, files | {"masks/a.png": encode_mask(LABELS)}))) == COUNTS
+
+
 def test_cityscapes(tmp_path):
     files = {
         "leftImg8bit/train/ulm/ulm_1_leftImg8bit.png": jpeg(1, SIZE),

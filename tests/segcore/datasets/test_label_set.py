@@ -1,3 +1,4 @@
+import json
 import re
 
 import numpy as np
@@ -180,3 +181,61 @@ def test_text_files_of_windows():
     for data in (b"a\xe4", b"\xff\xfe\x00", b"ab\0c"):
         with pytest.raises(ValueError, match="no text in UTF-8"):
             decode_text(data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "names: ['background', 'cat', 'big dog']\n",
+        "train: ../train/images\nnc: 3\nnames: [background, cat, big dog]\nroboflow:\n  license: MIT\n",
+        "# Ultralytics\r\npath: ../datasets\r\nnames:\r\n  0: background\r\n  1: cat  # felis\r\n  2: 'big dog'\r\n",
+        '\ufeffNames:\n- background\n- cat\n- "big dog"\nnc: 3\n',
+        "names:\n  - background\n  - cat\n  - big dog\n\ndownload: https://example.org/x.zip\n",
+        "names: {0: background, 1: cat, 2: 'big dog'}\n",
+        "names: [\n  'background',\n  'cat',\n  'big dog',\n]\nval: valid/images\n",
+    ],
+)
+def test_names_in_yaml(text):
+    assert read_classes(text, "data.yaml").classes == ("background", "cat", "big dog")
+
+
+def test_yaml_that_names_no_classes():
+    for text in ("train: a\nval: b\n", "names:\n", "names:\n  - name: cat\n  - name: dog\n", ""):
+        with pytest.raises(ValueError, match=r"data\.yaml .*--classes"):
+            read_classes(text, "data.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "['background', 'cat', 'big dog']",
+        "classes = ['background', 'cat', 'big dog']",
+        "{0: 'background', 1: 'cat', 2: 'big dog'}",
+        "- background\r\n- cat\r\n- big dog\r\n",
+        "(0) background\n(1) cat\n(2) big dog\n",
+        "__IGNORE__\n_BACKGROUND_\ncat\nbig dog\n",
+        '"background",\n"cat",\n"big dog"\n',
+    ],
+)
+def test_lists_as_programs_print_them(text):
+    assert read_classes(text).classes == ("background", "cat", "big dog")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "'background': (0, 0, 0),\n'cat': (255, 0, 0),\n",
+        "background rgb(0, 0, 0)\ncat RGB(255, 0, 0)\n".replace("RGB", "rgb"),
+        "CAT:255,0,0::\r\nBACKGROUND:0,0,0::\r\n".replace("CAT", "cat"),
+    ],
+)
+def test_colours_as_programs_print_them(text):
+    found = read_classes(text, "colors.txt")
+    assert found.classes == ("background", "cat") and found.colours == ((0, 0, 0), (255, 0, 0))
+
+
+@pytest.mark.parametrize("colour", ["#FF0000", "ff0000", "#F00", [255, 0, 0]])
+def test_supervisely_with_other_spellings(colour):
+    for text in ('{"classes": [{"title": "cat", "color": %s}]}', '\ufeff{"Classes": [{"Title": "cat", "Color": %s}]}'):
+        found = read_classes(text % json.dumps(colour), "meta.json")
+        assert found.classes == ("background", "cat") and found.colours == ((0, 0, 0), (255, 0, 0))
