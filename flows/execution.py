@@ -28,9 +28,6 @@ WRONG_USAGE = 2
 _GRACE_S = 2.0
 """After a signal: what has not ended by then is ended from outside, children first."""
 
-_EXTRAS = {"ray": "cluster,train", "prefect": "prefect"}
-"""Packages that a light installation leaves out, and the extra that brings each."""
-
 _RETRY_AFTER_S = (10.0, 60.0)
 
 J = TypeVar("J")
@@ -121,7 +118,7 @@ def sentence_of(error: Exception) -> tuple[str, int]:
     """What a person reads of an error, and the exit status."""
     from pydantic import ValidationError
 
-    from tasks.errors import JobError
+    from tasks.errors import JobError, missing_package
 
     if isinstance(error, JobError):
         return _visible(str(error)), FAILED
@@ -131,12 +128,8 @@ def sentence_of(error: Exception) -> tuple[str, int]:
         message = first["msg"].removeprefix("Value error, ")
         given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
         return _visible(f"{where}: {message}{given}." if where else f"{message}{given}."), WRONG_USAGE
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _EXTRAS:
-        package = (error.name or "").partition(".")[0]
-        return (
-            f"This needs {package}, which is not installed: pip install 'segment-archive[{_EXTRAS[package]}]'.",
-            FAILED,
-        )
+    if isinstance(error, ModuleNotFoundError) and (sentence := missing_package(error)) is not None:
+        return sentence, FAILED
     words = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {_visible(words)}. This is a fault of ours; details: {_traceback_file()}", FAILED
 

@@ -22,11 +22,10 @@ from segcore.scoring.inference import InferenceParams, ScoreMap, Scorer
 
 if TYPE_CHECKING:
     from segcore.models.checkpoint import LoadedModel
+    from segcore.scoring.onnx_scorer import OnnxScorer
 
 PIPELINE_VERSION = 2
 """Raised when the same parameters give other masks; part of every fingerprint. 2: colour profiles are converted."""
-
-_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Predictor:
         self._load = model if callable(model) else None
         self._model = None if callable(model) else model
         self._device, self._num_threads, self._batch_size = device, num_threads, batch_size
-        self._scorer: Scorer | None = None
+        self._scorer: Scorer | OnnxScorer | None = None
 
     @property
     def model(self) -> LoadedModel:
@@ -112,23 +111,33 @@ class Predictor:
         return self._model
 
     @property
-    def scorer(self) -> Scorer:
-        """The network on its device, brought there by the first use."""
+    def scorer(self) -> Scorer | OnnxScorer:
+        """The network on its device, brought there by the first use.
+
+        By torch; by ONNX Runtime where torch is not installed, or would compute in float32 on a CPU what ONNX Runtime
+        can compute, in about half the time (`python -m benchmarks.onnx`).
+        """
         if self._scorer is None:
-            self._scorer = Scorer(
-                self.model,
-                self.params.inference,
-                device=self._device,
-                num_threads=self._num_threads,
-                batch_size=self._batch_size,
-            )
+            from segcore.scoring.onnx_scorer import OnnxScorer, is_better
+
+            if is_better(self.model, self.params.inference, self._device):
+                self._scorer = OnnxScorer(
+                    self.model, self.params.inference, device=self._device, num_threads=self._num_threads
+                )
+            else:
+                self._scorer = Scorer(
+                    self.model,
+                    self.params.inference,
+                    device=self._device,
+                    num_threads=self._num_threads,
+                    batch_size=self._batch_size,
+                )
         return self._scorer
 
     @property
     def device(self) -> str:
         """Where it scores, and in which precision: "cpu/bf16", "cuda/fp16"."""
-        precision = str(self.scorer.dtype).removeprefix("torch.")
-        return f"{self.scorer.device.type}/{_PRECISIONS.get(precision, precision)}"
+        return self.scorer.place
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides a mask; see `PredictParams.fingerprint`, which needs no loaded model."""
@@ -178,5 +187,5 @@ class Predictor:
     def release(self) -> None:
         """Give the memory of the device back; the next score brings the network there again."""
         if self._scorer is not None:
-            self._scorer.runner.let_go()
+            self._scorer.release()
         self._scorer = None

@@ -93,8 +93,7 @@ class Segmenter:
         self.predictor = Predictor(model, params, device=device, num_threads=num_threads)
 
     def __repr__(self) -> str:
-        device = self.predictor.scorer.device
-        return f"Segmenter({self.model.name!r}, {len(self.model.card.classes)} classes, on {device})"
+        return f"Segmenter({self.model.name!r}, {len(self.model.card.classes)} classes, on {self.predictor.device})"
 
     def segment(self, image: Any, crf: CrfParams | Literal["default"] | None = "default") -> Segmentation:
         """Labels of one image, at its own size; of a file, the same as the archive stores.

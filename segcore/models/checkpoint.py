@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segcore import models, names, voc
+import numpy as np
+
+from segcore import extras, models, names, voc
 from segcore.datasets.seen_images import SEEN_FILE, SeenImages
 from segcore.models.card import ModelCard
 from segcore.models.preprocessing import Preprocessing
@@ -47,7 +49,7 @@ class LoadedModel:
     """A network ready for evaluation with everything that says what it is."""
 
     module: nn.Module
-    """In eval mode, float32, on the CPU."""
+    """In eval mode, float32, on the CPU; None where torch is not installed."""
 
     card: ModelCard
     """What is known of it."""
@@ -57,6 +59,9 @@ class LoadedModel:
 
     name: str = field(default="")
     """What a person sees in outputs: the variant, with "(untrained)" where that is so."""
+
+    tensors: dict[str, np.ndarray] | None = None
+    """Where torch is not installed: the weights, float32, for ONNX Runtime; `module` is None then."""
 
     def __post_init__(self) -> None:
         self.name = self.name or self.card.shown_name
@@ -75,11 +80,13 @@ def load(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0) ->
     name_or_path: one of `models.NAMES`, a model directory, or its `.safetensors` file (the card stands beside it).
     untrained: build the named network with seeded weights instead; it is marked as untrained in every output.
     ValueError in one sentence: unknown name, no weights at hand, damaged file, names or shapes that do not fit (all
-    of them), a card that does not make sense.
+    of them), a card that does not make sense, a network that needs torch where it is not installed.
     """
-    import torch
-
     if untrained:
+        if not extras.is_here("torch"):
+            raise ValueError(extras.sentence("torch", "A model without trained weights"))
+        import torch
+
         from segcore.models.untrained import initialise_untrained
 
         card = _untrained_card(name_or_path, seed)
@@ -115,10 +122,13 @@ def pack(name_or_path: str | Path) -> PackedModel:
 
 def load_packed(packed: PackedModel) -> LoadedModel:
     """The model of its bytes; the same ValueErrors as `load`."""
-    import torch
-
     weights = Path(packed.where)
     card = ModelCard.from_json(packed.card, where=str(weights.parent / CARD_FILE))
+    content = hashlib.sha256(packed.weights).hexdigest()
+    if not extras.is_here("torch"):
+        return LoadedModel(None, card, _file_digest(content, card), tensors=_without_torch(packed, card))  # type: ignore[arg-type]
+    import torch
+
     try:
         with torch.device("meta"), _without_initialisation():
             module = models.build(card.variant, len(card.classes), **card.options)
@@ -140,8 +150,37 @@ def load_packed(packed: PackedModel) -> LoadedModel:
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ValueError(f"{weights} cannot be used: {name} has values that are not finite; bring it anew.")
     module.load_state_dict({name: value.to(dtypes[name]) for name, value in tensors.items()}, assign=True)
-    content = hashlib.sha256(packed.weights).hexdigest()
     return LoadedModel(module.eval(), card, _file_digest(content, card))
+
+
+def _without_torch(packed: PackedModel, card: ModelCard) -> dict[str, np.ndarray]:
+    """The tensors of the file as float32. ValueError: a network that ONNX Runtime is not given, a damaged file."""
+    from segcore.scoring import onnx_network
+
+    if not onnx_network.takes(card):
+        raise ValueError(extras.sentence("torch", card.shown_name))
+    shapes = _read_header(Path(packed.where), packed.weights)
+    start = 8 + int.from_bytes(packed.weights[:8], "little")
+    header = json.loads(packed.weights[8:start])
+    found = {}
+    for name, shape in shapes.items():
+        try:
+            first, last = header[name]["data_offsets"]
+            raw = packed.weights[start + first : start + last]
+            kind = header[name]["dtype"]
+            if kind == "BF16":  # The upper half of a float32
+                values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+            else:
+                values = np.frombuffer(raw, {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}[kind]).astype(
+                    np.float32
+                )
+            found[name] = values.reshape(shape)
+        except (KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{packed.where} is not a readable safetensors file: {reason}; bring it anew.") from None
+        if not np.isfinite(found[name]).all():
+            raise ValueError(f"{packed.where} cannot be used: {name} has values that are not finite; bring it anew.")
+    return found
 
 
 def _without_initialisation() -> Any:

@@ -9,24 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal
 
 from torch import Tensor, nn
 
+from segcore.models.lite_stages import EPS, STAGES, OutputStride, placed
 from segcore.models.resnet import ConvBn
-
-OutputStride = Literal[8, 16, 32]
-
-# Blocks, kernel, stride, expansion, width of the seven stages at a width and depth of 1 (Table 1)
-_STAGES = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
 
 
 @dataclass(frozen=True)
@@ -44,9 +31,6 @@ LITE0 = LiteSize(1.0, 1.0)
 LITE2 = LiteSize(1.1, 1.2)
 
 
-_EPS = 1e-3
-"""Of every batch normalisation."""
-
 _RELU6 = 6.0
 
 
@@ -58,9 +42,9 @@ class InvertedResidual(nn.Module):
     ) -> None:
         super().__init__()
         width = in_channels * expansion
-        self.expand = ConvBn(in_channels, width, 1, eps=_EPS) if expansion > 1 else None
-        self.depthwise = ConvBn(width, width, kernel_size, stride=stride, dilation=dilation, groups=width, eps=_EPS)
-        self.project = ConvBn(width, out_channels, 1, eps=_EPS)
+        self.expand = ConvBn(in_channels, width, 1, eps=EPS) if expansion > 1 else None
+        self.depthwise = ConvBn(width, width, kernel_size, stride=stride, dilation=dilation, groups=width, eps=EPS)
+        self.project = ConvBn(width, out_channels, 1, eps=EPS)
         self.has_shortcut = stride == 1 and in_channels == out_channels
         if self.has_shortcut:
             self.project.bn.ends_branch = True  # type: ignore[assignment]
@@ -82,25 +66,16 @@ class EfficientNetLite(nn.Module):
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride!r}.")
         self.output_stride = output_stride
-        self.stem = ConvBn(3, 32, 3, stride=2, eps=_EPS)
-        channels, reached, dilation = 32, 2, 1
+        self.stem = ConvBn(3, 32, 3, stride=2, eps=EPS)
+        channels = 32
         widths = []
-        for number, (depth, kernel, stride, expansion, width) in enumerate(_STAGES, start=1):
-            inner = number in (1, len(_STAGES))
-            scaled = _rounded(width * size.width)
+        for number, (stage, at) in enumerate(zip(STAGES, placed(output_stride), strict=True), start=1):
+            fixed = number in (1, len(STAGES))
+            scaled = _rounded(stage.width * size.width)
             blocks = []
-            before = dilation
-            if reached * stride > output_stride:
-                stride, dilation = 1, dilation * stride
-            reached *= stride
-            for index in range(depth if inner else ceil(depth * size.depth)):
-                first = index == 0
-                # The first block of a stage looks at the grid that the stage before it left
-                blocks.append(
-                    InvertedResidual(
-                        channels, scaled, kernel, expansion, stride if first else 1, before if first else dilation
-                    )
-                )
+            for index in range(stage.depth if fixed else ceil(stage.depth * size.depth)):
+                stride, dilation = (at.stride, at.first_dilation) if index == 0 else (1, at.dilation)
+                blocks.append(InvertedResidual(channels, scaled, stage.kernel, stage.expansion, stride, dilation))
                 channels = scaled
             widths.append(scaled)
             self.add_module(f"stage{number}", nn.Sequential(*blocks))
@@ -115,7 +90,7 @@ class EfficientNetLite(nn.Module):
         """What leaves stages 1 to 7."""
         features = self.stem.relu(images, _RELU6)
         outputs = []
-        for number in range(1, len(_STAGES) + 1):
+        for number in range(1, len(STAGES) + 1):
             features = self.get_submodule(f"stage{number}")(features)
             outputs.append(features)
         return outputs

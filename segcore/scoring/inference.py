@@ -62,6 +62,9 @@ PSPNET_MULTI_SCALE = InferenceParams(
 )
 
 
+_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
 class ScoreMap(NamedTuple):
     """Scores of one image on the network's grid."""
 
@@ -113,15 +116,22 @@ class Scorer:
         self.name = model.name
         self.num_classes = len(model.card.classes)
         self.convention = model.card.convention
-        if not params.scales or not all(scale > 0 for scale in params.scales):
-            raise ValueError(f"scales must be one or more numbers above 0, got {params.scales!r}.")
-        if params.crop_px is not None and (params.crop_px < 33 or not 0 < params.crop_stride <= 1):
-            raise ValueError("crop_px must be at least 33 and crop_stride in (0, 1].")
+        check_params(params)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 16)
         self.runner = DeviceRunner(model.module, model.card.preprocessing, self.device, self.dtype)
         self._fitted_pixels = 0  # Of the largest padded image that there was memory for
+
+    @property
+    def place(self) -> str:
+        """Device and precision: "cpu/bf16", "cuda/fp16"."""
+        precision = str(self.dtype).removeprefix("torch.")
+        return f"{self.device.type}/{_PRECISIONS.get(precision, precision)}"
+
+    def release(self) -> None:
+        """Give the memory of the device back; of no use afterwards."""
+        self.runner.let_go()
 
     def __call__(self, images: Sequence[np.ndarray], each_batch: Callable[[], None] | None = None) -> list[ScoreMap]:
         """Score maps in the order of the images.
@@ -132,9 +142,7 @@ class Scorer:
         ValueError: an image of another form; scores that are not finite. ImageError (memory): an image that does not
         fit alone. DeviceShortError: one that does not fit though as large a one has fitted before.
         """
-        for index, image in enumerate(images):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-                raise ValueError(f"Image {index} is {image.dtype} {image.shape}; expected (H, W, 3) uint8 RGB.")
+        check_images(images)
         results: list[ScoreMap | None] = [None] * len(images)
         waiting = self._batches(images)
         while waiting:
@@ -196,7 +204,7 @@ class Scorer:
 
         def collect() -> None:
             batch, wait = waiting.popleft()
-            for index, scores in zip(batch.members, _finite(wait(), self.name), strict=True):
+            for index, scores in zip(batch.members, finite(wait(), self.name), strict=True):
                 results[index] = ScoreMap(scores, batch.shape)
             self._fitted_pixels = max(self._fitted_pixels, batch.shape[0] * batch.shape[1])
 
@@ -239,6 +247,21 @@ class Scorer:
         return self.runner.upload(pixels)
 
 
+def check_params(params: InferenceParams) -> None:
+    """ValueError for what the annotations forbid, where nobody has validated them."""
+    if not params.scales or not all(scale > 0 for scale in params.scales):
+        raise ValueError(f"scales must be one or more numbers above 0, got {params.scales!r}.")
+    if params.crop_px is not None and (params.crop_px < 33 or not 0 < params.crop_stride <= 1):
+        raise ValueError("crop_px must be at least 33 and crop_stride in (0, 1].")
+
+
+def check_images(images: Sequence[np.ndarray]) -> None:
+    """ValueError for what is no (H, W, 3) uint8 RGB."""
+    for index, image in enumerate(images):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"Image {index} is {image.dtype} {image.shape}; expected (H, W, 3) uint8 RGB.")
+
+
 def relative_work(params: InferenceParams, parameters: int) -> float:
     """About what an image costs a network of so many parameters: 1 is LargeFOV at 513 px, about a second on a core."""
     work = (params.long_side_px / 513) ** 2 * sum(scale**2 for scale in params.scales)
@@ -256,7 +279,7 @@ def padded_px(length_px: int) -> int:
 def _to_float16(scores: torch.Tensor) -> torch.Tensor:
     """(N, C, h, w) float32 -> float16: each position's best class becomes 0, far ones stop at -65504.
 
-    Positions with a score that is not finite become NaN, which `_finite` finds on the host, since asking here would
+    Positions with a score that is not finite become NaN, which `finite` finds on the host, since asking here would
     make the host wait for the device.
     """
     import torch
@@ -265,7 +288,8 @@ def _to_float16(scores: torch.Tensor) -> torch.Tensor:
     return (scores - scores.amax(dim=1, keepdim=True)).clamp_(min=-65504.0).half()
 
 
-def _finite(scores: np.ndarray, name: str) -> np.ndarray:
+def finite(scores: np.ndarray, name: str) -> np.ndarray:
+    """The same scores. ValueError for NaN among them."""
     if np.isnan(scores).any():
         raise ValueError(
             f"{name} gave scores that are not finite: its weights are damaged, or too large for the number format; "

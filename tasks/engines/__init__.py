@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from segcore import extras
+
 if TYPE_CHECKING:
     from tasks.stream.meter import Meter
     from tasks.stream.units import Unit, UnitReport
@@ -107,10 +109,11 @@ def at_hand(name: EngineName = "auto", *, cpus: int = 0, gpus: int = 0) -> Itera
 
 
 def choose(name: EngineName, *, cpus: int = 0, gpus: int = 0) -> Literal["local", "ray"]:
-    """auto: ray where RAY_ADDRESS is set, where there are GPUs, or where nodes are asked for; else local."""
+    """auto: ray where RAY_ADDRESS is set, where nodes are asked for, or where there are GPUs and Ray; else local."""
     if name != "auto":
         return name
-    return "ray" if os.environ.get("RAY_ADDRESS") or has_gpus() or cpus or gpus else "local"
+    asked = os.environ.get("RAY_ADDRESS") or cpus or gpus
+    return "ray" if asked or (has_gpus() and extras.is_here("ray")) else "local"
 
 
 def has_gpus(environment: Mapping[str, str] = os.environ) -> bool:

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+from segcore import extras
 from tasks import logs, processes, progress
 from tasks.engines import child
 from tasks.errors import InterruptedJobError, JobError
@@ -82,6 +83,13 @@ class _Held:
         return self._worker
 
 
+def _scoring_modules() -> tuple[str, ...]:
+    """What takes longest to import of what a worker needs."""
+    if extras.is_here("torch"):
+        return ("torch", "segcore.scoring.device")
+    return ("onnxruntime", "segcore.scoring.onnx_scorer")
+
+
 def _do_unit(piece: tuple[Unit, bool], held: _Held) -> UnitReport:
     unit, isolated = piece
     return held.worker(unit, child.beat, isolated)
@@ -124,7 +132,7 @@ class LocalEngine:
         if not self._workers:
             self._start(self.num_workers)
             for worker in self._workers:
-                worker.load(("torch", "tasks.stream.worker", "segcore.models.checkpoint", "segcore.scoring.device"))
+                worker.load(("tasks.stream.worker", "segcore.models.checkpoint", *_scoring_modules()))
 
     def prepare(self, work: UnitWork) -> None:
         """Start workers that load the model of this work; returns at once."""

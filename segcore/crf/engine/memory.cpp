@@ -8,14 +8,29 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#elif defined(_WIN32)
+#include <malloc.h>
 #endif
 
 namespace segcrf {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
+// Windows has no aligned_alloc, and frees what is aligned by a function of its own
+static void* aligned(std::size_t unit, std::size_t size) {
+#if defined(_WIN32)
+    return _aligned_malloc(size, unit);
+#else
+    return std::aligned_alloc(unit, size);
+#endif
+}
+
 void release(Buffer& buffer) {
+#if defined(_WIN32)
+    _aligned_free(buffer.data);
+#else
     std::free(buffer.data);
+#endif
     buffer = Buffer{};
 }
 
@@ -26,7 +41,7 @@ void* reserve(Buffer& buffer, std::size_t bytes) {
         const std::size_t wanted = bytes + bytes / 16 + 4096;
         const bool large = wanted >= kHugePage;
         const std::size_t unit = large ? kHugePage : 64, size = (wanted + unit - 1) / unit * unit;
-        buffer.data = std::aligned_alloc(unit, size);
+        buffer.data = aligned(unit, size);
         if (!buffer.data) throw std::bad_alloc();
 #if defined(__linux__)
         // Rows and hash slots are visited at random: with pages of 4 KiB half the time goes into address translation

@@ -1,0 +1,28 @@
+"""What a light installation leaves out, and the line that brings it."""
+
+import functools
+import importlib.util
+
+EXTRAS = {
+    "google": "torch",
+    "matplotlib": "charts",
+    "prefect": "prefect",
+    "pydensecrf": "pydensecrf",
+    "ray": "cluster,train",
+    "torch": "torch",
+}
+"""Packages by their name in Python, and the extra of this project that installs each."""
+
+_NAMES = {"google": "protobuf", "torch": "PyTorch", "ray": "Ray", "prefect": "Prefect", "matplotlib": "Matplotlib"}
+
+
+@functools.cache
+def is_here(package: str) -> bool:
+    """Whether a package is installed; it is not imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def sentence(package: str, what: str = "This") -> str:
+    """One sentence: what needs a package of `EXTRAS` that is missing, and the remedy."""
+    name = _NAMES.get(package, package)
+    return f"{what} needs {name}, which is not installed: pip install 'segment-archive[{EXTRAS[package]}]'."
