@@ -17,6 +17,7 @@ import annotated_types
 import numpy as np
 from numpy.typing import NDArray
 
+from segcore import extras
 from segcore.names import known
 
 try:
@@ -253,7 +254,11 @@ def choose_engine(backend: Backend) -> Literal["native", "pydensecrf"]:
             f"The native CRF engine is not built here ({missing}): install g++ and python3-dev, then run `make setup` "
             "or `pip install .` again; or choose the engine pydensecrf."
         )
-    return "native" if native is not None and backend != "pydensecrf" else "pydensecrf"
+    if native is not None and backend != "pydensecrf":
+        return "native"
+    if not extras.is_here("pydensecrf"):
+        raise ValueError(extras.sentence("pydensecrf", "The CRF engine pydensecrf"))
+    return "pydensecrf"
 
 
 def _choose(backend: Backend) -> str:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import ray
 from pydantic import BaseModel
 
+from segcore import extras
 from segcore.crf import dense_crf
 from segcore.crf.dense_crf import CRF_PRESETS, CrfParams
 from segcore.images import masks
@@ -245,6 +246,8 @@ def gather(actors: list[Any], params: CrfParams | None) -> np.ndarray:
 
 def search_crf(job: TuneJob) -> TuneReport:
     """Evaluate the presets, a coarse grid, and ever smaller steps around the best; write what was found."""
+    if not extras.is_here("matplotlib"):  # Its chart comes last
+        raise JobError(extras.sentence("matplotlib"))
     storage.require_writable(storage.locate(job.output))
     with cluster.connected():
         search = Search(job)
