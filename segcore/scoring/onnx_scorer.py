@@ -8,6 +8,7 @@ import numpy as np
 
 from segcore import extras
 from segcore.images.decoding import ErrorKind, ImageError
+from segcore.models.card import ModelCard
 from segcore.models.checkpoint import LoadedModel
 from segcore.scoring import onnx_network
 from segcore.scoring.inference import InferenceParams, ScoreMap, check_images, check_params, finite, padded_px
@@ -20,7 +21,7 @@ def is_better(model: LoadedModel, params: InferenceParams, device: str) -> bool:
     """Whether to score by ONNX Runtime here: there is no torch, or it would take longer."""
     if not extras.is_here("torch"):
         return True
-    if not extras.is_here("onnxruntime") or _obstacle(model, params, device) is not None:
+    if not extras.is_here("onnxruntime") or _obstacle(model.card, params, device) is not None:
         return False
     import torch
 
@@ -30,14 +31,20 @@ def is_better(model: LoadedModel, params: InferenceParams, device: str) -> bool:
     return chosen.type == "cpu" and choose_precision(params.precision, chosen) == torch.float32
 
 
-def _obstacle(model: LoadedModel, params: InferenceParams, device: str) -> str | None:
+def require_usable(card: ModelCard, params: InferenceParams) -> None:
+    """ValueError, with the remedy, where torch is not installed and this model or these parameters need it."""
+    if not extras.is_here("torch") and (obstacle := _obstacle(card, params, "auto")) is not None:
+        raise ValueError(extras.sentence("torch", obstacle))
+
+
+def _obstacle(card: ModelCard, params: InferenceParams, device: str) -> str | None:
     """What torch is needed for, if it is."""
     for needed, what in (
-        (not onnx_network.takes(model.card) or model.card.untrained, model.name),
+        (not onnx_network.takes(card) or card.untrained, card.shown_name),
         (device not in ("auto", "cpu"), f"The device {device!r}"),
         (params.precision not in ("auto", "fp32"), f"Precision {params.precision}"),
         (params.scales != (1.0,) or params.mirror or params.crop_px is not None, "Test-time augmentation"),
-        (model.card.convention != "caffe", f"The convention {model.card.convention}"),
+        (card.convention != "caffe", f"The convention {card.convention}"),
     ):
         if needed:
             return what
@@ -63,8 +70,7 @@ class OnnxScorer:
         num_threads: int | None = None,
     ) -> None:
         check_params(params)
-        obstacle = _obstacle(model, params, device)
-        if obstacle is not None:
+        if (obstacle := _obstacle(model.card, params, device)) is not None:
             raise ValueError(extras.sentence("torch", obstacle))
         import onnxruntime
 

@@ -21,6 +21,7 @@ from tasks.results.gallery_images import Gallery, write_images
 from tasks.results.gallery_summary import CLASS_FLOOR, classes_of
 from tasks.results.photographs import Photographs
 from tasks.results.reading import Results
+from tasks.results.truth import Truth
 from tasks.storage import Location
 
 CHUNK_IMAGES = 1000
@@ -84,11 +85,13 @@ def write_gallery(
     place: Location,
     summary: dict[str, Any],
     advance: Callable[[int, int], None] | None,
+    truth: Truth | None = None,
 ) -> GalleryReport:
     """Write a gallery, in the place of one that is there.
 
     rows: of the images to show, num_images of them, with their masks. summary: what the page says of them, with what
     `about_run` says; the classes and counts of what is shown are added. advance: told how many images are done.
+    truth: masks to show beside those of the rows.
     Raises JobError where the folder holds something else.
     """
     start = time.monotonic()
@@ -98,7 +101,7 @@ def write_gallery(
         version = f"data-{uuid.uuid4().hex[:8]}"
         folder = place / version
         sheet = frozenset(np.linspace(0, num_images - 1, 2 * SHEET_IMAGES).astype(int).tolist())
-        gallery = Gallery(results, Photographs(results), sheet, folder)
+        gallery = Gallery(results, Photographs(results), sheet, folder, truth)
         done = write_images(gallery, rows, num_images, advance)
         classes: dict[int, str] = {}
         for image in done:
@@ -112,6 +115,7 @@ def write_gallery(
             "chunks": len(chunks),
             "chunk_images": CHUNK_IMAGES,
             "floor": CLASS_FLOOR,
+            "truths": sum(image.has_truth for image in done),
             "before_available": any(image.has_before for image in done),
             "classes": classes_of(classes, summary.pop("class_counts"), entries),
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),

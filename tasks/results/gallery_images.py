@@ -18,6 +18,7 @@ from segcore.images.rle import encode_runs
 from tasks.results.gallery_files import write_file, write_script
 from tasks.results.photographs import Photographs
 from tasks.results.reading import Results
+from tasks.results.truth import Truth
 from tasks.storage import Location
 
 _THUMB_SIDE_PX = 360
@@ -39,6 +40,9 @@ class Gallery:
     folder: Location
     """The versioned folder."""
 
+    truth: Truth | None = None
+    """True masks, where they are asked for."""
+
 
 @dataclass
 class ShownImage:
@@ -51,6 +55,9 @@ class ShownImage:
     missing: bool
     has_before: bool
     """Whether there is a second mask to compare with."""
+
+    has_truth: bool = False
+    """Whether the true mask is shown too."""
 
     picture: tuple[np.ndarray, np.ndarray, str] | None = None
     classes: dict[int, str] = field(default_factory=dict)
@@ -123,6 +130,9 @@ def _write_image(gallery: Gallery, number: int, row: dict[str, Any], data: bytes
         item["mask"] = _runs(shown)
         if row["mask_before_crf"] is not None:
             item["before"] = _runs(resize_labels(decode_mask(row["mask_before_crf"]), width, height))
+        true = None if gallery.truth is None else gallery.truth.read(row["image_id"])
+        if true is not None:
+            item["truth"] = _runs(resize_labels(true, width, height))
     write_script(gallery.folder / f"items/{name}.js", f"archive.item({number},", item)
     area = max(1, (row["mask_width"] or 0) * (row["mask_height"] or 0))
     entry = [
@@ -133,7 +143,7 @@ def _write_image(gallery: Gallery, number: int, row: dict[str, Any], data: bytes
         [[c["index"], round(c["pixels"] / area, 4), _rounded(c["confidence"])] for c in row["classes"] or ()],
         int(image is not None),
     ]
-    done = ShownImage(number, entry, image is None and row["error_kind"] is None, "before" in item)
+    done = ShownImage(number, entry, image is None and row["error_kind"] is None, "before" in item, "truth" in item)
     done.classes = {c["index"]: c["name"] for c in row["classes"] or ()}
     if number in gallery.sheet and labels is not None and image is not None:
         small = _smaller(image, _THUMB_SIDE_PX)

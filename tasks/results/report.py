@@ -45,6 +45,10 @@ class ReportJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings
     order: str | None = None
     """Which images come first where there are more, in SQL; by default a sample by their identities."""
 
+    truth: str | None = None
+    """True masks to show beside the prediction: a folder of PNG masks named as the images, whose values are the
+    model's labels, or a prepared dataset."""
+
 
 def build_report(job: ReportJob, advance: Callable[[int, int], None] | None = None) -> GalleryReport:
     """Make the gallery of a run, or make it anew. advance: told how many images are done, of how many.
@@ -66,6 +70,12 @@ def build_report(job: ReportJob, advance: Callable[[int, int], None] | None = No
         [(matching,)] = query.ask(job.output, f"SELECT count(*) FROM images{selecting}", results.run_id).rows()
     if not ids:
         raise JobError(f"No image of run {results.run_id} fits the condition {job.where!r}.")
+    truth = None
+    if job.truth is not None:
+        from tasks.results.truth import Truth
+
+        labels = query.ask(job.output, "SELECT DISTINCT label, class FROM objects", results.run_id).rows()
+        truth = Truth(job.truth, ids, dict(labels))
     notice = ""
     if matching > len(ids):
         capped = f" A gallery holds {MOST_IMAGES:,} at most." if job.images > MOST_IMAGES else ""
@@ -84,7 +94,7 @@ def build_report(job: ReportJob, advance: Callable[[int, int], None] | None = No
     }
     place = storage.locate(job.to) if job.to else results.output.gallery_folder(results.run_id)
     rows = results.rows_of(ids, _COLUMNS)
-    report = write_gallery(results, rows, len(ids), place, summary, advance)
+    report = write_gallery(results, rows, len(ids), place, summary, advance, truth)
     report.matching, report.query = matching, sql
     return report
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from segcore import extras
 from tasks import storage, storage_faults
 from tasks.errors import JobError
 
@@ -53,11 +54,11 @@ def _versions() -> str:
     if sys.version_info < (3, 11):  # noqa: UP036 - the doctor is asked where something is wrong
         raise JobError(f"Python {platform.python_version()} is too old: install Python 3.11 or newer.")
     named = [f"Python {platform.python_version()}"]
-    for package in ("segment-archive", "torch", "pyarrow", "ray", "prefect"):
+    for package in ("segment-archive", "onnxruntime", "pyarrow", "torch", "ray", "prefect"):
         try:
             named.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
-            if package in ("ray", "prefect"):  # Extras: one machine needs neither
+            if package in extras.EXTRAS:  # One machine and the default model need none of them
                 named.append(f"no {package}")
                 continue
             raise JobError(f"{package} is not installed: run `make setup`, or pip install the project.") from None
@@ -70,10 +71,14 @@ def _versions() -> str:
 
 
 def _device() -> str:
+    from tasks.processes import usable_cpus
+
+    if not extras.is_here("torch"):
+        gpu = f" {extras.sentence('torch', 'The GPU')}" if Path("/dev/nvidia0").exists() else ""
+        return f"{usable_cpus()} CPUs with fp32, by ONNX Runtime.{gpu}".removesuffix(".")
     import torch
 
     from segcore.scoring.device import choose_device, choose_precision
-    from tasks.processes import usable_cpus
 
     device = choose_device("auto")
     precision = str(choose_precision("auto", device)).removeprefix("torch.")

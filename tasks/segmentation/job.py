@@ -25,6 +25,7 @@ from segcore.images.decoding import MAX_PIXELS
 from segcore.models import checkpoint
 from segcore.predictor import PredictParams
 from segcore.scoring.inference import InferenceParams, relative_work
+from segcore.scoring.onnx_scorer import require_usable
 from tasks import progress, storage
 from tasks.archive import runs
 from tasks.archive.manifest import PART_IMAGES, Manifest, Part, extend
@@ -268,6 +269,7 @@ def _identify(job: ArchiveJob) -> Identity:
     try:
         card, digest = checkpoint.describe(local_model(job.model), untrained=job.untrained, seed=job.seed)
         predict = job.predict.resolved()
+        require_usable(card, predict.inference)
     except ValueError as error:
         raise JobError(str(error)) from None
     deciding = {

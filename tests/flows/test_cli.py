@@ -12,6 +12,7 @@ import flows.cli
 from flows import execution
 from tasks.segmentation.job import DEFAULT_MODEL
 from tests.console import invoke
+from tests.light import LIGHT, light_environment
 
 
 @pytest.fixture
@@ -191,7 +192,10 @@ def test_the_output_is_beside_the_source(tmp_path):
             output_beside(source)
 
 
-@pytest.mark.parametrize(("package", "extra"), [("ray", "cluster,train"), ("prefect", "prefect")])
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [("ray", "cluster,train"), ("prefect", "prefect"), ("torch", "torch"), ("matplotlib", "charts")],
+)
 def test_what_is_not_installed_is_named_with_the_line_that_installs_it(package, extra):
     sentence, status = execution.sentence_of(ModuleNotFoundError(f"No module named '{package}.x'", name=f"{package}.x"))
     assert status == 1 and f"pip install 'segment-archive[{extra}]'" in sentence
@@ -202,3 +206,39 @@ def test_segmenting_on_one_machine_needs_neither_ray_nor_prefect():
     blocked = "import sys, importlib\nsys.modules.update(ray=None, prefect=None)\n"
     code = f"{blocked}for m in {modules}: importlib.import_module(m)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("extra", "arguments"),
+    [
+        ("torch", ("show", "PHOTOGRAPHS/photo-0.jpg", "--untrained")),
+        ("torch", ("show", "PHOTOGRAPHS/photo-0.jpg", "--model", "deeplab_v2_resnet101", "--untrained")),
+        ("torch", ("show", "PHOTOGRAPHS/photo-0.jpg", "--mirror")),
+        ("pydensecrf", ("show", "PHOTOGRAPHS/photo-0.jpg", "--crf-engine", "pydensecrf")),
+        ("cluster,train", ("run", "PHOTOGRAPHS", "OUT", "--engine", "ray")),
+        ("torch", ("weights", "import", "PHOTOGRAPHS/photo-0.jpg", "--model", "pspnet50")),
+    ],
+)
+def test_a_command_of_an_extra_that_is_missing_says_the_line_that_installs_it(extra, arguments, photographs, tmp_path):
+    words = [word.replace("PHOTOGRAPHS", str(photographs)).replace("OUT", str(tmp_path / "out")) for word in arguments]
+    code = f"{LIGHT}\nfrom flows.cli import app\nfrom flows import execution\nexecution.main(lambda: app({words!r}))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert told.returncode == 1, told.stderr
+    assert f"pip install 'segment-archive[{extra}]'" in told.stderr and len(told.stderr.splitlines()) == 1
+
+
+def test_a_light_installation_segments_and_shows_the_result(photographs, tmp_path):
+    environment = os.environ | light_environment(tmp_path)
+    for arguments in (
+        ("run", photographs, tmp_path / "out", "--quiet", "--json"),
+        ("find", tmp_path / "out", "--json"),
+    ):
+        told = subprocess.run(
+            [sys.executable, "-m", "flows.cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=200,
+        )
+        assert told.returncode == 0, told.stderr
+    assert list((tmp_path / "out" / "report").glob("*/index.html"))

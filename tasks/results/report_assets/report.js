@@ -173,17 +173,18 @@ function masksOf(item, side) {
   const scale = Math.min(1, side / Math.max(width, height));
   const toWidth = Math.max(1, Math.round(width * scale)), toHeight = Math.max(1, Math.round(height * scale));
   const decode = (text) => (text ? scaled(decodeRuns(text, width * height), width, height, toWidth, toHeight) : null);
-  return { width: toWidth, height: toHeight, mask: decode(item.mask), before: decode(item.before) };
+  return { width: toWidth, height: toHeight, mask: decode(item.mask), before: decode(item.before), truth: decode(item.truth) };
 }
 
-function layerOf(masks) {
-  if (look.mode === "before") return masks.before;
+function layerOf(masks, mode = look.mode) {
+  if (mode === "before") return masks.before;
+  if (mode === "truth") return masks.truth;
   return masks.mask;
 }
 
 /* Fill: the classes in their colours, drawn under the opacity of the page. Lines: white beside black, seen on any photograph. */
-function paint(masks, fill, lines, lit = null) {
-  const labels = layerOf(masks);
+function paint(masks, fill, lines, lit = null, mode = look.mode) {
+  const labels = layerOf(masks, mode);
   const { width, height } = masks;
   for (const canvas of [fill, lines]) { canvas.width = width; canvas.height = height; }
   if (!labels) return;
@@ -195,13 +196,15 @@ function paint(masks, fill, lines, lit = null) {
     pattern[label] = look.colours === "safe" ? found.pattern : 0;
   }
   const image = new ImageData(width, height), out = new Uint32Array(image.data.buffer);
-  const changes = look.mode === "changes";
+  const against = mode === "changes" ? masks.before : mode === "wrong" ? masks.truth : null;
+  const compared = mode === "changes" || mode === "wrong";
+  const unsure = mode === "wrong" ? VOID : -1; // Where nobody says what is true, nothing is wrong
   const dark = rgba("#000000", 200), ink = rgba("#000000"), vivid = rgba("#ffd400");
   for (let y = 0, i = 0; y < height; y++) {
     for (let x = 0; x < width; x++, i++) {
       const label = labels[i];
       if (lit !== null) { if (label !== lit) out[i] = dark; continue; }
-      if (changes) { if (masks.before && masks.before[i] !== label) out[i] = (x + y) % 6 < 1 ? ink : vivid; continue; }
+      if (compared) { if (against && against[i] !== label && against[i] !== unsure) out[i] = (x + y) % 6 < 1 ? ink : vivid; continue; }
       const colour = palette[label];
       if (!colour) continue;
       const kind = pattern[label];
@@ -224,7 +227,9 @@ function paint(masks, fill, lines, lit = null) {
 
 /* ---------- what the person has chosen ---------- */
 
+const VOID = 255;
 const MODES = [["photo", "Photo"], ["mask", "Mask"], ["overlay", "Overlay"], ["before", "Before CRF"], ["changes", "Changes"]];
+const TRUTH_MODES = [["truth", "Truth"], ["wrong", "Wrong"]]; // Where the gallery has true masks
 const look = { mode: "overlay", opacity: 55, lines: true, colours: "safe" };
 // share: of each chosen class. A few pixels do not make a picture of it: `start` sets the floor that the summary names
 const blank = { classes: [], share: 0, low: 0, high: 1, kind: "all", search: "", sort: "archive", page: 0 };
@@ -371,7 +376,7 @@ function setMode(mode) {
   look.mode = mode;
   document.documentElement.dataset.mode = mode;
   document.querySelectorAll("[data-mode-of]").forEach((b) => b.setAttribute("aria-pressed", String(b.dataset.modeOf === mode)));
-  const kinds = { before: 1, changes: 2 };
+  const kinds = { before: 1, changes: 2, truth: 3, wrong: 4 };
   if ((kinds[drawn] || 0) !== (kinds[mode] || 0)) repaint();
 }
 
@@ -572,14 +577,17 @@ let zoom = null;
 const MOST_ZOOM = 16;
 
 /* Wheel, pinch, buttons and keys zoom a frame; dragging moves it. Everything in the frame follows three variables. */
-function zoomable(frame) {
+function zoomable(frame, beside = null) {
   let scale = 1, x = 0, y = 0; // Offsets as parts of the frame
   const pointers = new Map();
   const apply = () => {
     x = Math.min(0, Math.max(1 - scale, x));
     y = Math.min(0, Math.max(1 - scale, y));
-    for (const [name, value] of Object.entries({ "--zoom": scale, "--x": `${100 * x}%`, "--y": `${100 * y}%` })) frame.style.setProperty(name, value);
-    frame.toggleAttribute("data-zoomed", scale > 1);
+    for (const moved of [frame, beside]) {
+      if (!moved) continue;
+      for (const [name, value] of Object.entries({ "--zoom": scale, "--x": `${100 * x}%`, "--y": `${100 * y}%` })) moved.style.setProperty(name, value);
+      moved.toggleAttribute("data-zoomed", scale > 1);
+    }
   };
   const part = (event) => {
     const box = frame.getBoundingClientRect();
@@ -636,9 +644,13 @@ async function imagePage(id) {
   const { frame, fill, lines } = picture(n, "photos", true);
   const under = make("p", { class: "under", "aria-hidden": "true" }, entry[ERROR] === null ? "Point at the image to name what is there." : "");
   const masks = fill && item ? masksOf(item, 1e9) : null;
-  zoom = zoomable(frame);
+  const truth = masks && masks.truth ? picture(n, "photos", true) : null;
+  zoom = zoomable(frame, truth && truth.frame);
   let lit = null;
-  repaint = () => { if (masks) paint(masks, fill, lines, lit); };
+  repaint = () => {
+    if (masks) paint(masks, fill, lines, lit);
+    if (truth) paint({ ...masks, mask: masks.truth, before: null, truth: null }, truth.fill, truth.lines, lit, "mask");
+  };
   repaint();
   const neighbour = (by, text, key) => {
     const other = order[at + by];
@@ -695,7 +707,9 @@ async function imagePage(id) {
     make("div", { class: "way" }, back, neighbour(-1, "← Previous", "previous"), neighbour(1, "Next →", "next"), pickButton(n, true),
       make("span", { class: "place" }, `${number.format(at + 1)} of ${number.format(order.length)}`)),
     make("div", { class: "bar way" }, controls()),
-    make("div", { class: "stage" }, frame, make("div", { class: "zoom", role: "group", "aria-label": "Zoom" },
+    make("div", { class: "stage" },
+      truth ? make("div", { class: "beside" }, make("figure", {}, frame, make("figcaption", {}, "Prediction")), make("figure", { id: "truth" }, truth.frame, make("figcaption", {}, "Truth"))) : frame,
+      make("div", { class: "zoom", role: "group", "aria-label": "Zoom" },
       make("button", { class: "button", type: "button", id: "zoom-out", "aria-label": "Zoom out", onclick: () => zoom.by(1 / 1.5) }, "−"),
       make("button", { class: "button", type: "button", id: "zoom-fit", "aria-label": "Fit the whole image", onclick: () => zoom.fit() }, "Fit"),
       make("button", { class: "button", type: "button", id: "zoom-in", "aria-label": "Zoom in", onclick: () => zoom.by(1.5) }, "+")), under),
@@ -708,7 +722,7 @@ async function imagePage(id) {
           make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Class"), make("th", { scope: "col", class: "number" }, "Share"), make("th", { scope: "col", class: "number" }, "Pixels"), make("th", { scope: "col", class: "number" }, "Conf."))),
           make("tbody", {}, rows))) : null,
       make("section", { "aria-label": "Facts" }, make("dl", {}, facts.map(([name, value]) => [make("dt", {}, name), make("dd", {}, String(value))]))),
-      make("p", { class: "keys" }, make("kbd", {}, "←"), " ", make("kbd", {}, "→"), " neighbours  ", make("kbd", {}, "1"), "–", make("kbd", {}, "5"), " view  ", make("kbd", {}, "["), " ", make("kbd", {}, "]"), " opacity  ", make("kbd", {}, "o"), " outlines  ", make("kbd", {}, "+"), " ", make("kbd", {}, "-"), " ", make("kbd", {}, "0"), " zoom  ", make("kbd", {}, "s"), " select  ", make("kbd", {}, "Esc"), " gallery"))));
+      make("p", { class: "keys" }, make("kbd", {}, "←"), " ", make("kbd", {}, "→"), " neighbours  ", make("kbd", {}, "1"), "–", make("kbd", {}, String(MODES.length)), " view  ", make("kbd", {}, "["), " ", make("kbd", {}, "]"), " opacity  ", make("kbd", {}, "o"), " outlines  ", make("kbd", {}, "+"), " ", make("kbd", {}, "-"), " ", make("kbd", {}, "0"), " zoom  ", make("kbd", {}, "s"), " select  ", make("kbd", {}, "Esc"), " gallery"))));
   main.focus({ preventScroll: true });
   scrollTo(0, 0);
 }
@@ -762,7 +776,7 @@ function runPage() {
       make("section", {}, make("h2", {}, "Errors by reason"), errors.length ? bars(errors, " bad", (kind) => hashOf({ ...blank, kind })) : make("p", { class: "muted" }, "None: every image has a mask."))),
     make("section", {}, make("h2", {}, "What this gallery shows"), make("pre", {}, summary.query), make("p", { class: "muted" }, "Another selection:"), make("pre", {}, summary.again)),
     make("section", {}, make("h2", {}, "Keys"), make("p", { class: "keys" },
-      make("kbd", {}, "1"), "–", make("kbd", {}, "5"), " photo, mask, overlay, before, changes   ", make("kbd", {}, "["), " ", make("kbd", {}, "]"), " opacity   ", make("kbd", {}, "o"), " outlines   ",
+      make("kbd", {}, "1"), "–", make("kbd", {}, String(MODES.length)), ` ${MODES.map(([, name]) => name.toLowerCase()).join(", ")}   `, make("kbd", {}, "["), " ", make("kbd", {}, "]"), " opacity   ", make("kbd", {}, "o"), " outlines   ",
       make("kbd", {}, "/"), " search   ", make("kbd", {}, "←"), " ", make("kbd", {}, "→"), " ", make("kbd", {}, "↑"), " ", make("kbd", {}, "↓"), " from image to image   ", make("kbd", {}, "Esc"), " back to the gallery"))));
   main.focus({ preventScroll: true });
   scrollTo(0, 0);
@@ -862,6 +876,7 @@ async function start() {
   try { for (const id of JSON.parse(recall(`picked-${summary.run_id}`) || "[]")) picked.add(id); } catch { /* Not ours */ }
   blank.share = summary.floor;
   asked = { ...blank };
+  if (summary.truths) MODES.push(...TRUTH_MODES);
   prepareClasses();
   await loadChunk(0);
   route();
