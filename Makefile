@@ -12,7 +12,7 @@ ENGINE := $(wildcard segcore/crf/engine/* segcore/models/layers_cpu/* CMakeLists
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # One interpreter of 3.11 and one of 3.12 or later: what each builds serves that version, or all from 3.12 on
-WHEEL_PYTHONS ?= $(shell for version in 3.11 3.12; do command -v python$$version \
+WHEEL_PYTHONS ?= $(shell for version in 3.11 3.12; do python$$version -c 'import sys; print(sys.executable)' 2>/dev/null \
 	|| ls -d $(HOME)/.pyenv/versions/$$version.*/bin/python 2>/dev/null | tail -1; done)
 WHEEL_TOOLS := .run/wheel-tools
 

@@ -95,6 +95,7 @@ def submission(
     *,
     comp: Annotated[int, Parameter(help="5: trained on VOC's data alone; 6: on anything.")] = 6,
     run: Annotated[str | None, Parameter(help="Run of the archive, where it holds several.")] = None,
+    json: Json = False,
 ) -> None:
     """Write the masks of an archive as a submission to the VOC test server, checked and packed.
 
@@ -105,11 +106,16 @@ def submission(
     from tasks.evaluation.submission import doubts_about, write_submission
 
     try:
-        for doubt in doubts_about(ids):
+        doubts = list(doubts_about(ids))
+        for doubt in doubts:
             print(f"segment-archive: warning: {ids} does not look like the test set. {doubt}", file=sys.stderr)
-        print(write_submission(archive, ids, destination, comp=comp, run_id=run))
+        told = write_submission(archive, ids, destination, comp=comp, run_id=run)
     except ValueError as error:
         raise JobError(str(error)) from None
+    if json:
+        screen.print_json({"destination": destination, "comp": comp, "doubts": doubts, "told": told})
+    else:
+        print(told)
 
 
 def _show(output: str) -> None:

@@ -60,7 +60,12 @@ def train(
 
 
 def recipes(*, json: Json = False) -> None:
-    """List the recipes that `train` knows."""
+    """List the recipes that `train` knows.
+
+    For example:
+
+    segment-archive recipes
+    """
     from tasks.models.names import recipes as all_recipes
     from tasks.training.job import describe_recipes
 

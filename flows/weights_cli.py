@@ -27,6 +27,7 @@ def import_file(
     ] = None,
     as_init: Annotated[bool, flag("Take the backbone only, to start training from.")] = False,
     replace: Annotated[bool, flag("Put it in the place of weights of that name.")] = False,
+    json: Json = False,
 ) -> None:
     """Import weights that others published; their layout is recognised.
 
@@ -43,7 +44,7 @@ def import_file(
         )
     except (ValueError, OSError) as error:
         raise JobError(str(error)) from None
-    print(imported)
+    _show(imported, name or model, json)
 
 
 @weights.command
@@ -52,6 +53,7 @@ def pull(
     /,
     *,
     replace: Annotated[bool, flag("Fetch it again.")] = False,
+    json: Json = False,
 ) -> None:
     """Fetch, check and import published weights; continues a download that was interrupted.
 
@@ -66,15 +68,28 @@ def pull(
         print(f"\r{name}: {share}", end="", file=sys.stderr, flush=True)
 
     try:
-        pulled = weights.pull(name, replace=replace, progress=show if sys.stderr.isatty() else None)
+        pulled = weights.pull(name, replace=replace, progress=show if sys.stderr.isatty() and not json else None)
     except (ValueError, OSError) as error:
         raise JobError(str(error)) from None
-    print(pulled)
+    _show(pulled, name, json)
+
+
+def _show(told: str, name: str, json: bool) -> None:
+    """What was made, and the name that --model finds it under."""
+    if json:
+        screen.print_json({"model": name, "told": told})
+    else:
+        print(told)
 
 
 @weights.command(name="list")
 def list_catalogue(*, json: Json = False) -> None:
-    """List what can be pulled: name, training split, score, licence, and whether we have fetched it ourselves."""
+    """List what can be pulled: name, training split, score, licence, and whether we have fetched it ourselves.
+
+    For example:
+
+    segment-archive weights list --json
+    """
     from tasks.models import weights
 
     entries = weights.read_catalogue()
@@ -89,7 +104,14 @@ def list_catalogue(*, json: Json = False) -> None:
 
 
 def models(*, json: Json = False) -> None:
-    """List the models: parameters at 21 classes, published mean IoU on VOC 2012, weights at hand."""
+    """List the models: parameters at 21 classes, published mean IoU on VOC 2012, weights at hand.
+
+    For example:
+
+    segment-archive models
+
+    segment-archive models --json
+    """
     from tasks.models import weights
 
     rows = weights.list_models()
@@ -106,6 +128,10 @@ def presets(*, json: Json = False) -> None:
     """List the published CRF parameters, which --crf-preset takes by name.
 
     w1, xy and rgb belong to the appearance kernel, w2 and xy2 to the smoothness kernel.
+
+    For example:
+
+    segment-archive presets
     """
     from tasks.models.names import presets as all_presets
 

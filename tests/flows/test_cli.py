@@ -1,5 +1,7 @@
 """The console command in processes of its own: words, exit statuses, and no traceback."""
 
+import importlib
+import inspect
 import json
 import os
 import shutil
@@ -7,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from cyclopts import App
 
 import flows.cli
 from flows import execution
@@ -242,3 +245,24 @@ def test_a_light_installation_segments_and_shows_the_result(photographs, tmp_pat
         )
         assert told.returncode == 0, told.stderr
     assert list((tmp_path / "out" / "report").glob("*/index.html"))
+
+
+def _functions():
+    """Every command with its function."""
+    for commands in flows.cli.COMMANDS.values():
+        for name, (where, _) in commands.items():
+            module, _, attribute = where.partition(":")
+            found = getattr(importlib.import_module(module), attribute)
+            if not isinstance(found, App):
+                yield name, found
+                continue
+            for inner in found:
+                if not inner.startswith("-"):
+                    yield f"{name} {inner}", found[inner].default_command
+
+
+def test_every_command_has_an_example_and_prints_its_result_for_scripts():
+    for name, function in _functions():
+        assert "For example:\n\n    segment-archive" in function.__doc__, name
+        if name != "completion":  # Its result is a script
+            assert "json" in inspect.signature(function).parameters, name
