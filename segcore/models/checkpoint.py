@@ -155,7 +155,7 @@ def load_packed(packed: PackedModel) -> LoadedModel:
 
 def _without_torch(packed: PackedModel, card: ModelCard) -> dict[str, np.ndarray]:
     """The tensors of the file as float32. ValueError: a network that ONNX Runtime is not given, a damaged file."""
-    from segcore.scoring import onnx_network
+    from segcore.models import onnx_network
 
     if not onnx_network.takes(card):
         raise ValueError(extras.sentence("torch", card.shown_name))

@@ -8,9 +8,9 @@ import numpy as np
 
 from segcore import extras
 from segcore.images.decoding import ErrorKind, ImageError
+from segcore.models import onnx_network
 from segcore.models.card import ModelCard
 from segcore.models.checkpoint import LoadedModel
-from segcore.scoring import onnx_network
 from segcore.scoring.inference import InferenceParams, ScoreMap, check_images, check_params, finite, padded_px
 
 _LOWEST = -65504.0

@@ -9,10 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from segcore import models
-from segcore.models import checkpoint, lite
+from segcore.models import checkpoint, lite, onnx_network
+from segcore.models.onnx_network import averages, interpolation
 from segcore.models.variants import VARIANTS
-from segcore.scoring import onnx_network
-from segcore.scoring.onnx_network import averages, interpolation
 
 
 @pytest.fixture(autouse=True)
