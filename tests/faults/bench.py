@@ -31,7 +31,8 @@ MARK = "SEGMENT_ARCHIVE_FAULTS"
 
 NUM_PHOTOGRAPHS = 96
 LONG_SIDE_PX = 257
-PATIENCE_S = 240.0
+PATIENCE_S = 1200.0
+"""For whatever must come in the end, also on a machine that is busy with other things."""
 
 Rows = dict[str, str]
 """By image: digest of its mask, or its kind of error."""
