@@ -90,10 +90,17 @@ def prefect_server() -> Iterator[None]:
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=280):
         os.environ["PREFECT_API_URL"] = str(PREFECT_API_URL.value())  # For commands in processes of their own
         yield
         del os.environ["PREFECT_API_URL"]
+
+
+@pytest.fixture(autouse=True)
+def _prefect_only_where_asked_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands of other tests run without the server, whichever tests came before in this process."""
+    if "prefect_server" not in request.fixturenames:
+        monkeypatch.delenv("PREFECT_API_URL", raising=False)
 
 
 @pytest.fixture(scope="session")

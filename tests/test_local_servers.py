@@ -15,7 +15,8 @@ from tests.conftest import ROOT, photograph
 from tests.datasets import make_dataset
 from tests.processes import marked
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+# One after the other: both look for free ports from the same numbers on
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("up")]
 
 DEPLOYMENT = "segment-archive/default"
 NUM_PHOTOGRAPHS = 28

@@ -68,7 +68,6 @@ def test_the_commands_of_the_readme_run(s3_server, tmp_path, monkeypatch):
     shutil.copy(photos / "cat.jpg", tmp_path / "photo.jpg")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("BROWSER", "true")
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)  # Of other tests' server
     monkeypatch.chdir(tmp_path)
     for line in commands("README.md"):
         if line in NOT_RUN:

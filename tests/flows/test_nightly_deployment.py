@@ -17,7 +17,8 @@ from tests.conftest import ROOT
 from tests.evaluation_data import INFERENCE, save_model, small_dataset
 from tests.test_local_servers import Operator, local
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+# One after the other: both look for free ports from the same numbers on
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.xdist_group("up")]
 
 
 class Pager(http.server.BaseHTTPRequestHandler):

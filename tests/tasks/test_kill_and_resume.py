@@ -82,8 +82,7 @@ def test_a_download_killed_at_random_moments(tmp_path):
     assert [file.name for file in target.parent.iterdir()] == ["w"]
 
 
-def test_prepare_killed_in_every_step_ends_as_if_nothing_had_been(tmp_path, monkeypatch):
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)  # Of other tests' server
+def test_prepare_killed_in_every_step_ends_as_if_nothing_had_been(tmp_path):
     voc, sbd = voc_and_sbd(tmp_path)
     (tmp_path / "root").mkdir()
     text = ""
