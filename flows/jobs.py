@@ -37,20 +37,21 @@ class Step(Protocol):
 
 def segment_archive(job: ArchiveJob, step: Step) -> ArchiveReport:
     """Give every image of an archive a mask, and say what is in it."""
-    from tasks import engines
+    from tasks import engines, processes
 
-    with engines.opened(job.engine, cpus=job.cpus, gpus=job.gpus) as engine:
-        if _is_new(job.output):
-            engine.begin()  # While this process loads what it needs itself
-        from tasks.segmentation.job import list_archive
-        from tasks.segmentation.session import segment_remaining
+    with processes.without_pandas():
+        with engines.opened(job.engine, cpus=job.cpus, gpus=job.gpus) as engine:
+            if _is_new(job.output):
+                engine.begin()  # While this process loads what it needs itself
+            from tasks.segmentation.job import list_archive
+            from tasks.segmentation.session import segment_remaining
 
-        plan = step(list_archive, again=True)(job, engine)
-        session = step(segment_remaining, again=True)(job, plan, engine)
-    from tasks.segmentation.finish import publish_gallery, publish_report
+            plan = step(list_archive, again=True)(job, engine)
+            session = step(segment_remaining, again=True)(job, plan, engine)
+        from tasks.segmentation.finish import publish_gallery, publish_report
 
-    report = step(publish_report, again=True)(job, plan, session)
-    return step(publish_gallery)(job, report)
+        report = step(publish_report, again=True)(job, plan, session)
+        return step(publish_gallery)(job, report)
 
 
 def _is_new(output: str) -> bool:

@@ -91,6 +91,7 @@ class Terminal:
             TextColumn("{task.fields[words]}", markup=False),
             console=self.console,
             transient=True,
+            refresh_per_second=4,
         )
         self._bar.start()
         self._task = self._bar.add_task(state.title, total=state.total, completed=state.done, words="starting")

@@ -214,7 +214,7 @@ class Manifest:
     def _read(self, name: str, columns: list[str] | None = None) -> tuple[pa.Table, bool]:
         data = storage.read_bytes(self.folder / name)
         with whole_parquet(self.folder / name, REMEDY):
-            table = pq.read_table(pa.BufferReader(data), columns=columns, partitioning=None)
+            table = pq.ParquetFile(pa.BufferReader(data)).read(columns)
         return table, table.schema.metadata.get(b"refresh") == b"1"
 
 

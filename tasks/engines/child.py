@@ -23,7 +23,7 @@ def main() -> None:
     _connection = processes.connect()
     function: Any = None
     shared: tuple[Any, ...] = ()
-    with contextlib.suppress(EOFError, OSError):
+    with contextlib.suppress(EOFError, OSError), processes.without_pandas():
         while True:
             kind, *rest = pickle.loads(_connection.recv_bytes())
             try:

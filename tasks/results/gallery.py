@@ -127,7 +127,7 @@ def write_gallery(
         pictures = pictures[:: max(1, round(len(pictures) / SHEET_IMAGES))][:SHEET_IMAGES]
         if pictures:
             buffer = io.BytesIO()
-            contact_sheet(pictures).save(buffer, format="PNG")
+            contact_sheet(pictures).save(buffer, format="PNG", compress_level=1)
             write_file(place / SHEET, buffer.getvalue(), "image/png")
         facts = {"run_id": results.run_id, "shown": len(entries), "query": summary["query"], "folder": version}
         write_file(place / "report.json", f"{json.dumps(facts, indent=1)}\n".encode(), "application/json")

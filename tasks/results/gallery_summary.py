@@ -4,7 +4,6 @@ import collections
 from typing import Any
 
 from segcore.voc import palette
-from tasks.results import query
 from tasks.results.reading import Results
 
 CLASS_FLOOR = 0.01
@@ -30,17 +29,15 @@ def about_run(results: Results) -> dict[str, Any]:
         ("Throughput", f"{images / seconds:.2f} images/s over {len(sessions)} session(s)" if seconds else None),
         ("Workers", sessions[-1].get("workers") if sessions else None),
     ]
-    counts = record.get("classes")
-    if counts is None:  # Not finished: counted now
+    counts, errors = record.get("classes"), record.get("errors")
+    if counts is None or errors is None:  # Not finished: counted now
+        from tasks.results import query
+
         sql = "SELECT class, count(*), sum(pixels)::BIGINT FROM objects GROUP BY ALL"
         rows = query.ask(results.output.uri, sql, results.run_id).rows()
         counts = {name: {"images": images, "pixels": pixels} for name, images, pixels in rows}
-    errors = record.get("errors")
-    if errors is None:
-        rows = query.ask(
-            results.output.uri, "SELECT error_kind, count(*) FROM errors GROUP BY 1", results.run_id
-        ).rows()
-        errors = dict(rows)
+        sql = "SELECT error_kind, count(*) FROM errors GROUP BY 1"
+        errors = dict(query.ask(results.output.uri, sql, results.run_id).rows())
     num_rows = results.num_rows
     return {
         "run_id": results.run_id,

@@ -118,7 +118,9 @@ class Results:
 
     @cached_property
     def num_rows(self) -> int:
-        """Images, error rows included; from the files' footers."""
+        """Images, error rows included: of a finished run as they were proved, else from the files' footers."""
+        if self.is_finished and isinstance(self.record.get("images"), int):
+            return int(self.record["images"])
         with self._naming_the_damaged():
             return int(self.dataset.count_rows())
 

@@ -56,8 +56,6 @@ def build_report(job: ReportJob, advance: Callable[[int, int], None] | None = No
     Raises JobError where the run has no such images, or the folder holds something else.
     """
     output = storage.locate(job.output)
-    # DuckDB and what it brings: not before somebody wants a gallery
-    from tasks.results import query
     from tasks.results.gallery import write_gallery
     from tasks.results.gallery_summary import about_run, title_of
     from tasks.results.reading import open_results
@@ -66,21 +64,27 @@ def build_report(job: ReportJob, advance: Callable[[int, int], None] | None = No
         results = open_results(job.output, job.run)
         asked, selecting = min(job.images, MOST_IMAGES), f" WHERE {job.where}" if job.where else ""
         sql = f"SELECT image_id FROM images{selecting} ORDER BY {job.order or 'md5(image_id)'} LIMIT {asked}"
-        ids = [row[0] for row in query.ask(job.output, sql, results.run_id).rows()]
-        [(matching,)] = query.ask(job.output, f"SELECT count(*) FROM images{selecting}", results.run_id).rows()
-    if not ids:
-        raise JobError(f"No image of run {results.run_id} fits the condition {job.where!r}.")
-    truth = None
-    if job.truth is not None:
-        from tasks.results.truth import Truth
+        truth = None
+        if job.where or job.order or job.truth or results.num_rows > asked:
+            from tasks.results import query  # DuckDB, and what it brings
 
-        labels = query.ask(job.output, "SELECT DISTINCT label, class FROM objects", results.run_id).rows()
-        truth = Truth(job.truth, ids, dict(labels))
+            ids = [row[0] for row in query.ask(job.output, sql, results.run_id).rows()]
+            [(matching,)] = query.ask(job.output, f"SELECT count(*) FROM images{selecting}", results.run_id).rows()
+            shown, rows = len(ids), results.rows_of(ids, _COLUMNS)
+            if ids and job.truth is not None:
+                from tasks.results.truth import Truth
+
+                labels = query.ask(job.output, "SELECT DISTINCT label, class FROM objects", results.run_id).rows()
+                truth = Truth(job.truth, ids, dict(labels))
+        else:
+            shown, matching, rows = results.num_rows, results.num_rows, results.rows(_COLUMNS)
+    if not shown:
+        raise JobError(f"No image of run {results.run_id} fits the condition {job.where!r}.")
     notice = ""
-    if matching > len(ids):
+    if matching > shown:
         capped = f" A gallery holds {MOST_IMAGES:,} at most." if job.images > MOST_IMAGES else ""
         how = "those that come first" if job.order else "a sample of all"
-        notice = f"{len(ids):,} of {matching:,} images are shown: {how}.{capped} This query selects them:"
+        notice = f"{shown:,} of {matching:,} images are shown: {how}.{capped} This query selects them:"
     summary = {
         "kind": "run",
         "title": title_of(results),
@@ -93,8 +97,7 @@ def build_report(job: ReportJob, advance: Callable[[int, int], None] | None = No
         **about_run(results),
     }
     place = storage.locate(job.to) if job.to else results.output.gallery_folder(results.run_id)
-    rows = results.rows_of(ids, _COLUMNS)
-    report = write_gallery(results, rows, len(ids), place, summary, advance, truth)
+    report = write_gallery(results, rows, shown, place, summary, advance, truth)
     report.matching, report.query = matching, sql
     return report
 

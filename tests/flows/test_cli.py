@@ -266,3 +266,14 @@ def test_every_command_has_an_example_and_prints_its_result_for_scripts():
         assert "For example:\n\n    segment-archive" in function.__doc__, name
         if name != "completion":  # Its result is a script
             assert "json" in inspect.signature(function).parameters, name
+
+
+def test_a_run_on_one_machine_loads_neither_torch_nor_pandas_nor_duckdb_in_the_console(photographs, tmp_path):
+    code = (
+        "import sys, flows.cli\nflows.cli.app(sys.argv[1:])\n"
+        "print([name for name in ('torch', 'pandas', 'duckdb', 'ray', 'prefect') if sys.modules.get(name)])"
+    )
+    asked = ["run", str(photographs), str(tmp_path / "out"), "--engine", "local", "--long-side", "65", "--no-crf"]
+    done = subprocess.run([sys.executable, "-c", code, *asked], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout
+    assert (tmp_path / "out" / "report").is_dir()
