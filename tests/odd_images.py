@@ -213,3 +213,39 @@ def bmp_without_alpha(image: Image.Image) -> bytes:
     head = struct.pack("<IiiHHIIiiII", 108, *image.size, 1, 32, 3, len(pixels), 2835, 2835, 0, 0)
     head += struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
     return b"BM" + struct.pack("<IHHI", 14 + len(head) + len(pixels), 0, 0, 14 + len(head)) + head + pixels
+
+
+def noisy_picture(size: tuple[int, int] = (480, 300)) -> Image.Image:
+    """A picture whose every row differs from its neighbours, so that a codec spends bytes on all of them."""
+    noise = np.random.default_rng(0).integers(-12, 13, (size[1], size[0], 3))
+    return Image.fromarray((np.asarray(picture().resize(size)) + noise).clip(0, 255).astype(np.uint8))
+
+
+def cut_files() -> dict[str, tuple[bytes, bytes]]:
+    """Whole files with what is left of each when their last bytes are missing: not more than a tenth of the rows."""
+    image = noisy_picture()
+    files = {
+        "cut.bmp": (saved(image, "BMP"), 0.08),
+        "palette-cut.bmp": (saved(image.quantize(64), "BMP"), 0.05),
+        "cut.gif": (saved(image, "GIF", interlace=0), 0.06),
+        "interlaced-cut.gif": (saved(image, "GIF"), 0.06),
+        "cut.webp": (saved(image, "WEBP", quality=90), 0.05),
+        "lossless-cut.webp": (saved(image, "WEBP", lossless=True), 0.05),
+        "cut.tif": (saved(image, "TIFF"), 0.08),
+        "cut.avif": (saved(image, "AVIF", speed=10), 0.005),
+        "cut.heic": (saved(image, "HEIF", quality=90), 0.01),
+        "cut.jpg": (saved(image, "JPEG", quality=90), 0.02),
+        "cut.png": (saved(image, "PNG"), 0.05),
+    }
+    return {name: (data, data[: int(len(data) * (1 - share))]) for name, (data, share) in files.items()}
+
+
+def with_broken_exif(format_: str) -> dict[str, bytes]:
+    """An AVIF or HEIC whose EXIF is garbage, has an offset far outside, or is cut short."""
+    block = Image.Exif()
+    block[270] = "A description, so that there is something"
+    whole = saved(picture(), format_, quality=95, exif=block.tobytes())
+    at = max(whole.rfind(b"MM\0*"), whole.rfind(b"II*\0"))
+    assert at > 0
+    broken = {"garbage": b"no EXIF here", "far-offset": b"MM\0*\xff\xff\xff\xf0\xff\xff", "empty": bytes(12)}
+    return {name: whole[:at] + start + whole[at + len(start) :] for name, start in broken.items()}

@@ -136,7 +136,7 @@ def decode(data: bytes, long_side_px: int | None = None, max_pixels: int = MAX_P
     except ImageError as error:
         if error.kind not in (ErrorKind.CORRUPT, ErrorKind.TRUNCATED, ErrorKind.NOT_AN_IMAGE):
             raise
-        for attempt in (_read_without_metadata, _read_cut_jpeg, _read_cut_png):
+        for attempt in (_read_without_metadata, _read_cut_jpeg, _read_cut_png, _read_cut_other):
             photograph = attempt(bare, long_side_px, most)
             if photograph is not None:
                 return photograph
@@ -255,6 +255,65 @@ def _share_of_rows(start: bytes) -> float:
             shown.append(np.asarray(opened).reshape(opened.height, -1))
     rows = (shown[0] != shown[1]).any(axis=1)
     return float(rows.argmax() / len(rows)) if rows.any() else 1.0
+
+
+def _read_cut_other(bare: Bare, long_side_px: int | None, max_pixels: int) -> Photograph | None:
+    """The picture of another file that is cut; rows that are missing repeat the last one that is there."""
+    if bare.data.startswith((containers.JPEG_START, PNG_SIGNATURE)):
+        return None
+    if bare.data.startswith(b"GIF8"):
+        return _read_cut_gif(bare, long_side_px, max_pixels)
+    read: list[Photograph] = []
+    for data in containers.completed(bare.data):
+        with contextlib.suppress(ImageError):
+            read.append(_explained(functools.partial(_read, Bare(data), None, max_pixels)))
+        if len(read) == 2:
+            break
+    if len(read) < 2:
+        return None
+    image = read[0].image.copy()
+    missing = (image != read[1].image).any(axis=2)
+    # Upright by now: rows may have become columns, and a BMP begins at the bottom
+    spans = [np.flatnonzero(missing.any(axis=axis)) for axis in (1, 0)]
+    if not len(spans[0]):
+        what = _joined(read[0].note, "the file has no end")
+        return replace(from_picture(image, long_side_px, max_pixels), note=what)
+    shares = [1 - (span[-1] + 1 - span[0]) / size for span, size in zip(spans, missing.shape, strict=True)]
+    axis = int(np.argmax(shares))
+    if shares[axis] < MIN_ROWS:
+        return None
+    lines = image if axis == 0 else image.swapaxes(0, 1)
+    first, end = spans[axis][0], spans[axis][-1] + 1
+    lines[first:end] = lines[first - 1] if first else lines[end]
+    what = _joined(read[0].note, f"the file is cut: {shares[axis]:.0%} of its rows are there")
+    return replace(from_picture(image, long_side_px, max_pixels), note=what)
+
+
+def _read_cut_gif(bare: Bare, long_side_px: int | None, max_pixels: int) -> Photograph | None:
+    """The same of a GIF, whose missing rows all have colour 0, and lie apart where it is interlaced."""
+    for data in containers.completed(bare.data):
+        with contextlib.suppress(ImageError, OSError), Image.open(io.BytesIO(data), formats=("GIF",)) as opened:
+            if opened.width * opened.height > max_pixels:
+                return None
+            colours = np.array(opened)
+            missing = (colours == 0).reshape(len(colours), -1).all(axis=1)
+            empty = np.flatnonzero(missing)
+            if len(empty):  # The row that was drawn before them is empty in part
+                missing[max(0, empty[0] - (2 if len(empty) > 1 and empty[1] - empty[0] == 2 else 1))] = True
+            share = 1 - missing.mean()
+            if share < MIN_ROWS:
+                return None
+            for row in np.flatnonzero(missing):
+                colours[row] = colours[row - 1]
+            filled = Image.fromarray(colours)
+            if opened.mode == "P" and opened.palette is not None:
+                filled.putpalette(opened.palette.palette, opened.palette.mode)
+            buffer = io.BytesIO()
+            filled.save(buffer, "PNG", compress_level=1, transparency=opened.info.get("transparency"))
+            note = f"the GIF is cut: {share:.0%} of its rows are there"
+            whole = replace(bare, data=buffer.getvalue(), notes=[*bare.notes, note])
+            return _explained(functools.partial(_read, whole, long_side_px, max_pixels))
+    return None
 
 
 def _read_cut_png(bare: Bare, long_side_px: int | None, max_pixels: int) -> Photograph | None:

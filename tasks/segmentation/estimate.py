@@ -12,13 +12,10 @@ from tasks import storage
 from tasks.archive.entries import Entry
 from tasks.archive.sources import Source, list_source
 from tasks.errors import JobError
-from tasks.segmentation.job import ArchiveJob, identify, mask_params
+from tasks.segmentation.job import START_S, ArchiveJob, identify, mask_params
 from tasks.stream.staged import StagedWorker
 from tasks.stream.units import STAGES, Destination, Unit
 from tasks.stream.worker import UnitWork
-
-START_S = 30.0
-"""Until the workers of a job have started."""
 
 _WARM_UP_IMAGES = 1
 

@@ -221,7 +221,7 @@ class Identity:
     """Everything that went into the run id."""
 
 
-_START_S = 4.0
+START_S = 4.0
 """Until the workers of the local engine have loaded torch and the model."""
 
 
@@ -234,7 +234,7 @@ def _what_will_happen(job: ArchiveJob, identity: Identity, images: int, remainin
         return f"{where}."
     cores = len(os.sched_getaffinity(0))
     # Fitted to docs/benchmarks-archive.md: LargeFOV, whose work is 1, takes 0.75 s of a core with everything around it
-    seconds = _START_S + remaining * (0.25 + 0.5 * identity.work) / cores
+    seconds = START_S + remaining * (0.25 + 0.5 * identity.work) / cores
     return f"{where}. On {cores} cores this takes roughly {progress.duration(seconds)}."
 
 

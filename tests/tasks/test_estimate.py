@@ -2,7 +2,7 @@ import pytest
 
 from tasks.errors import JobError
 from tasks.segmentation.estimate import Nodes, Sample, estimate, measure
-from tasks.segmentation.job import ArchiveJob
+from tasks.segmentation.job import START_S, ArchiveJob
 
 
 def test_the_sample_goes_through_all_stages_and_nothing_is_kept(photographs, tmp_path):
@@ -24,8 +24,8 @@ def test_nothing_to_measure(tmp_path):
 def test_time_and_price():
     sample = Sample(1000, 10, 0, {"read": 0.1, "score": 0.3, "refine": 0.1}, "cpu/bf16")
     found = estimate(sample, Nodes(count=2, cpus=5, gpus=0, price_per_hour=3.6))
-    assert found.images_per_s == pytest.approx(20) and found.seconds == pytest.approx(80)
-    assert found.price == pytest.approx(2 * 3.6 * 80 / 3600) and "scoring" in found.limit
+    assert found.images_per_s == pytest.approx(20) and found.seconds == pytest.approx(START_S + 50)
+    assert found.price == pytest.approx(2 * 3.6 * (START_S + 50) / 3600) and "scoring" in found.limit
     # Two GPUs would score 200 images/s, but eight other CPUs serve 40
     limited = estimate(sample, Nodes(2, 5, 1, 0.0), gpu_images_per_s=100)
     assert limited.images_per_s == pytest.approx(40) and "more CPUs" in limited.limit

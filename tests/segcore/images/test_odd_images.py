@@ -11,12 +11,13 @@ from PIL import Image, ImageCms
 
 from segcore.images import tiff as tiff_files
 from segcore.images.colour import ADOBE_RGB, DISPLAY_P3, PROPHOTO, SRGB, rgb_profile
-from segcore.images.decoding import ErrorKind, ImageError, decode
+from segcore.images.decoding import MIN_ROWS, ErrorKind, ImageError, decode
 from tests.conftest import ROOT, photograph
 from tests.odd_images import (
     SIZE,
     bmp_without_alpha,
     chunk,
+    cut_files,
     exif,
     in_colours_of,
     jpeg_with,
@@ -25,6 +26,7 @@ from tests.odd_images import (
     saved,
     sound_files,
     tiff,
+    with_broken_exif,
     with_chunks,
 )
 
@@ -340,3 +342,27 @@ def test_a_bmp_whose_alpha_is_nowhere_is_opaque(size):
     rgba = image.convert("RGBA")
     rgba.putalpha(0)
     assert (decode(saved(rgba, "PNG")).image == 255).all()  # As browsers show it
+
+
+@pytest.mark.parametrize("name", cut_files())
+def test_files_without_their_end_are_read_where_nearly_all_rows_are_there(name):
+    whole, cut = cut_files()[name]
+    right, found = decode(whole), decode(cut)
+    assert found.image.shape == right.image.shape and "rows are there" in found.note
+    wrong = (found.image != right.image).any(axis=(1, 2))
+    # What is missing lies together, and what stands in for it is the row beside it
+    if not name.endswith((".avif", ".heic")):  # Whose rows are filtered by what is learnt from all of the picture
+        assert 0 < wrong.sum() <= (1 - MIN_ROWS) * len(wrong) + 1
+    assert np.abs(found.image.astype(int) - right.image).mean() < 1.5
+    small = decode(cut, 100)
+    assert np.abs(small.image.astype(int) - decode(whole, 100).image).mean() < 1.5 and small.note == found.note
+    with pytest.raises(ImageError) as caught:
+        decode(whole[: len(whole) // 2])
+    assert caught.value.kind in (ErrorKind.TRUNCATED, ErrorKind.CORRUPT, ErrorKind.NOT_AN_IMAGE)
+
+
+@pytest.mark.parametrize("format_", ["AVIF", "HEIF"])
+def test_broken_exif_in_avif_and_heic_costs_no_pixel(format_):
+    right = decode(saved(picture(), format_, quality=95)).image
+    for name, data in with_broken_exif(format_).items():
+        assert np.abs(decode(data).image.astype(int) - right).mean() < 0.5, name
