@@ -37,7 +37,7 @@ wheel: $(WHEEL_TOOLS)/.installed  ## Wheels into dist/, for each of WHEEL_PYTHON
 	$(WHEEL_TOOLS)/bin/auditwheel repair --wheel-dir dist .run/wheels/*.whl
 	$(WHEEL_TOOLS)/bin/twine check --strict dist/*.whl
 	for wheel in $$(ls dist/*-abi3-*.whl); do $(WHEEL_TOOLS)/bin/abi3audit --strict --report $$wheel || exit 1; done
-	@ls -l dist
+	$(WHEEL_TOOLS)/bin/python tests/wheel_contents.py dist/*.whl
 
 $(WHEEL_TOOLS)/.installed:
 	$(PYTHON) -m venv $(WHEEL_TOOLS)

@@ -58,6 +58,7 @@ def night(tmp_path_factory) -> str:
 def test_the_gallery_has_no_serious_finding(browser, gallery, width, scheme):
     places = {"#/": "#grid li", "#/image/001.jpg": "#truth", "#/run": ".about"}
     with browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme) as context:
+        context.set_default_timeout(120_000)
         for place, there in places.items():
             page = context.new_page()
             page.goto(gallery + place)
@@ -74,6 +75,7 @@ def test_the_gallery_has_no_serious_finding(browser, gallery, width, scheme):
 @pytest.mark.parametrize(("width", "scheme"), LOOKS)
 def test_the_page_of_a_night_has_no_serious_finding(browser, night, width, scheme):
     with browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme) as context:
+        context.set_default_timeout(120_000)
         page = context.new_page()
         page.goto(night)
         page.evaluate(AXE)
@@ -84,6 +86,7 @@ def test_the_page_of_a_night_has_no_serious_finding(browser, night, width, schem
 def test_the_gallery_by_keyboard_alone(browser, gallery):
     """Skip link, a filter, an image and its truth, a selection saved as a list."""
     with browser.new_context(viewport={"width": 1280, "height": 844}, accept_downloads=True) as context:
+        context.set_default_timeout(120_000)
         page = context.new_page()
         page.goto(gallery)
         page.wait_for_selector("html[data-ready]")

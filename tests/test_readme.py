@@ -16,8 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "infra/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
 NOT_RUN = {
-    "make demo": "makes a virtual environment",
-    "source .venv/bin/activate": "belongs to an interactive shell",
+    "pip install dist/segment_archive-*.whl": "python -m benchmarks.install does, in an environment of its own",
 }
 """Commands of the README that the test does not run, and why."""
 
@@ -47,6 +46,21 @@ def test_every_page_that_the_readme_names_is_there():
         r"`?((?:docs|infra|examples)/[\w./-]+)", (ROOT / "README.md").read_text().partition("flows/  ")[0]
     ):
         assert (ROOT / name.rstrip("/.")).exists(), name
+
+
+def test_the_tree_is_true_and_fits_on_a_page_behind_two_screens():
+    before, tree = (ROOT / "README.md").read_text().split("## The tree")
+    assert len(before.splitlines()) <= 100
+    [block] = re.findall(r"^```\n(.*?)^```", tree, flags=re.M | re.S)
+    assert len(block.splitlines()) <= 60
+    folder = ROOT
+    for line in block.splitlines():
+        names = re.split(r"\s{2,}", line.strip())[0].split(", ")
+        if not line.startswith(" "):
+            folder = ROOT / names[0]
+            assert folder.is_dir(), names
+        else:
+            assert all(list(folder.glob(name.rstrip("/"))) for name in names), line
 
 
 def test_what_is_not_run_is_in_the_readme():

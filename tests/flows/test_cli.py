@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from cyclopts import App
@@ -231,7 +232,11 @@ def test_a_command_of_an_extra_that_is_missing_says_the_line_that_installs_it(ex
 
 
 def test_a_light_installation_segments_and_shows_the_result(photographs, tmp_path):
-    environment = os.environ | light_environment(tmp_path)
+    for place in ("home", "temporary"):
+        (tmp_path / place).mkdir()
+    own = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "temporary")}
+    environment = os.environ | light_environment(tmp_path) | own
+    environment.pop("XDG_CACHE_HOME", None)
     for arguments in (
         ("run", photographs, tmp_path / "out", "--quiet", "--json"),
         ("find", tmp_path / "out", "--json"),
@@ -245,6 +250,8 @@ def test_a_light_installation_segments_and_shows_the_result(photographs, tmp_pat
         )
         assert told.returncode == 0, told.stderr
     assert list((tmp_path / "out" / "report").glob("*/index.html"))
+    left = [file for place in own.values() for file in Path(place).rglob("*") if file.is_file()]
+    assert not left, left
 
 
 def _functions():
