@@ -1,5 +1,6 @@
 """Units without an engine: done whole, in stages, or isolated, they have the same rows."""
 
+import dataclasses
 import io
 
 import pyarrow as pa
@@ -13,13 +14,14 @@ from segcore.predictor import PredictParams
 from segcore.scoring.inference import InferenceParams
 from tasks.archive.sources import Source, list_source
 from tasks.errors import JobError
+from tasks.evaluation.judging import Judge, JudgeDestination
 from tasks.segmentation.job import DEFAULT_MODEL, ArchiveJob, identify, mask_params
 from tasks.storage import locate
 from tasks.stream.staged import StagedWorker
 from tasks.stream.units import Destination, Unit
 from tasks.stream.worker import UnitWork
 from tests.conftest import photograph
-from tests.odd_images import odd_files, sound_files
+from tests.odd_images import cut_files, odd_files, sound_files
 
 
 @pytest.fixture
@@ -71,22 +73,44 @@ def test_whole_staged_and_isolated_units_have_the_same_rows(unit, tmp_path):
     assert rows_of(unit, tmp_path / "staged", "staged") == expected
 
 
-def test_the_library_gives_the_mask_that_the_archive_stores(tmp_path):
-    """Byte for byte, of every accepted format and mode, damaged files among them."""
-    folder, files = tmp_path / "source", sound_files() | odd_files()
+def test_library_archive_and_evaluation_have_the_same_mask(tmp_path):
+    """Byte for byte, of every accepted format and mode, damaged and cut files too; in stages as well."""
+    folder, files = tmp_path / "source", sound_files() | odd_files() | {n: cut for n, (_, cut) in cut_files().items()}
     folder.mkdir()
     for name, data in files.items():
         (folder / name).write_bytes(data)
+    unit = Unit("1", tuple(list_source(Source(locate(str(folder))))))
     worker = worker_of(folder, tmp_path / "output")
-    worker(Unit("1", tuple(list_source(Source(locate(str(folder)))))), unwatched)
+    worker(unit, unwatched)
     rows = pq.read_table(worker.work.destination.file_of("1").path).to_pylist()
+    assert {row["image_id"] for row in rows} == files.keys() and not any(row["error"] for row in rows)
+
+    staged = worker_of(folder, tmp_path / "staged")
+    read = staged.read_unit(unit, unwatched)
+    staged.finish_unit(read, staged.score_unit(read, unwatched), unwatched)
+    assert pq.read_table(staged.work.destination.file_of("1").path).to_pylist() == rows
+
     model = segcore.load(DEFAULT_MODEL, params=PredictParams(InferenceParams(long_side_px=97)), num_threads=1)
-    assert {row["image_id"] for row in rows} == files.keys()
     for row in rows:
         result = model.segment(files[row["image_id"]])
-        assert row["error"] is None and masks.encode_mask(result.labels) == row["mask"], row["image_id"]
+        assert masks.encode_mask(result.labels) == row["mask"], row["image_id"]
         assert (row["width"], row["height"]) == result.labels.shape[::-1]
         assert (row["note"] or "") == result.photograph.note
+
+    # As a shard of a dataset whose true masks are the archive's: every pixel is right
+    shard = tmp_path / "shard.parquet"
+    columns = {"id": "image_id", "mask": "mask"}
+    table = {name: [row[column] for row in rows] for name, column in columns.items()}
+    pq.write_table(pa.table(table | {"image": [files[row["image_id"]] for row in rows]}), shard)
+    params = dataclasses.replace(worker.work.params, keep_mask_before_crf=True)
+    destination = JudgeDestination(locate(str(tmp_path / "counts")), "run", locate(str(tmp_path)))
+    judge = StagedWorker(UnitWork(params, destination, Judge))
+    judge(Unit("1", tuple(list_source(Source(locate(str(shard)), "id", "image")))), unwatched)
+    judged = {row["image_id"]: row for row in pq.read_table(destination.file_of("1").path).to_pylist()}
+    assert judged.keys() == files.keys()
+    assert [row["image_id"] for row in rows if judged[row["image_id"]]["mask_with_crf"] != row["mask"]] == []
+    wrong = [c for row in judged.values() for c in row["confusion_with_crf"] if c["truth"] != c["predicted"]]
+    assert not wrong
 
 
 def test_an_outage_ends_the_session_also_in_isolation(unit, tmp_path):
