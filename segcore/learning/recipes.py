@@ -375,6 +375,18 @@ DEEPLAB_V2_LITE0 = dataclasses.replace(_FROM_IMAGENET, model="deeplab_v2_lite0",
 DEFAULT_MODEL = dataclasses.replace(
     PSPNET_LITE2, loss=dataclasses.replace(_FROM_IMAGENET.loss, teacher_share=0.3), max_epochs=0.0
 )
+# And its second training, on crops as large as whole photographs: the pyramid pools what it will pool later
+DEFAULT_MODEL_LARGE = dataclasses.replace(
+    DEFAULT_MODEL,
+    initial="the model of default_model",
+    iterations=1300,
+    learning_rate=6e-4,
+    schedule=Schedule("cosine", warmup=60),
+    phases=(
+        Phase(0.6, 257, (0.6, 1.8), cut_mix=0.25, copy_paste=0.15),
+        Phase(1.0, 321, (0.7, 1.7)),
+    ),
+)
 
 RECIPES: dict[str, TrainRecipe] = {
     "deeplab_v1": DEEPLAB_V1,
@@ -394,6 +406,7 @@ RECIPES: dict[str, TrainRecipe] = {
     "pspnet152": PSPNET152,
     "pspnet269": PSPNET269,
     "default_model": DEFAULT_MODEL,
+    "default_model_large": DEFAULT_MODEL_LARGE,
     "pspnet_lite0": PSPNET_LITE0,
     "pspnet_lite2": PSPNET_LITE2,
     "deeplab_v2_lite0": DEEPLAB_V2_LITE0,
