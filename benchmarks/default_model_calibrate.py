@@ -80,7 +80,8 @@ def main(folder: Path, directory: Path) -> None:
         last = module.get_parameter("skip.classifier.bias")
         last.copy_(last + torch.from_numpy(bias).to(last.dtype))
     notes = f"{model.card.notes} Numbers added to the scores of the classes were chosen on 238 of the 475.".strip()
-    checkpoint.save(directory, module.bfloat16(), dataclasses.replace(model.card, notes=notes), replace=True)
+    card, seen = dataclasses.replace(model.card, notes=notes), checkpoint.seen_images(directory)
+    checkpoint.save(directory, module.bfloat16(), card, seen=seen, replace=True)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,8 @@ def bundle(training: Path) -> Path:
         metrics={"training/steps": float(record["identity"]["recipe"]["iterations"])},
     )
     place = checkpoint.BUNDLED / trained.card.variant
-    checkpoint.save(place, module.bfloat16(), card, replace=place.exists())
+    seen = checkpoint.seen_images(training / "model")
+    checkpoint.save(place, module.bfloat16(), card, seen=seen, replace=place.exists())
     return place
 
 
@@ -125,7 +126,8 @@ def tell_card(metrics: dict[str, dict[str, float]]) -> None:
         if digest in metrics:
             kept = {name: value for name, value in metrics[digest].items() if "-choose-" not in name}
             card = dataclasses.replace(card, metrics={**card.metrics, **kept})
-            checkpoint.save(place, checkpoint.load(place).module.bfloat16(), card, replace=True)
+            seen = checkpoint.seen_images(place)
+            checkpoint.save(place, checkpoint.load(place).module.bfloat16(), card, seen=seen, replace=True)
             print(f"\nInto the card of {place}")
 
 
