@@ -81,7 +81,10 @@ default-model: setup  ## Train the bundled model anew with the data of SEGMENT_A
 	$(BIN)/python -m benchmarks.default_model_score $(DEFAULT)/photographs $(DEFAULT)/evaluation
 
 bench: setup  ## Every published speed and size, each against its yardstick; prints its conditions
-	$(BIN)/python -m benchmarks.archive
+	$(BIN)/python -m benchmarks.archive overhead
+	$(BIN)/python -m benchmarks.archive speed
+	$(BIN)/python -m benchmarks.archive memory
+	$(BIN)/python -m benchmarks.start
 	$(BIN)/python -m benchmarks.crf
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.training

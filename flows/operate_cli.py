@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from flows import screen
-from flows.options import Found, Json, flag, options
-from flows.run_cli import ARCHIVE_GROUPS, ARCHIVE_NAMES
+from flows.options import Json, flag
+from flows.run_cli import NO_ARCHIVE, trial_options
 from tasks.errors import JobError
-from tasks.models.names import model_names, presets
 from tasks.segmentation.job import ArchiveJob
 
 
@@ -21,18 +20,7 @@ def _least(low: float) -> Parameter:
     return Parameter(validator=check)
 
 
-@options(
-    arguments=("source",),
-    names=ARCHIVE_NAMES,
-    groups=ARCHIVE_GROUPS,
-    without=(
-        *("output", "cpus", "gpus", "engine", "refresh_changed", "png", "gallery_images", "keep_mask_before_crf"),
-        *("image_seconds", "image_memory_mib", "limit"),
-    ),
-    presets={"crf": presets},
-    complete={"model": model_names},
-    found={"output": Found("", lambda given: "")},
-)
+@trial_options(without=NO_ARCHIVE)
 def estimate(
     job: ArchiveJob,
     *,

@@ -1,5 +1,6 @@
 """The console commands `segment-archive run` and `show`."""
 
+import functools
 import shlex
 import webbrowser
 from typing import Annotated, Any
@@ -20,16 +21,28 @@ ARCHIVE_GROUPS = {
     "Machine": ("engine", "cpus", "gpus"),
 }
 
-ARCHIVE_NAMES = {"source": "--source", "model": "--model -m", "limit": "--limit -n"}
-
-
-@options(
-    arguments=("source", "output"),
-    names=ARCHIVE_NAMES,
+archive_options = functools.partial(
+    options,
+    names={"source": "--source", "model": "--model -m", "limit": "--limit -n"},
     groups=ARCHIVE_GROUPS,
-    found={"output": Found("SOURCE-masks, beside the source", lambda given: output_beside(given["source"]))},
     presets={"crf": presets},
     complete={"model": model_names},
+)
+"""Options of commands about an archive job."""
+
+trial_options = functools.partial(archive_options, arguments=("source",), found={"output": Found("", lambda given: "")})
+"""Those of commands that make no archive."""
+
+NO_ARCHIVE = (
+    *("output", "cpus", "gpus", "engine", "refresh_changed", "png", "gallery_images", "keep_mask_before_crf"),
+    *("image_seconds", "image_memory_mib", "limit"),
+)
+"""Fields of the job that say nothing without an archive."""
+
+
+@archive_options(
+    arguments=("source", "output"),
+    found={"output": Found("SOURCE-masks, beside the source", lambda given: output_beside(given["source"]))},
 )
 def run(
     job: ArchiveJob,
@@ -92,19 +105,7 @@ def print_report(report: Any, source: str) -> None:
         print(f"Gallery: {screen.address(report.gallery)}")
 
 
-@options(
-    arguments=("source",),
-    names=ARCHIVE_NAMES,
-    groups=ARCHIVE_GROUPS,
-    without=(
-        *("output", "cpus", "gpus", "engine", "refresh_changed", "png", "gallery_images", "keep_mask_before_crf"),
-        *("image_seconds", "image_memory_mib", "limit", "id_column", "image_column"),
-    ),
-    presets={"crf": presets},
-    complete={"model": model_names},
-    found={"output": Found("", lambda given: "")},
-    words={"source": "Path or URL of a photograph."},
-)
+@trial_options(without=(*NO_ARCHIVE, "id_column", "image_column"), words={"source": "Path or URL of a photograph."})
 def show(
     job: ArchiveJob,
     *,

@@ -14,7 +14,6 @@ import hashlib
 import io
 import itertools
 from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks import storage
+from tasks.ahead import ahead
 from tasks.archive.entries import Entry
 from tasks.parquet_files import whole_parquet
 from tasks.storage import Location
@@ -113,13 +113,11 @@ class Manifest:
         files = sorted(file.path for file in storage.list_files(folder) if file.path.endswith(".parquet"))
         self.segments: list[Segment] = []
         hashes, versions, counts = [], [], []
-        with ThreadPoolExecutor(16) as pool:
-            # A window of reads ahead, so that a remote manifest is not read one latency after another
-            for name, (table, refresh) in zip(files, _map_window(pool, self._read_versions, files, 4), strict=True):
-                self.segments.append(Segment(name.removesuffix(".parquet"), refresh))
-                hashes.append(_hash_ids(table["image_id"].to_pylist()))
-                versions.append(_hash_versions(table["size"].to_pylist(), table["version"].to_pylist()))
-                counts.append(table.num_rows)
+        for name, (table, refresh) in zip(files, ahead(self._read_versions, files, 4, 4), strict=True):
+            self.segments.append(Segment(name.removesuffix(".parquet"), refresh))
+            hashes.append(_hash_ids(table["image_id"].to_pylist()))
+            versions.append(_hash_versions(table["size"].to_pylist(), table["version"].to_pylist()))
+            counts.append(table.num_rows)
         self._ids = np.concatenate(hashes) if hashes else np.empty((0, 2), np.uint64)  # (images, 2)
         self._versions = np.concatenate(versions) if versions else np.empty(0, np.uint64)
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -302,15 +300,3 @@ def _hash_versions(sizes: list[int | None], versions: list[str]) -> np.ndarray:
     pairs = zip(sizes, versions, strict=True)
     joined = b"".join(hashlib.blake2b(f"{s}|{v}".encode(), digest_size=8).digest() for s, v in pairs)
     return np.frombuffer(joined, dtype=np.uint64)
-
-
-def _map_window(pool: ThreadPoolExecutor, function: Any, items: list[str], window: int) -> Iterator[Any]:
-    """Like pool.map, with no more than `window` results waiting."""
-    pending = []
-    rest = iter(items)
-    for item in itertools.islice(rest, window):
-        pending.append(pool.submit(function, item))
-    while pending:
-        yield pending.pop(0).result()
-        for item in itertools.islice(rest, 1):
-            pending.append(pool.submit(function, item))

@@ -4,7 +4,6 @@ Neither run is the truth. Streams along the pieces of the first run; of the seco
 one source share their parts.
 """
 
-import collections
 import heapq
 import io
 import json
@@ -23,6 +22,7 @@ from segcore.images.decoding import resize_labels
 from segcore.images.masks import decode_mask
 from segcore.metrics.evaluation import count_pixels, iou
 from tasks import storage
+from tasks.ahead import ahead
 from tasks.errors import JobError
 from tasks.results.reading import Piece, Results, open_results
 
@@ -114,13 +114,9 @@ class _Comparison:
         counts = np.zeros((_LABELS, 3), np.int64)
         leaders: list[tuple[float, str]] = []
         folder = self.first.output.diff_folder(report.run_a, report.run_b)
-        buffer, same = io.BytesIO(), 0
-        with pq.ParquetWriter(buffer, CHANGES, compression="zstd") as writer, ThreadPoolExecutor(_WORKERS) as pool:
-            waiting: collections.deque[Any] = collections.deque()
-
-            def finish_one() -> None:
-                nonlocal counts, leaders, same
-                rows, file_counts, only_a, names = waiting.popleft().result()
+        buffer = io.BytesIO()
+        with pq.ParquetWriter(buffer, CHANGES, compression="zstd") as writer:
+            for rows, file_counts, only_a, names in ahead(self._compare_piece, self.first.pieces, _WORKERS):
                 counts = counts + file_counts
                 report.only_a += only_a
                 report.images += len(rows)
@@ -136,13 +132,6 @@ class _Comparison:
                     writer.write_table(pa.Table.from_pylist(rows, schema=CHANGES))
                 if advance is not None:
                     advance(report.images, len(self.piece_of))
-
-            for piece in self.first.pieces:
-                waiting.append(pool.submit(self._compare_piece, piece))
-                if len(waiting) > 2 * _WORKERS:
-                    finish_one()
-            while waiting:
-                finish_one()
         if not report.images:
             raise JobError(f"Runs {report.run_a} and {report.run_b} have no image with a mask in common.")
         report.only_b = len(self.piece_of) - report.images

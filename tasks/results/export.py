@@ -12,7 +12,6 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from segcore.images.decoding import ImageError, decode
 from segcore.images.masks import decode_mask
 from segcore.images.rle import encode_coco
 from tasks import storage
+from tasks.ahead import ahead
 from tasks.errors import JobError
 from tasks.results.export_names import file_names, name_bytes
 from tasks.results.photographs import Photographs
@@ -121,28 +121,19 @@ def export_run(job: ExportJob, advance: Callable[[int, int], None] | None = None
     report = ExportReport(results.run_id, job.to, destination.uri)
     rows_done, num_rows = 0, sum(counts)
     first_rows = np.concatenate([[0], np.cumsum(counts)])
-    with storage.explained(destination), ThreadPoolExecutor(_WORKERS) as pool:
-        waiting: collections.deque[tuple[int, Future[dict[str, Any]]]] = collections.deque()
 
-        def finish_one() -> None:
-            nonlocal rows_done
-            number, future = waiting.popleft()
-            tally = future.result()
+    def write(number: int) -> dict[str, Any]:
+        place = destination / _FRAGMENTS / _fragment(key, number)
+        if place.name in done:
+            return _read_tally(place, before=True)
+        return writer.write(results.pieces[number], int(first_rows[number]), place)
+
+    with storage.explained(destination):
+        for number, tally in enumerate(ahead(write, range(len(results.pieces)), _WORKERS)):
             _add(report, tally)
             rows_done += counts[number]
             if advance is not None:
                 advance(rows_done, num_rows)
-
-        for number, piece in enumerate(results.pieces):
-            place = destination / _FRAGMENTS / _fragment(key, number)
-            if place.name in done:
-                waiting.append((number, pool.submit(_read_tally, place, before=True)))
-            else:
-                waiting.append((number, pool.submit(writer.write, piece, int(first_rows[number]), place)))
-            if len(waiting) > 2 * _WORKERS:
-                finish_one()
-        while waiting:
-            finish_one()
         if wanted is None and report.masks != results.record.get("masks", report.masks):
             raise JobError(
                 f"Run {results.run_id} has {results.record['masks']} masks by its record, but {report.masks} were "
@@ -306,14 +297,8 @@ def _coco_document(results: Results, classes: dict[str, int], fragments: list[Lo
 
 
 def _lines(fragments: list[Location], which: int) -> Iterator[str]:
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        waiting: collections.deque[Future[bytes]] = collections.deque()
-        for place in fragments:
-            waiting.append(pool.submit(storage.read_bytes, place))
-            if len(waiting) > 2 * _WORKERS:
-                yield from json.loads(waiting.popleft().result())["lines"][which]
-        while waiting:
-            yield from json.loads(waiting.popleft().result())["lines"][which]
+    for data in ahead(storage.read_bytes, fragments, _WORKERS):
+        yield from json.loads(data)["lines"][which]
 
 
 def _is_background(name: str, label: int) -> bool:

@@ -1,11 +1,11 @@
 """The images of a gallery: photograph, thumbnail, masks and facts of each, written side by side."""
 
 import base64
-import collections
+import functools
 import io
+import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from PIL import Image
 from segcore.images.decoding import ImageError, decode, fit_long_side, resize_labels
 from segcore.images.masks import decode_mask
 from segcore.images.rle import encode_runs
+from tasks.ahead import ahead
 from tasks.results.gallery_files import write_file, write_script
 from tasks.results.photographs import Photographs
 from tasks.results.reading import Results
@@ -71,26 +72,12 @@ def write_images(
     rows: of the results, with their masks. advance: told how many images are done, of how many.
     """
     done: list[ShownImage] = []
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        waiting: collections.deque[Future[list[ShownImage]]] = collections.deque()
-
-        def finish_one() -> None:
-            done.extend(waiting.popleft().result())
-            if advance is not None:
-                advance(len(done), num_images)
-
-        batch: list[tuple[int, dict[str, Any]]] = []
-        for number, row in enumerate(rows):
-            batch.append((number, row))
-            if len(batch) == _BATCH_IMAGES:
-                waiting.append(pool.submit(_write_batch, gallery, batch))
-                batch = []
-            if len(waiting) > _WORKERS + 2:
-                finish_one()
-        if batch:
-            waiting.append(pool.submit(_write_batch, gallery, batch))
-        while waiting:
-            finish_one()
+    numbered = enumerate(rows)
+    batches = iter(lambda: list(itertools.islice(numbered, _BATCH_IMAGES)), [])
+    for images in ahead(functools.partial(_write_batch, gallery), batches, _WORKERS, _WORKERS + 2):
+        done.extend(images)
+        if advance is not None:
+            advance(len(done), num_images)
     return done
 
 

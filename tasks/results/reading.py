@@ -13,7 +13,7 @@ import collections
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from segcore.images.masks import decode_mask
 from tasks import storage
+from tasks.ahead import ahead
 from tasks.archive.output import MaskFile, Output, is_finished
 from tasks.archive.schema import MASKS, conform
 from tasks.errors import JobError
@@ -133,14 +134,7 @@ class Results:
         columns: those of `tasks/archive/schema.py`; None: every column but the masks.
         """
         wanted = _known(columns)
-        with ThreadPoolExecutor(_READERS) as pool:
-            waiting: collections.deque[Future[pa.Table]] = collections.deque()
-            for file, group in self._pieces():
-                waiting.append(pool.submit(_read, file, wanted, group))
-                if len(waiting) > _READERS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+        yield from ahead(lambda piece: _read(piece[0], wanted, piece[1]), self._pieces(), _READERS, _READERS)
 
     @staticmethod
     def read_file(file: MaskFile, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

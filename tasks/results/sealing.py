@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from tasks import storage
+from tasks.ahead import ahead
 from tasks.archive import runs, seals
 from tasks.archive.output import Output, RunFiles
 from tasks.archive.schema import MASKS, conform
@@ -244,12 +245,9 @@ def _changed(output: Output, run_id: str, batch: dict[str, list[StoredFile]]) ->
 
 def _small_tables(folder: Location, files: Sequence[StoredFile], ids: set[str]) -> Iterator[pa.Table]:
     """Their rows, a few files read ahead; adds the identities in them."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, len(files), 4 * _READERS):
-            places = [folder / file.path for file in files[start : start + 4 * _READERS]]
-            for table in pool.map(_read_small, places):
-                ids.update(table["image_id"].to_pylist())
-                yield table
+    for table in ahead(_read_small, (folder / file.path for file in files), _READERS, 4 * _READERS):
+        ids.update(table["image_id"].to_pylist())
+        yield table
 
 
 def _read_small(place: Location) -> pa.Table:

@@ -115,7 +115,7 @@ def failure_of(what: str, error: Exception) -> ImageError:
 def give_back_memory() -> None:
     """Return what units have left free to the system: buffers of ever other sizes leave holes that add up.
 
-    Now and then: what is given back comes again page by page, some 4,000 page faults for an image of 500 px.
+    Now and then, since what is given back comes again page by page.
     """
     global _given_back
     if time.monotonic() - _given_back < _GIVE_BACK_EVERY_S:
