@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,6 +13,9 @@ from segcore.models import onnx_network
 from segcore.models.card import ModelCard
 from segcore.models.checkpoint import LoadedModel
 from segcore.scoring.inference import InferenceParams, ScoreMap, check_images, check_params, finite, padded_px
+
+# ONNX Runtime reports to its maker by default, and keeps a database for that in the home folder. Read at its import
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _LOWEST = -65504.0
 """Of float16."""

@@ -87,7 +87,7 @@ def _scoring_modules() -> tuple[str, ...]:
     """What takes longest to import of what a worker needs."""
     if extras.is_here("torch"):
         return ("torch", "segcore.scoring.device")
-    return ("onnxruntime", "segcore.scoring.onnx_scorer")
+    return ("segcore.scoring.onnx_scorer", "onnxruntime")
 
 
 def _do_unit(piece: tuple[Unit, bool], held: _Held) -> UnitReport:

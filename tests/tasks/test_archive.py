@@ -122,7 +122,7 @@ def test_other_parameters_are_another_run_beside_the_first(photographs, tmp_path
     plain, sharp = rows_of(second)["photo-0.jpg"], rows_of(first)["photo-0.jpg"]
     assert plain["changed_by_crf"] == 0 and plain["mask_before_crf"] == plain["mask"]
     assert sharp["mask_before_crf"] is None
-    png = tmp_path / "out" / "png" / f"run={second.run_id}" / "more" / "photo-5.jpg.png"
+    png = tmp_path / "out" / "png" / f"run={second.run_id}" / "more" / "photo-5.png"
     assert png.read_bytes() == rows_of(second)["more/photo-5.jpg"]["mask"]
 
 

@@ -44,7 +44,7 @@ def test_the_digest_knows_the_version_of_the_untrained_weights():
 
 
 def test_a_digest_needs_no_torch():
-    code = f"import sys; from segcore import checkpoint as c; c.digest_of({NAME!r}, untrained=True); " \
+    code = f"import sys; from segcore.models import checkpoint as c; c.digest_of({NAME!r}, untrained=True); " \
         "sys.exit('torch' in sys.modules)"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
 
