@@ -48,7 +48,6 @@ def _bad_files() -> dict[str, bytes]:
         "gif-header-only.gif": b"GIF89a",
         "vector.svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
         "document.pdf": b"%PDF-1.4\n%%EOF",
-        "archive.zip": b"PK\x05\x06" + bytes(18),
         "postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
     }
 

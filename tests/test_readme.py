@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from flows.cli import app, check
+from tasks import storage, storage_client
+from tests.conftest import Bucket
 from tests.console import invoke
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,13 +74,13 @@ def test_the_commands_of_the_readme_run(s3_server, tmp_path, monkeypatch):
     home = tmp_path / "home"
     photos = home / "photos"
     photos.mkdir(parents=True)
-    (s3_server / "bucket").mkdir(exist_ok=True)
-    (s3_server / "bucket" / "photos").mkdir()
+    bucket = Bucket("bucket", s3_server / "bucket")
+    storage_client.filesystem(storage.locate("s3://bucket")).mkdir("bucket")
     shutil.copy(ROOT / "examples" / "photographs" / "cat.jpg", photos / "cat.jpg")
     for number in range(3):
         shade = np.full((48, 64, 3), 60 * number, np.uint8)
         Image.fromarray(shade).save(photos / f"{number}.jpg")
-        Image.fromarray(shade).save(s3_server / "bucket" / "photos" / f"{number}.jpg")
+        bucket.put(f"photos/{number}.jpg", (photos / f"{number}.jpg").read_bytes())
     shutil.copy(photos / "cat.jpg", tmp_path / "photo.jpg")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("BROWSER", "true")

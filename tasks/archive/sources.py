@@ -175,10 +175,12 @@ def _list_files(
         if file.problem:
             yield broken(place, file, file.problem)
         elif is_tar(name) or is_zip(name):
-            has_archives = True
+            held = False
             for entry in (list_tar if is_tar(name) else list_zip)(place, file):
-                has_images = True
+                held = has_archives = has_images = True
                 yield entry
+            if not held:
+                aside.note("archive without an image", readable(file.path))
         elif ending in (".parquet", ".pq"):
             tables.append(file)
         elif ending in SIDECARS and not single:

@@ -41,9 +41,12 @@ WORST = 20
 _LOST = 6
 _SHOWN_SIDE_PX = 320
 
-_STYLE = """:root{color-scheme:light dark;--rule:#bbb;--soft:#444;--alarm:#fff3ea;--quiet:#eefaf5}
-@media(prefers-color-scheme:dark){:root{--rule:#555;--soft:#bbb;--alarm:#3a2416;--quiet:#12302a}}
-body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;overflow-wrap:anywhere}
+_STYLE = """:root{color-scheme:light dark;
+--paper:#fff;--ink:#111;--rule:#bbb;--soft:#444;--alarm:#fff3ea;--quiet:#eefaf5}
+@media(prefers-color-scheme:dark){:root{
+--paper:#121212;--ink:#eee;--rule:#555;--soft:#bbb;--alarm:#3a2416;--quiet:#12302a}}
+body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);
+max-width:64rem;margin:2rem auto;padding:0 1rem;overflow-wrap:anywhere}
 .wide{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0;font-size:14px;overflow-wrap:normal}
 td,th{border:1px solid var(--rule);padding:.25rem .6rem;text-align:left}
 img{max-width:100%;background:#fff}figure{margin:1rem 0}figcaption,.note,li{color:var(--soft);font-size:14px}
@@ -268,7 +271,7 @@ def _training_images(model: ModelNight) -> str:
 def _table(head: tuple[str, ...], rows: list[list[str]]) -> str:
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
+    return f'<div class="wide" tabindex="0" role="group" aria-label="Table"><table><tr>{top}</tr>{body}</table></div>'
 
 
 def markdown(output: Location, night: Night, dataset: str) -> str:

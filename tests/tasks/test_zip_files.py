@@ -1,6 +1,7 @@
 import io
 import stat
 import struct
+import tarfile
 import zipfile
 
 import pytest
@@ -41,6 +42,16 @@ def test_members_are_images_of_the_source(tmp_path):
     }
     assert said == "Left aside: 1 .txt file (about.txt)."
     assert contents(tmp_path / "8.zip")[0]["8.zip!/x/1.jpg"] == JPEG
+
+
+def test_an_archive_without_an_image_is_told_and_hides_no_other_file(tmp_path):
+    (tmp_path / "empty.zip").write_bytes(b"PK\x05\x06" + bytes(18))
+    with tarfile.open(tmp_path / "texts.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("labels.json"))
+    (tmp_path / "table.csv").write_bytes(b"a,b")
+    found, said = contents(tmp_path)
+    assert found == {"table.csv": b"a,b"}
+    assert said == "Left aside: 2 archive without an image (empty.zip, ...)."
 
 
 def test_a_zip_in_a_bucket(tmp_path, bucket):
