@@ -98,7 +98,10 @@ def reevaluate(job: ReevaluateJob) -> State[Any]:
     """Say how good every model is, how certain that is, and whether one became worse; quiet where none did."""
     if late := _late(job):
         return Cancelled(message=late)
-    return _run(jobs.reevaluate, job, _end_of_night)
+    state = _run(jobs.reevaluate, job, _end_of_night)
+    if state.is_failed() and state.data is None:  # Without a night the newest page would be that of an earlier one
+        _show_in_place_of_night(str(state.message))
+    return state
 
 
 @flow(name="train-model", flow_run_name="{job.output}")
@@ -262,6 +265,11 @@ def _show_night(night: Night, job: ReevaluateJob, *_: Any) -> None:
     create_markdown_artifact(markdown=told, key="segment-archive-night", description="What a night found")
     rows = [sheet_columns(row) for row in sheet_of(output, night.evaluations) if row.ours is not None]
     create_table_artifact(table=rows, key="segment-archive-sheet", description="Our numbers beside the papers'")
+
+
+def _show_in_place_of_night(sentence: str) -> None:
+    told = f"# Nothing was evaluated\n\n{sentence}"
+    create_markdown_artifact(markdown=told, key="segment-archive-night", description="Why there was no night")
 
 
 def _show_dataset(report: DatasetReport, *_: Any) -> None:

@@ -11,6 +11,8 @@ from segcore.models.checkpoint import CARD_FILE, WEIGHTS_FILE
 from tasks import storage
 from tasks.errors import JobError
 
+_A_MODEL = f"each with {WEIGHTS_FILE} and {CARD_FILE}, as `segment-archive train` writes OUTPUT/model"
+
 
 @dataclass(frozen=True)
 class RegisteredModel:
@@ -36,14 +38,16 @@ def list_models(registry: str) -> list[RegisteredModel]:
     place = storage.locate(registry)
     with storage.explained(place):
         if place.protocol == "file" and not Path(place.path).is_dir():
-            raise JobError(f"There is no registry at {registry}: give a folder or bucket prefix of model directories.")
+            raise JobError(
+                f"The folder of models {place.path} does not exist: put model directories there, {_A_MODEL}."
+            )
         folders = {
             file.path.rpartition("/")[0]
             for file in storage.list_files(place)
             if file.path.rpartition("/")[2] in (WEIGHTS_FILE, CARD_FILE)
         }
     if not folders:
-        raise JobError(f"{registry} holds no model: a model is a directory with {WEIGHTS_FILE} and {CARD_FILE}.")
+        raise JobError(f"{place.uri} holds no model: put model directories there, {_A_MODEL}.")
     return [
         RegisteredModel(folder or place.name, (place / folder).uri if folder else place.uri)
         for folder in sorted(folders)

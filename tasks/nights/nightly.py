@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tasks import engines, progress, storage
-from tasks.errors import JobError
+from tasks.datasets.shards import DatasetManifest, Split
+from tasks.errors import InterruptedJobError, JobError
 from tasks.evaluation.code import code_version
 from tasks.evaluation.evaluate import (
     Evaluation,
@@ -27,7 +28,7 @@ from tasks.evaluation.evaluate import (
 from tasks.evaluation.judging import evaluate
 from tasks.evaluation.record import read_record
 from tasks.evaluation.unseen import RefusedError, require_unseen, seen_digest
-from tasks.models.registry import list_models
+from tasks.models.registry import RegisteredModel, list_models
 from tasks.nights.alarms import find_alarms
 from tasks.nights.history import append_metrics
 from tasks.nights.page import write_page
@@ -51,11 +52,11 @@ class NightPlan:
 
 def plan_night(job: ReevaluateJob) -> NightPlan:
     """Name the night, and see whether anything changed since the last one; reads cards and digests only."""
+    manifest, split, models = _inputs(job)
     output = storage.locate(job.output)
     storage.require_writable(output)
-    manifest, split = open_dataset(job)
     asked: dict[str, Any] = {}
-    for model in list_models(job.models):
+    for model in models:
         try:
             asked[model.name] = [seen_digest(model.uri), *(of.id for of in evaluations_of(job, model, manifest))]
         except JobError as error:
@@ -68,6 +69,23 @@ def plan_night(job: ReevaluateJob) -> NightPlan:
     now = datetime.datetime.now(datetime.UTC)
     run = f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:4]}"
     return NightPlan(run, key, _nothing_new(output, key))
+
+
+def _inputs(job: ReevaluateJob) -> tuple[DatasetManifest, Split, list[RegisteredModel]]:
+    """What a night reads. Raises JobError that names all that is missing at once: a night is tried once a day."""
+    missing = []
+    try:
+        models = list_models(job.models)
+    except JobError as error:
+        missing.append(error)
+    try:
+        manifest, split = open_dataset(job)
+    except JobError as error:
+        missing.append(error)
+    if missing:
+        outage = next((error for error in missing if isinstance(error, InterruptedJobError)), None)
+        raise outage or JobError(" ".join(str(error) for error in missing))
+    return manifest, split, models
 
 
 def _nothing_new(output: Location, key: str) -> str | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from prefect.client.schemas.objects import State
 
 from flows.prefect_runs import reevaluate
@@ -15,6 +16,7 @@ from tasks.models.registry import list_models
 from tasks.nights.record import accept_baseline, last_night
 from tasks.nights.summary import sheet, sheet_lines, sheet_markdown, summary
 from tasks.storage import locate
+from tests.conftest import ROOT
 from tests.evaluation_data import INFERENCE, judged_in_process, save_model, small_dataset
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "local_engine")
@@ -117,6 +119,30 @@ def test_a_job_that_cannot_run_ends_with_one_sentence(tmp_path: Path) -> None:
     job = ReevaluateJob(models="pspnet50", dataset=str(tmp_path), output=str(tmp_path / "out"))
     state = reevaluate(job, return_state=True)
     assert state.is_failed() and "is no prepared dataset" in str(state.message)
+
+
+def test_the_deployments_nights_name_the_folders_that_do_not_exist_yet(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    deployments = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())["deployments"]
+    jobs = [d["parameters"]["job"] for d in deployments if d["entrypoint"].endswith(":reevaluate")]
+    assert len(jobs) == 2
+    missing = (
+        f"The folder {tmp_path}/models does not exist: put model directories there",
+        f"{tmp_path}/datasets/voc2012 is no prepared dataset",
+        "Make it with `segment-archive prepare",
+    )
+    for given in jobs:
+        state = reevaluate(ReevaluateJob(**given), return_state=True)
+        page = artifact("segment-archive-night")
+        assert state.is_failed() and all(words in str(state.message) and words in page for words in missing)
+        assert "Traceback" not in page and not (tmp_path / given["output"]).exists()
+
+    # One of the two alone is named alone, and an empty folder is not a missing one
+    (tmp_path / "models").mkdir()
+    small_dataset(tmp_path / "datasets" / "voc2012", num_images=2)
+    message = str(reevaluate(ReevaluateJob(**jobs[0]), return_state=True).message)
+    assert f"{tmp_path}/models holds no model: put model directories there" in message and "dataset" not in message
+    assert message in artifact("segment-archive-night")
 
 
 def test_the_sheet_never_compares_other_images_silently(tmp_path: Path) -> None:
