@@ -102,9 +102,8 @@ def test_the_gallery_by_keyboard_alone(browser, gallery):
         page.wait_for_selector("#truth canvas.fill")
         for key in ("6", "7", "+", "s", "ArrowRight"):
             page.keyboard.press(key)
-        page.wait_for_selector(
-            "#image-title:text-is('002.jpg')"
-        )  # The page forbids eval, which waiting for a function needs
+        # The page forbids eval, which waiting for a function would need
+        page.wait_for_selector("#image-title:text-is('002.jpg')")
         assert page.get_attribute("html", "data-mode") == "wrong"
         page.keyboard.press("Escape")
         _tab_to(page, "document.activeElement.id === 'save-picked'")
