@@ -38,9 +38,7 @@ def list_models(registry: str) -> list[RegisteredModel]:
     place = storage.locate(registry)
     with storage.explained(place):
         if place.protocol == "file" and not Path(place.path).is_dir():
-            raise JobError(
-                f"The folder of models {place.path} does not exist: put model directories there, {_A_MODEL}."
-            )
+            raise JobError(f"The folder {place.path} does not exist: put model directories there, {_A_MODEL}.")
         folders = {
             file.path.rpartition("/")[0]
             for file in storage.list_files(place)

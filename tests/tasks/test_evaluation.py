@@ -141,7 +141,7 @@ def test_a_model_of_other_classes_or_none_is_named(place: Path, tmp_path: Path) 
     (half,) = list_models(str(tmp_path / "half"))
     with pytest.raises(JobError, match="half"):
         evaluations_of(job, half, manifest)
-    with pytest.raises(JobError, match="no registry"):
+    with pytest.raises(JobError, match="does not exist: put model directories there"):
         list_models(str(tmp_path / "nowhere"))
     with pytest.raises(JobError, match="holds no model"):
         list_models(str(place / "data"))
