@@ -249,3 +249,37 @@ def with_broken_exif(format_: str) -> dict[str, bytes]:
     assert at > 0
     broken = {"garbage": b"no EXIF here", "far-offset": b"MM\0*\xff\xff\xff\xf0\xff\xff", "empty": bytes(12)}
     return {name: whole[:at] + start + whole[at + len(start) :] for name, start in broken.items()}
+
+
+def with_damaged_exif_item(format_: str, number: int) -> tuple[bytes, dict[str, bytes]]:
+    """An AVIF or HEIC whose container turns it by an orientation, and the same with its EXIF item damaged.
+
+    What turns such a picture is in boxes of the container, `irot` and `imir` (ISO 23008-12); EXIF does not count.
+    """
+    block = Image.Exif()
+    block[270], block[274], block[531] = "A description, so that there is something", number, 1
+    whole = saved(picture(), format_, quality=95, exif=block.tobytes())
+    at = whole.index(b"iloc") - 4
+    end = at + int.from_bytes(whole[at : at + 4], "big")  # EXIF is the last item: offset and length are the last fields
+    offset, length = struct.unpack(">II", whole[end - 8 : end])
+    header = max(whole.rfind(b"MM\0*"), whole.rfind(b"II*\0"))
+    start = header - (10 if whole[header - 6 : header] == b"Exif\0\0" else 4)
+
+    def placed(new_offset: int, new_length: int) -> bytes:
+        return whole[: end - 8] + struct.pack(">II", new_offset, new_length) + whole[end:]
+
+    # Programs that write `irot` drop the orientation from EXIF or set it to 1; others leave what the camera wrote
+    big = whole[header : header + 2] == b"MM"
+    names = [struct.pack(">HH" if big else "<HH", tag, 3) for tag in (274, 531)]
+    tag = next(place for name in names if (place := whole.find(name, header)) > 0)
+    value = struct.pack(">HHIH" if big else "<HHIH", 274, 3, 1, number % 8 + 1)
+    return whole, {
+        "cut in half": placed(offset, length // 2),
+        "cut in its header": placed(offset, 7),
+        "of no length": placed(offset, 0),
+        "beside itself": placed(offset + 13, length - 13),
+        "outside the file": placed(0x7FFFFF00, length),
+        "longer than the file": placed(offset, 0x7FFFFF00),
+        "with a header far off": whole[:start] + b"\xff\xff\xff\xf0" + whole[start + 4 :],
+        "that contradicts": whole[:tag] + value + whole[tag + len(value) :],
+    }

@@ -28,6 +28,7 @@ from tests.odd_images import (
     tiff,
     with_broken_exif,
     with_chunks,
+    with_damaged_exif_item,
 )
 
 RGB = np.asarray(picture())
@@ -366,3 +367,14 @@ def test_broken_exif_in_avif_and_heic_costs_no_pixel(format_):
     right = decode(saved(picture(), format_, quality=95)).image
     for name, data in with_broken_exif(format_).items():
         assert np.abs(decode(data).image.astype(int) - right).mean() < 0.5, name
+
+
+@pytest.mark.parametrize("format_", ["AVIF", "HEIF"])
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 6, 7, 8])
+def test_a_damaged_exif_item_neither_costs_pixels_nor_turns_them(format_, number):
+    turned = decode(saved(picture(), "PNG", exif=b"Exif\0\0" + exif(number))).image
+    whole, damaged = with_damaged_exif_item(format_, number)
+    right = decode(whole).image
+    assert apart(right, turned) < 2
+    for name, data in damaged.items():
+        assert np.array_equal(decode(data).image, right), name
