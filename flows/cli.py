@@ -96,13 +96,21 @@ def app(tokens: Sequence[str] | None = None) -> None:
     named = next((token for token in tokens[:1] if any(token in commands for commands in COMMANDS.values())), None)
     if named is not None:  # Its page is its docstring; the sentence is for the list
         _commands[named].help = None
-    page = f"See `segment-archive {named or ''}".rstrip() + " --help`."
     try:
         status = _commands(list(tokens), exit_on_error=False, print_error=False, result_action="return_value")
-    except CycloptsError as error:
-        execution.fail(f"{' '.join(str(error).split())} {page}", execution.WRONG_USAGE)
-    except UsageError as error:
-        execution.fail(f"{error} {page}", execution.WRONG_USAGE)
+    except (CycloptsError, UsageError) as error:
+        from flows import usage
+
+        asked = _commands
+        names: list[str] = []
+        for token in tokens[:2]:  # A command, or one below it, such as `weights import`
+            if token.startswith("-") or token not in asked:
+                break
+            asked, names = asked[token], [*names, token]
+        command = " ".join(names)
+        words = str(error) if isinstance(error, UsageError) else usage.sentence(error, list(tokens), asked, command)
+        page = f"See `segment-archive {command}".rstrip() + " --help`."
+        execution.fail(f"{execution.visible(words)} {page}", execution.WRONG_USAGE)
     if isinstance(status, int) and status:
         raise SystemExit(status)
 

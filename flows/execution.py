@@ -105,6 +105,11 @@ def guarded() -> Iterator[None]:
     except (KeyboardInterrupt, EOFError):  # Raised by a library, or before we listened
         _console.print_stopped()
         raise SystemExit(128 + signal.SIGINT) from None
+    except SystemExit:
+        if not _console.status:
+            raise
+        _console.print_stopped()  # Ray, while it starts, has a handler of its own that exits
+        raise SystemExit(_console.status) from None
     except BrokenPipeError:  # `| head` has seen enough
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -121,17 +126,17 @@ def sentence_of(error: Exception) -> tuple[str, int]:
     from tasks.errors import JobError, missing_package
 
     if isinstance(error, JobError):
-        return _visible(str(error)), FAILED
+        return visible(str(error)), FAILED
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
-        return _visible(f"{where}: {message}{given}." if where else f"{message}{given}."), WRONG_USAGE
+        return visible(f"{where}: {message}{given}." if where else f"{message}{given}."), WRONG_USAGE
     if isinstance(error, ModuleNotFoundError) and (sentence := missing_package(error)) is not None:
         return sentence, FAILED
     words = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {_visible(words)}. This is a fault of ours; details: {_traceback_file()}", FAILED
+    return f"{type(error).__name__}: {visible(words)}. This is a fault of ours; details: {_traceback_file()}", FAILED
 
 
 def listen() -> None:
@@ -145,6 +150,9 @@ class _Console:
     def __init__(self) -> None:
         self.goes_on = False
         """Whether the same command goes on with what was done."""
+
+        self.status = 0
+        """Exit status after a signal that came; 0 while none has."""
 
         self._signal = 0
         self._printed = threading.Lock()
@@ -166,10 +174,11 @@ class _Console:
         """In a thread: the main one may be in a library that returns late, or swallows exceptions."""
         while (number := os.read(read, 1)[0]) not in (signal.SIGINT, signal.SIGTERM):
             pass
+        self.status = 128 + number
         time.sleep(_GRACE_S)
         self.print_stopped()
         _kill_descendants(os.getpid())
-        os._exit(128 + number)
+        os._exit(self.status)
 
     def print_stopped(self) -> None:
         """Once."""
@@ -222,6 +231,6 @@ def _traceback_file() -> str:
     return file.name
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Control characters in other people's names do nothing to a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -19,6 +19,8 @@ from pydantic_core import PydanticUndefined
 
 _EMPTY = inspect.Parameter.empty
 
+_NUMBERS = {"int_parsing": "a whole number", "int_from_float": "a whole number", "float_parsing": "a number"}
+
 PRINTING = Group("Printing", sort_key=1000)
 """Heading of what changes only what is printed."""
 
@@ -184,6 +186,8 @@ def sentence(error: ValidationError, shown: Mapping[str, str] | None = None) -> 
     words = first["msg"].removeprefix("Value error, ").removesuffix(".")
     if first["type"] == "missing":
         return f"{name} must be given."
+    if first["type"] in _NUMBERS:
+        return f"{name} must be {_NUMBERS[first['type']]}, not {first['input']!r}."
     if first["type"] == "value_error":
         return f"{name}: {words}." if name else f"{words}."
     return f"{name}: {words[0].lower()}{words[1:]} (given: {first['input']!r})."

@@ -5,6 +5,7 @@ Also how this program gets to the nodes of a cluster: as the working folder of t
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import importlib.util
 import os
@@ -36,6 +37,7 @@ books a CPU."""
 _PATIENCE_S = 10.0
 _ASK_EVERY_S = 0.05
 _GROWTH_PATIENCE_S = 600.0
+_LOOK_AT_HANDLER_S = 0.005
 
 _PACKAGES = ("segcore", "tasks")
 _SHIPPED = (".py", ".toml", ".so")
@@ -245,11 +247,30 @@ def _start_local(quiet: dict[str, Any]) -> None:
 def _own_signals() -> Iterator[None]:
     """Keep who listens to SIGTERM: Ray would end the process itself, and Prefect calls that crashed, not cancelled."""
     listening = signal.getsignal(signal.SIGTERM)
+    over = threading.Event()
+    if callable(listening) and sys.platform != "win32":
+        threading.Thread(target=_keep_handler, args=(over,), daemon=True, name="sigterm").start()
     try:
         yield
     finally:
+        over.set()
         if threading.current_thread() is threading.main_thread() and listening is not None:
             signal.signal(signal.SIGTERM, listening)
+
+
+def _keep_handler(over: threading.Event) -> None:
+    """Until it is over, put Python's own handler of SIGTERM back as soon as Ray's C++ side has replaced it.
+
+    That one ends the process with the signal itself, and Python never hears of it. In a thread: `ray.init` does not
+    return in between.
+    """
+    get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
+    get.argtypes, get.restype = [ctypes.c_int], ctypes.c_void_p
+    put.argtypes, put.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    ours = get(signal.SIGTERM)
+    while not over.wait(_LOOK_AT_HANDLER_S):
+        if get(signal.SIGTERM) != ours:
+            put(signal.SIGTERM, ours)
 
 
 @contextlib.contextmanager

@@ -145,6 +145,38 @@ def test_wrong_usage_is_status_2_and_proposes_what_was_meant(tmp_path):
         assert len(told.stderr.splitlines()) == 1 and "--help`" in told.stderr
 
 
+def test_wrong_usage_is_a_plain_sentence(tmp_path):
+    (tmp_path / "out").mkdir()
+    for arguments, words in [
+        (("run", "a", "b", "--crf", "none"), "--crf takes no value: 'none' is one too many. To turn it off: --no-crf."),
+        (("run", "a", "b", "--crf=none"), "--crf takes no value: 'none' is one too many. To turn it off: --no-crf."),
+        (("run", "a", "b", "--no-crf", "true"), "--no-crf takes no value: 'true' is one too many."),
+        (("run", "a", "b", "c"), "run takes SOURCE and OUTPUT: 'c' is one too many. A path with blanks needs quotes."),
+        (("evaluate", "a", "b", "c", "d"), "evaluate takes MODELS, DATASET and OUTPUT: 'd' is one too many."),
+        (("models", "a"), "models takes no arguments: 'a' is one too many."),
+        (("run",), "SOURCE must be given."),
+        (("export", "a", "b"), "--to must be given."),
+        (("run", "a", "b", "--model"), "--model needs a value."),
+        (("run", "a", "b", "--model", "x", "--model", "y"), "--model is given twice: give it once."),
+        (("run", "a", "b", "--limit", "many"), "--limit must be a whole number, not 'many'."),
+        (("run", "a", "b", "--scales", "1,x"), "--scales must be a number, not 'x'."),
+        (("run", "a", "b", "--engine", "spark"), "--engine must be auto, local or ray, not 'spark'."),
+        (("run", "a", "b", "--engine", "lokal"), "not 'lokal'. Did you mean local?"),
+        (("run", "a", "b", "--png=maybe"), "--png takes no value: 'maybe' is one too many."),
+        (("estimate", "a", "--sample", "0"), "--sample must be at least 1, not 0."),
+        (("run", "a", "b", "--workers", "3"), "There is no option --workers."),
+        (("run", "a", "b", "--crf-presets", "x"), "There is no option --crf-presets. Did you mean --crf-preset?"),
+        (("weights", "import"), "FILE must be given. See `segment-archive weights import --help`."),
+        (("weights", "imprt"), 'There is no command imprt. Did you mean "import"?'),
+        (("run", "a", "b", "\x1b[31mc"), "'\\x1b[31mc' is one too many."),
+    ]:
+        told = invoke(flows.cli.app, *arguments)
+        assert told.exit_code == 2 and words in told.stderr, (arguments, told.stderr)
+        assert len(told.stderr.splitlines()) == 1 and "\x1b" not in told.stderr
+        for jargon in ("Unused", "Token", "parameter", "convert", "Parsed"):
+            assert jargon not in told.stderr
+
+
 def test_run_and_estimate_have_the_same_defaults():
     for name in ("run", "estimate"):
         page = invoke(flows.cli.app, name, "-h").stdout

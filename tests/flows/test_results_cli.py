@@ -52,7 +52,7 @@ def test_mistakes_are_one_sentence(command, small_output, tmp_path):
     for arguments, words in [
         (("query", small_output, "SELECT nothing FROM images"), 'Referenced column "nothing" not found'),
         (("query", tmp_path, "SELECT 1"), "holds no run"),
-        (("query", small_output, "SELECT 1", "--format", "xml"), 'Invalid value "xml" for --format'),
+        (("query", small_output, "SELECT 1", "--format", "xml"), "--format must be table, csv, json or parquet, not 'xml'"),
         (("query", small_output, "SELECT 1", "--format", "parquet"), "name a file with --to"),
         (("query", small_output, "SELECT 1", "--to", tmp_path / "no" / "where.csv"), "Cannot write"),
         (("query", small_output, "SELECT 1", "--run", "nope"), "no run 'nope'"),
@@ -61,7 +61,7 @@ def test_mistakes_are_one_sentence(command, small_output, tmp_path):
         (("find", small_output, "--sort", "beauty"), "--sort"),
         (("report", small_output, "--images", "0"), "--images: "),
         (("report", small_output, "--where", "confidence >"), "DuckDB cannot answer"),
-        (("export", small_output, tmp_path / "e", "--to", "gif"), 'Choose from: "coco", "png", "voc"'),
+        (("export", small_output, tmp_path / "e", "--to", "gif"), "--to must be coco, png or voc, not 'gif'"),
         (("diff", small_output, "aaaa", "aaaa"), "are the same run"),
     ]:
         told = command(*arguments)
