@@ -13,7 +13,6 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -87,8 +86,16 @@ def fail(sentence: str, status: int = FAILED) -> NoReturn:
 def main(command: Callable[[], object]) -> NoReturn:
     """Run the console command to its end: never a traceback, always an exit status."""
     listen()
-    with guarded():
-        command()
+    try:
+        with guarded():
+            command()
+    except SystemExit:
+        if _console.status and "ray" in sys.modules:  # Which ends Python with a second signal while it finalizes
+            sys.stdout.flush()
+            sys.stderr.flush()
+            _kill_descendants(os.getpid())
+            os._exit(_console.status)
+        raise
     raise SystemExit(0)
 
 
@@ -164,6 +171,13 @@ class _Console:
         threading.Thread(target=self._watch, args=(read,), daemon=True, name="signals").start()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
+        print_unraisable = sys.unraisablehook
+
+        def unraisable(unraised: Any) -> None:
+            if not isinstance(unraised.exc_value, Stopped):  # Raised in a destructor; `_watch` ends the process then
+                print_unraisable(unraised)
+
+        sys.unraisablehook = unraisable
 
     def _stop(self, number: int, frame: object) -> None:
         if not self._signal:  # Another one changes nothing: what the first has begun ends within the grace
@@ -224,10 +238,10 @@ def _kill_descendants(pid: int) -> None:
 def _traceback_file() -> str:
     import traceback
 
-    from tasks import storage_faults
+    from tasks import cache, storage_faults
 
-    with tempfile.NamedTemporaryFile("w", prefix="segment-archive-", suffix=".log", delete=False) as file:
-        file.write(storage_faults.scrub(traceback.format_exc()))
+    with cache.new_log("fault") as file:
+        file.write(storage_faults.scrub(traceback.format_exc()).encode("utf-8", "replace"))
     return file.name
 
 

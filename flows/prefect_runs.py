@@ -71,9 +71,7 @@ def segment_archive(job: ArchiveJob) -> State[ArchiveReport]:
     return _run(
         jobs.segment_archive,
         job,
-        lambda report: Completed(
-            message=f"{report.images} images: {report.masks} masks, {report.num_errors} errors", data=report
-        ),
+        lambda report: Completed(message=report.sentence, data=report),
     )
 
 

@@ -11,6 +11,7 @@ from flows import screen
 from flows.options import PRINTING, Found, Json, Quiet, flag, options
 from tasks.models.names import model_names, presets
 from tasks.segmentation.job import ArchiveJob, output_beside
+from tasks.words import counted
 
 ARCHIVE_GROUPS = {
     "Input": ("source", "output", "limit", "refresh_changed", "id_column", "image_column"),
@@ -76,12 +77,13 @@ def run(
 
 def print_report(report: Any, source: str) -> None:
     """Print what came out of a job, and what can be asked of it."""
-    errors = f"{report.num_errors} error rows" if report.num_errors else "no errors"
+    errors = counted(report.num_errors, "error row") if report.num_errors else "no errors"
+    images, masks = counted(report.images, "image"), counted(report.masks, "mask")
     if not report.done_now:
-        print(f"Nothing to do: all {report.images} images of {source} have their row ({report.masks} masks, {errors}).")
+        print(f"Nothing to do: all of {source} has its rows ({images}: {masks}, {errors}).")
     else:
         rate = report.done_now / max(1e-9, report.session.seconds)
-        print(f"{report.images} images: {report.masks} masks, {errors}.")
+        print(f"{images}: {masks}, {errors}.")
         print(f"{report.done_now} done now in {report.session.seconds:.1f} s, {rate:.2f} images/s, by {report.model}.")
     for kind, count in report.errors.items():
         print(f"  {count:>6} {kind}")

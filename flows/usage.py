@@ -1,4 +1,4 @@
-"""What was typed and is no command: one plain sentence that names the culprit and, where one is near, the right option."""
+"""What was typed and is no command: one sentence that names the culprit and, where one is near, the right option."""
 
 import difflib
 import types

@@ -126,7 +126,8 @@ def connected() -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        with _own_signals():
+            ray.shutdown()
 
 
 def is_shared() -> bool:
@@ -261,8 +262,8 @@ def _own_signals() -> Iterator[None]:
 def _keep_handler(over: threading.Event) -> None:
     """Until it is over, put Python's own handler of SIGTERM back as soon as Ray's C++ side has replaced it.
 
-    That one ends the process with the signal itself, and Python never hears of it. In a thread: `ray.init` does not
-    return in between.
+    That one ends the process with the signal itself, and Python never hears of it; `ray.shutdown` puts the system's
+    default in its place. In a thread, since neither returns in between.
     """
     get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
     get.argtypes, get.restype = [ctypes.c_int], ctypes.c_void_p

@@ -23,6 +23,7 @@ from segcore import extras, models, names, voc
 from segcore.datasets.seen_images import SEEN_FILE, SeenImages
 from segcore.models.card import ModelCard
 from segcore.models.preprocessing import Preprocessing
+from segcore.user_folder import user_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,10 +69,8 @@ class LoadedModel:
 
 
 def cache_directory() -> Path:
-    """Where pulled and imported weights are kept: `$XDG_CACHE_HOME` or `~/.cache`, then `segment-archive/weights`."""
-    # The one place where segcore reads the environment: the cache belongs to the user, not to a job.
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "segment-archive" / "weights"
+    """Where pulled and imported weights are kept: `weights` in the user's folder."""
+    return user_folder() / "weights"
 
 
 def load(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0) -> LoadedModel:

@@ -18,6 +18,7 @@ from tasks.archive.tar_shards import is_tar, list_tar
 from tasks.archive.zip_files import is_zip, list_zip
 from tasks.errors import JobError
 from tasks.storage import Location, StoredFile
+from tasks.words import counted
 
 LITTER = frozenset({"Thumbs.db", "desktop.ini", "Icon\r", "_SUCCESS", "_metadata", "_common_metadata"})
 """Files that systems leave among photographs and tables; like hidden files, no part of an archive."""
@@ -62,14 +63,18 @@ class LeftAside:
     remarks: list[str] = field(default_factory=list)
     """What else a person should know about the listing."""
 
-    def note(self, what: str, name: str) -> None:
+    plurals: dict[str, str] = field(default_factory=dict)
+    """What several of a kind are called."""
+
+    def note(self, what: str, several: str, name: str) -> None:
         self.counts[what] += 1
+        self.plurals[what] = several
         self.examples.setdefault(what, name)
 
     def sentences(self) -> str:
         """For a person; empty where there is nothing to say."""
         kinds = [
-            f"{number} {what} ({self.examples[what]}{', ...' if number > 1 else ''})"
+            f"{counted(number, what, self.plurals[what])} ({self.examples[what]}{', ...' if number > 1 else ''})"
             for what, number in sorted(self.counts.items())
         ]
         return " ".join([*([f"Left aside: {', '.join(kinds)}."] if kinds else []), *self.remarks])
@@ -180,7 +185,7 @@ def _list_files(
                 held = has_archives = has_images = True
                 yield entry
             if not held:
-                aside.note("archive without an image", readable(file.path))
+                aside.note("archive without an image", "archives without an image", readable(file.path))
         elif ending in (".parquet", ".pq"):
             tables.append(file)
         elif ending in SIDECARS and not single:
@@ -202,7 +207,7 @@ def _list_files(
         yield entry
     for file in sidecars:
         if has_archives or rows:
-            aside.note(f"{suffix(file.path)} file{'s' if len(sidecars) > 1 else ''}", readable(file.path))
+            aside.note(f"{suffix(file.path)} file", f"{suffix(file.path)} files", readable(file.path))
         else:
             yield file_entry(location if single else location / file.path, file)
 
@@ -239,7 +244,7 @@ def _list_tables(
     if without and alone and not found and not tables:
         raise JobError(without[0][1])
     for file, _ in without:
-        aside.note("Parquet without a column of images", readable(file.path))
+        aside.note("Parquet file without images", "Parquet files without images", readable(file.path))
     if source.id_column is None:
         tables, remark = with_identities(tables, listed() if tables else {}, others)
         aside.remarks += [remark] if remark else []

@@ -6,7 +6,6 @@ their contents. The manifest is written last.
 """
 
 import hashlib
-import os
 import time
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from segcore.datasets.pair_check import ADVICE, Kind, Level
+from segcore.user_folder import user_folder
 from segcore.voc import IGNORE_LABEL
 from tasks import progress, storage
 from tasks.datasets import check as dataset_check
@@ -250,8 +250,7 @@ def _work(job: DatasetJob) -> Path:
         if place.protocol != "file":
             raise JobError(f"{job.work} is no local folder: archives are unpacked on this machine.")
         return Path(place.path)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "segment-archive" / "datasets"
+    return user_folder() / "datasets"
 
 
 def _layout(job: DatasetJob, sources: Sources) -> Layout:

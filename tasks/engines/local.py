@@ -13,19 +13,17 @@ import os
 import pickle
 import signal
 import subprocess
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection as connections
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from segcore import extras
-from tasks import logs, processes, progress
+from tasks import cache, logs, processes, progress
 from tasks.engines import child
 from tasks.errors import InterruptedJobError, JobError
 
@@ -121,10 +119,7 @@ class LocalEngine:
             worker.end()
         self._workers.clear()
         if self._log is not None:
-            self._log.close()
-            with contextlib.suppress(OSError):
-                if not Path(self._log.name).stat().st_size:
-                    Path(self._log.name).unlink()
+            cache.close_log(self._log)
             self._log = None
 
     def begin(self) -> None:
@@ -180,7 +175,7 @@ class LocalEngine:
     def _start(self, wanted: int) -> None:
         if self._log is None:
             # What the libraries of workers print would flood the progress bar
-            self._log = tempfile.NamedTemporaryFile(prefix="segment-archive-workers-", suffix=".log", delete=False)  # noqa: SIM115
+            self._log = cache.new_log("workers")
         while len(self._workers) < min(wanted, self.num_workers):
             self._workers.append(_Worker(self._log))
 

@@ -27,6 +27,8 @@ from tasks import cluster, logs
 from tasks.cluster import FINISH_CPUS, READ_CPUS
 from tasks.engines.watch import Watch
 from tasks.errors import InterruptedJobError, JobError
+from tasks.models.remote import local_model
+from tasks.storage import locate
 from tasks.stream.meter import Meter
 from tasks.stream.staged import ReadUnit, ScoredUnit, StagedWorker
 from tasks.stream.units import Unit, UnitReport
@@ -126,9 +128,10 @@ class RayEngine:
 
 def _with_model(work: UnitWork) -> UnitWork:
     """With the model's bytes, where the workers do not see the files of this machine."""
-    if not cluster.is_shared() or work.params.untrained or "://" in work.params.model:
+    model = work.params.model
+    if not cluster.is_shared() or work.params.untrained or ("://" in model and locate(model).protocol != "file"):
         return work
-    return dataclasses.replace(work, packed=checkpoint.pack(work.params.model))
+    return dataclasses.replace(work, packed=checkpoint.pack(local_model(model)))
 
 
 def _result(reference: Any) -> Any:

@@ -26,6 +26,7 @@ from tasks.segmentation.report import ArchiveReport, ClassCount
 from tasks.storage import Location
 from tasks.stream.rows import write_rows
 from tasks.stream.units import mask_file
+from tasks.words import counted
 
 _READERS = 16
 _IMAGES_IN_FLIGHT = 2 * SEGMENT_IMAGES  # Whose identities are held while their files are read
@@ -79,14 +80,15 @@ def check_run(output: Output, identity: Identity, manifest: Manifest | None = No
         count = sum(len(ids) for _, ids in missing)
         names = [image_id for _, ids in missing for image_id in ids[:_NAMED_AT_MOST]][:_NAMED_AT_MOST]
         more = f" and {count - _NAMED_AT_MOST} more" if count > _NAMED_AT_MOST else ""
-        raise JobError(f"{count} images have no row: {', '.join(names)}{more}. Run the same command again to do them.")
+        without = counted(count, "image has", "images have")
+        raise JobError(f"{without} no row: {', '.join(names)}{more}. Run the same command again to do them.")
     changing = {segment for held, _ in foreign if held.seal is None and (segment := segment_of(held.name))}
     sealing.unseal(output, identity.run_id, changing)
     for held, wanted in foreign:
         _drop_foreign(output, identity.run_id, held, wanted)
     if report.images != report.masks + report.num_errors:
         raise JobError(
-            f"{report.images} images are listed, but there are {report.masks} masks and {report.num_errors} errors in "
+            f"Listed and found differ ({report.sentence}) in "
             f"{output.masks_folder(identity.run_id).uri}: did somebody else write there? Remove the files of this run "
             "and run it again."
         )

@@ -4,6 +4,7 @@ import shlex
 from dataclasses import dataclass, field
 
 from tasks.segmentation.session import SessionReport
+from tasks.words import counted
 
 
 @dataclass
@@ -52,11 +53,17 @@ class ArchiveReport:
     def num_errors(self) -> int:
         return sum(self.errors.values())
 
+    @property
+    def sentence(self) -> str:
+        """What came out, in counts."""
+        masks, errors = counted(self.masks, "mask"), counted(self.num_errors, "error")
+        return f"{counted(self.images, 'image')}: {masks}, {errors}"
+
 
 def summary(report: ArchiveReport) -> str:
     """The result in Markdown."""
     lines = [
-        f"# {report.images} images: {report.masks} masks, {report.num_errors} errors",
+        f"# {report.sentence}",
         "",
         f"Run `{report.run_id}` of model {report.model}, in `{report.output}`.",
         "",
@@ -64,7 +71,7 @@ def summary(report: ArchiveReport) -> str:
     session = report.session
     if session.images:
         lines += [
-            f"This session did {session.images} images in {session.seconds:.0f} s "
+            f"This session did {counted(session.images, 'image')} in {session.seconds:.0f} s "
             f"({session.images / max(1e-9, session.seconds):.2f} images/s; {session.workers}).",
             "",
             "| stage | busy share of its workers | images/s of one worker | units that wait before it |",

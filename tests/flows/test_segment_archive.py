@@ -23,11 +23,11 @@ def test_the_flow_ends_completed_with_counts_and_artifacts(photographs, tmp_path
     (photographs / "broken.jpg").write_bytes(b"no photograph")
     job = ArchiveJob(source=str(photographs), output=str(tmp_path / "out"), untrained=True, crf=None)
     state = segment_archive(job, return_state=True)
-    assert state.is_completed() and state.message == "7 images: 6 masks, 1 errors"
+    assert state.is_completed() and state.message == "7 images: 6 masks, 1 error"
     report = state.result()
     assert (report.images, report.masks, report.num_errors, report.done_now) == (7, 6, 1, 7)
     found = artifacts()
-    assert "# 7 images: 6 masks, 1 errors" in found["segment-archive-summary"].data
+    assert "# 7 images: 6 masks, 1 error" in found["segment-archive-summary"].data
     assert "not_an_image | 1" in found["segment-archive-summary"].data
     assert "background" in found["segment-archive-classes"].data or "aeroplane" in found["segment-archive-classes"].data
     assert found["progress"].data == 100.0

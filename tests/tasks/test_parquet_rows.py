@@ -46,7 +46,7 @@ def test_the_folder_of_img2dataset(field):
     found, said = run(field / "img2dataset_webdataset")
     assert len(found) == 4 and all(data[:2] == b"\xff\xd8" for data in found.values())
     assert said == (
-        "Left aside: 2 .json files (00000_stats.json, ...), 2 Parquet without a column of images (00000.parquet, ...)."
+        "Left aside: 2 .json files (00000_stats.json, ...), 2 Parquet files without images (00000.parquet, ...)."
     )
 
 
@@ -67,7 +67,7 @@ def test_a_mixed_folder_gives_what_are_images(tmp_path):
         (tmp_path / name).write_text("about it")
     found, said = run(tmp_path)
     assert found == {"a.tar!/1.jpg": JPEG, "loose.jpg": JPEG, "rows.parquet!/row 0": JPEG}
-    assert "2 .json files" in said and "1 .md file" in said and "2 Parquet without a column of images" in said
+    assert "2 .json files" in said and "1 .md file" in said and "2 Parquet files without images" in said
 
 
 def test_metadata_alone_names_the_columns(tmp_path):

@@ -51,7 +51,7 @@ def test_an_archive_without_an_image_is_told_and_hides_no_other_file(tmp_path):
     (tmp_path / "table.csv").write_bytes(b"a,b")
     found, said = contents(tmp_path)
     assert found == {"table.csv": b"a,b"}
-    assert said == "Left aside: 2 archive without an image (empty.zip, ...)."
+    assert said == "Left aside: 2 archives without an image (empty.zip, ...)."
 
 
 def test_a_zip_in_a_bucket(tmp_path, bucket):
