@@ -1,25 +1,24 @@
 """The search for CRF parameters: coarse to fine, as in the DeepLab papers, on images whose scores are stored.
 
-Ray actors hold the images, read once, and turn parameters into pixel counts. Every evaluated point is a small Parquet
-file under points/, written whole, so that a search that was stopped goes on where it ended; the table of all points,
-the picture and the best point are written last.
+Workers of either engine turn parameters into pixel counts, and keep the images that they have read. Every evaluated
+point is a small Parquet file under points/, written whole, so that a search that was stopped goes on where it ended;
+the table of all points, the picture and the best point are written last.
 """
 
-import contextlib
+import functools
 import hashlib
 import io
 import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import annotated_types
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 from pydantic import BaseModel
 
 from segcore import extras
@@ -31,7 +30,8 @@ from segcore.metrics import evaluation
 from segcore.predictor import Predictor, PredictParams
 from segcore.scoring.inference import ScoreMap
 from segcore.voc import CLASSES
-from tasks import cluster, storage
+from tasks import engines, storage
+from tasks.engines import EngineName
 from tasks.errors import JobError
 from tasks.parquet_files import read_parquet
 from tasks.storage import Location
@@ -79,8 +79,8 @@ class TuneJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=T
     normalization: dense_crf.Normalization = "symmetric"
     """Kernel normalisation of every point of the search."""
 
-    num_actors: Annotated[int, annotated_types.Ge(0)] = 0
-    """Ray actors of one CPU each; 0: as many as the cluster has CPUs."""
+    engine: EngineName = "auto"
+    """Where the images are judged: processes of this machine, or a Ray cluster."""
 
     seed: int = 0
     """Draws images and bootstrap samples."""
@@ -129,31 +129,58 @@ class TuneReport(BaseModel, frozen=True):
         return f"{found}, {self.preset} has {100 * self.preset_mean_iou:.2f} %"
 
 
-@ray.remote(num_cpus=1)
-class Judge:
-    """Holds a share of the images, and counts pixels for any parameters."""
+PIECE_IMAGES = 2
+"""Images that a worker judges at a time."""
 
-    def __init__(self, job: TuneJob, ids: list[str], rows: list[int]) -> None:
-        with np.load(io.BytesIO(storage.read_bytes(storage.locate(job.scores)))) as stored:
-            logits = stored["logits"]
-            self.scores = [logits[row] for row in rows]
-        images, truth = storage.locate(job.images), storage.locate(job.truth)
-        # At their own size, which the stored scores and the truth have
-        self.images = [decode(storage.read_bytes(images / f"{image_id}.jpg")).image for image_id in ids]
-        self.truth = [masks.decode_mask(storage.read_bytes(truth / f"{image_id}.png")) for image_id in ids]
+KEPT_IMAGES = 256
+"""Images that a worker keeps decoded, so that the next point need not read them: 200 MB at 500 px."""
 
-    def count(self, params: CrfParams | None) -> np.ndarray:
-        """(n, C, 3) int64 pixel counts of the images of this actor, in order."""
-        counted = []
-        predictor = Predictor(None, PredictParams(crf=params))
-        for image, scores, truth in zip(self.images, self.scores, self.truth, strict=True):
-            labels = predictor.refine(image, ScoreMap(scores, image.shape[:2])).labels
-            counted.append(evaluation.count_pixels(truth, labels, len(scores)))
-        return np.stack(counted)
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some images of the search."""
+
+    ids: tuple[str, ...]
+    """Their names, without ending."""
+
+    logits: np.ndarray
+    """(n, C, h, w) float16, in the order of the names."""
+
+
+@functools.lru_cache(KEPT_IMAGES)
+def _image_and_truth(images: str, truth: str, image_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W, 3) uint8 and (H, W) uint8, at their own size, which the stored scores have."""
+    image_file = storage.locate(images) / f"{image_id}.jpg"
+    mask_file = storage.locate(truth) / f"{image_id}.png"
+    with storage.explained(image_file):
+        image = decode(storage.read_bytes(image_file)).image
+    with storage.explained(mask_file):
+        return image, masks.decode_mask(storage.read_bytes(mask_file))
+
+
+def judge(piece: Piece, job: TuneJob, params: CrfParams | None) -> np.ndarray:
+    """(n, C, 3) int64 pixel counts of the images of a piece, in order."""
+    counted = []
+    predictor = Predictor(None, PredictParams(crf=params))
+    for image_id, scores in zip(piece.ids, piece.logits, strict=True):
+        image, truth = _image_and_truth(job.images, job.truth, image_id)
+        labels = predictor.refine(image, ScoreMap(scores, image.shape[:2])).labels
+        counted.append(evaluation.count_pixels(truth, labels, len(scores)))
+    return np.stack(counted)
+
+
+def judge_all(job: TuneJob, pieces: list[Piece], params: CrfParams | None) -> np.ndarray:
+    """(N, C, 3) int64 pixel counts of all images, in their order."""
+    try:
+        return np.concatenate(list(engines.spread(judge, pieces, job, params)))
+    except JobError:
+        raise
+    except ValueError as error:
+        raise JobError(f"The images cannot be judged: {error}") from error
 
 
 class Search:
-    """Points of one job: those that were evaluated before, and actors for those that were not."""
+    """Points of one job: those that were evaluated before, and images for those that were not."""
 
     def __init__(self, job: TuneJob) -> None:
         self.job = job
@@ -162,22 +189,28 @@ class Search:
             data = storage.read_bytes(storage.locate(job.scores))
         with np.load(io.BytesIO(data)) as stored:
             ids = [str(image_id) for image_id in stored["ids"]]
+            logits = stored["logits"]
         wanted = job.num_images + job.num_held_out
         if wanted > len(ids):
             raise JobError(f"{job.scores} holds the scores of {len(ids)} images, {wanted} are asked for.")
         order = np.random.default_rng(job.seed).permutation(len(ids))
-        self.seen = [int(i) for i in np.sort(order[: job.num_images])]
-        self.held_out = [int(i) for i in np.sort(order[job.num_images : wanted])]
-        self.ids = ids
-        chosen = [ids[i] for i in self.seen]
+        seen = [int(i) for i in np.sort(order[: job.num_images])]
+        held_out = [int(i) for i in np.sort(order[job.num_images : wanted])]
+        self.seen, self.held_out = (
+            [
+                Piece(tuple(ids[i] for i in some), logits[some])
+                for some in (rows[start : start + PIECE_IMAGES] for start in range(0, len(rows), PIECE_IMAGES))
+            ]
+            for rows in (seen, held_out)
+        )
+        chosen = [ids[i] for i in seen]
         identity = [hashlib.sha256(data).hexdigest(), job.images, job.truth, chosen, dense_crf.ENGINE_VERSION]
         self.identity = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         self.rows: dict[str, dict[str, Any]] = {}
         self.new_points = 0
-        self._actors: list[Any] = []
 
     def counts(self, params: CrfParams | None, stage: str) -> np.ndarray:
-        """(N, C, 3) pixel counts of the images of the search, from the file of the point or from the actors."""
+        """(N, C, 3) pixel counts of the images of the search, from the file of the point or counted now."""
         name = _digest(self.identity, params)
         if name not in self.rows:
             location = self.folder / f"point-{name}.parquet"
@@ -191,10 +224,8 @@ class Search:
         return np.array(row["counts"], np.int64).reshape(row["num_images"], row["num_classes"], evaluation.NUM_COUNTS)
 
     def _evaluate(self, params: CrfParams | None, stage: str, location: Location) -> dict[str, Any]:
-        if not self._actors:
-            self._actors = start_judges(self.job, self.ids, self.seen)
         start = time.perf_counter()
-        counts = gather(self._actors, params)
+        counts = judge_all(self.job, self.seen, params)
         row = {
             "stage": stage,
             "crf": params is not None,
@@ -211,50 +242,15 @@ class Search:
         self.new_points += 1
         return row
 
-    def stop(self) -> None:
-        """Give the actors back."""
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
-
-
-def start_judges(job: TuneJob, ids: list[str], rows: list[int]) -> list[Any]:
-    """Actors that share the images evenly: actor k has every n-th image from the k-th."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus = int(resources.get("CPU", 0))
-    if cpus < 1:
-        raise JobError("The Ray cluster has no CPU for the search.")
-    num_actors = min(job.num_actors or cpus, cpus, len(rows))
-    shares = [rows[k::num_actors] for k in range(num_actors)]
-    return [Judge.remote(job, [ids[i] for i in share], share) for share in shares]  # type: ignore[attr-defined]
-
-
-def gather(actors: list[Any], params: CrfParams | None) -> np.ndarray:
-    """(N, C, 3) pixel counts of all images, in their order."""
-    try:
-        counting = [actor.count.remote(params) for actor in actors]
-        cluster.ready(counting, number=len(counting))
-        shares = ray.get(counting)
-    except ray.exceptions.RayError as error:
-        # Ray tells the traceback of the actor; its last line is the error
-        raise JobError(f"The images cannot be judged: {str(error).strip().splitlines()[-1]}") from error
-    counts = np.empty((sum(len(share) for share in shares), *shares[0].shape[1:]), np.int64)
-    for k, share in enumerate(shares):
-        counts[k :: len(actors)] = share
-    return counts
-
 
 def search_crf(job: TuneJob) -> TuneReport:
     """Evaluate the presets, a coarse grid, and ever smaller steps around the best; write what was found."""
     if not extras.is_here("matplotlib"):  # Its chart comes last
         raise JobError(extras.sentence("matplotlib"))
     storage.require_writable(storage.locate(job.output))
-    with cluster.connected():
-        search = Search(job)
-        with contextlib.ExitStack() as stack:
-            stack.callback(search.stop)
-            report = _search(job, search)
-    return report
+    search = Search(job)
+    with engines.at_hand(job.engine):
+        return _search(job, search)
 
 
 def _search(job: TuneJob, search: Search) -> TuneReport:
@@ -264,23 +260,22 @@ def _search(job: TuneJob, search: Search) -> TuneReport:
         raise JobError(f"No class is in {job.least_images} of the {job.num_images} images; ask for more images.")
     scored: dict[CrfParams, float] = {}
 
-    def judge(points: Iterable[CrfParams], stage: str) -> None:
+    def try_all(points: Iterable[CrfParams], stage: str) -> None:
         for params in points:
             if params not in scored:
                 scored[params] = _mean_iou(search.counts(params, stage), classes)
 
     presets = {name: replace(params, normalization=job.normalization) for name, params in CRF_PRESETS.items()}
-    judge(presets.values(), "preset")
+    try_all(presets.values(), "preset")
     preset = max(presets, key=lambda name: scored[presets[name]])
-    judge(_coarse(job), "coarse")
+    try_all(_coarse(job), "coarse")
     factor = FIRST_FACTOR
     for number in range(job.rounds):
-        judge(_around(_best(scored), factor), f"round {number + 1}")
+        try_all(_around(_best(scored), factor), f"round {number + 1}")
         factor = factor**0.5
     best = _best(scored)
     counts = search.counts(best, "best")
     low, high = np.quantile(evaluation.bootstrap_mean_iou(counts, classes, seed=job.seed), [0.025, 0.975])
-    search.stop()  # Before the actors of the held-out images ask for the same CPUs
     report = TuneReport(
         best=best,
         mean_iou=scored[best],
@@ -328,12 +323,8 @@ def _held_out(
 ) -> dict[str, float] | None:
     if not search.held_out:
         return None
-    actors = start_judges(job, search.ids, search.held_out)
-    try:
-        counts = {name: gather(actors, params) for name, params in (("best", best), ("preset", preset), ("none", None))}
-    finally:
-        for actor in actors:
-            ray.kill(actor)
+    of = {"best": best, "preset": preset, "none": None}
+    counts = {name: judge_all(job, search.held_out, params) for name, params in of.items()}
     samples = {name: evaluation.bootstrap_mean_iou(counts[name], classes, seed=job.seed) for name in ("best", "preset")}
     low, high = np.quantile(samples["best"] - samples["preset"], [0.025, 0.975])
     means = {name: _mean_iou(of, classes) for name, of in counts.items()}

@@ -55,7 +55,7 @@ def same_but_work(a: TuneReport, b: TuneReport) -> bool:
     return a.model_dump(exclude=left_out) == b.model_dump(exclude=left_out)
 
 
-def test_search_stops_goes_on_and_repeats(job: TuneJob, ray_cluster: None) -> None:
+def test_search_stops_goes_on_and_repeats(job: TuneJob) -> None:
     report = search_crf(job)
     output = Path(job.output)
     assert report.mean_iou >= report.preset_mean_iou
@@ -81,11 +81,17 @@ def test_search_stops_goes_on_and_repeats(job: TuneJob, ray_cluster: None) -> No
     assert 0 < resumed.new_points < report.num_points
     assert same_but_work(resumed, report)
 
-    one = search_crf(job.model_copy(update={"output": str(output.parent / "one"), "num_actors": 1}))
-    assert same_but_work(one, report)
+
+def test_both_engines_find_the_same(job: TuneJob, ray_cluster: None) -> None:
+    job = job.model_copy(update={"rounds": 0, "num_images": 10, "num_held_out": 0})  # More pieces than one process does
+    local, on_ray = (
+        search_crf(job.model_copy(update={"engine": engine, "output": f"{job.output}-{engine}"}))
+        for engine in ("local", "ray")
+    )
+    assert same_but_work(local, on_ray)
 
 
-def test_what_cannot_be_searched_is_said(job: TuneJob, ray_cluster: None) -> None:
+def test_what_cannot_be_searched_is_said(job: TuneJob) -> None:
     with pytest.raises(JobError, match="scores of 10 images, 24 are asked for"):
         search_crf(job.model_copy(update={"num_images": 20}))
     with pytest.raises(JobError, match="No class is in 7 of the 6 images"):
