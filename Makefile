@@ -34,7 +34,7 @@ wheel: $(WHEEL_TOOLS)/.installed  ## Wheels into dist/, for each of WHEEL_PYTHON
 	rm -rf dist .run/wheels
 	for python in $(WHEEL_PYTHONS); do \
 	$(WHEEL_TOOLS)/bin/pip --python $$python wheel --quiet --no-deps --wheel-dir .run/wheels . || exit 1; done
-	$(WHEEL_TOOLS)/bin/auditwheel repair --wheel-dir dist .run/wheels/*.whl
+	PATH="$(CURDIR)/$(WHEEL_TOOLS)/bin:$$PATH" $(WHEEL_TOOLS)/bin/auditwheel repair --wheel-dir dist .run/wheels/*.whl
 	$(WHEEL_TOOLS)/bin/twine check --strict dist/*.whl
 	for wheel in $$(ls dist/*-abi3-*.whl); do $(WHEEL_TOOLS)/bin/abi3audit --strict --report $$wheel || exit 1; done
 	$(WHEEL_TOOLS)/bin/python tests/wheel_contents.py dist/*.whl

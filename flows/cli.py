@@ -9,6 +9,7 @@ SIGTERM.
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -122,12 +123,23 @@ def check(tokens: Sequence[str]) -> None:
 
 def completion(shell: str | None) -> str:
     """The script that completes commands in a shell."""
-    return _commands.generate_completion(shell=shell)  # type: ignore[arg-type]
+    script: str = _commands.generate_completion(shell=shell)  # type: ignore[arg-type]
+    # Where the script knows no word, bash completes paths: most of our arguments are some
+    return re.sub(r"^complete -F ", "complete -o bashdefault -o default -F ", script, flags=re.M)
 
 
 def install_completion(shell: str | None) -> str:
     """Put that script where the shell finds it, and return the path."""
-    return str(_commands.install_completion(shell=shell))  # type: ignore[arg-type]
+    from cyclopts.completion import detect_shell
+
+    shell = shell or detect_shell()
+    path: Path = _commands.install_completion(shell=shell)  # type: ignore[arg-type]
+    path.write_text(completion(shell), encoding="utf-8")
+    start = Path.home() / ".zshrc"
+    if shell == "zsh" and start.exists() and "compinit" not in (before := start.read_text(errors="surrogateescape")):
+        # A zsh that was never set up completes nothing
+        start.write_text(f"{before.rstrip()}\nautoload -Uz compinit && compinit\n", errors="surrogateescape")
+    return str(path)
 
 
 def main() -> None:

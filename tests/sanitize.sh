@@ -19,4 +19,4 @@ echo "import sys; sys.path.insert(0, '$PWD/$home/project')" > "$site/project.pth
 # The sanitizers must be there before Python is. Leaks are left out: the interpreter itself never frees all
 preload="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)"
 LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-    "$home/venv/bin/python" -P -m pytest -p segcore._crf -p no:cacheprovider -m "not slow" "$@" tests/segcore/crf/engine/test_dense_crf.py
+    "$home/venv/bin/python" -P -m pytest -p segcore._crf -p no:cacheprovider -m "not slow" "$@" tests/segcore/crf/test_dense_crf.py

@@ -1,4 +1,4 @@
-"""Whether an installed wheel works by itself: `python tests/wheel_smoke.py`, in an environment with nothing else.
+"""Whether an installed wheel works by itself: `python -P tests/wheel_smoke.py`, in an environment with nothing else.
 
 Imports both extensions, segments a photograph that it makes, and runs the command over a folder of two.
 """

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,35 @@ def test_completion_knows_commands_options_and_choices(shell):
         assert word in script
     if shutil.which(shell):
         assert subprocess.run([shell, "-n"], input=script, text=True, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is missing")
+def test_bash_completes_models_by_the_script_and_paths_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "Installed" in invoke(flows.cli.app, "completion", "bash", "--install").stdout
+    asked = """COMP_WORDS=(segment-archive run --model pspnet_l); COMP_CWORD=3
+        _segment_archive segment-archive pspnet_l --model; echo ${COMPREPLY[*]}; complete -p segment-archive"""
+    # Models are asked of the command itself
+    monkeypatch.setenv("PATH", sysconfig.get_path("scripts"), prepend=os.pathsep)
+    told = subprocess.run(
+        ["bash", "-c", f'source "$HOME/.bashrc"; {asked}'], text=True, capture_output=True, check=True
+    )
+    models, how = told.stdout.splitlines()
+    assert models.split() == ["pspnet_lite0", "pspnet_lite2"]
+    assert "-o default" in how
+
+
+def test_zsh_that_was_never_set_up_loads_its_completion_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("ZSH", raising=False)
+    monkeypatch.delenv("ZSH_CUSTOM", raising=False)
+    for _ in range(2):
+        invoke(flows.cli.app, "completion", "zsh", "--install")
+    start = (tmp_path / ".zshrc").read_text()
+    assert start.splitlines()[-1] == "autoload -Uz compinit && compinit" and start.count("compinit") == 2
+    (tmp_path / ".zshrc").write_text("autoload -Uz compinit; compinit\n")
+    invoke(flows.cli.app, "completion", "zsh", "--install")
+    assert (tmp_path / ".zshrc").read_text().count("compinit") == 2
 
 
 def test_lists_as_tables_and_as_json():
