@@ -17,7 +17,7 @@ WHEEL_PYTHONS ?= $(shell for version in 3.11 3.12; do python$$version -c 'import
 WHEEL_TOOLS := .run/wheel-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheel check test test-slow faults fuzz demo default-model bench up down sanitize aarch64 lock clean
+.PHONY: help setup wheel check test test-slow faults fuzz demo default-model bench up down sanitize clang aarch64 lock clean
 
 help:  ## This list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -104,6 +104,9 @@ down:  ## End what make up started, and nothing else
 
 sanitize: setup  ## The CRF engine under address and undefined-behaviour sanitizers
 	sh tests/sanitize.sh $(CURDIR)/$(BIN)/python
+
+clang: setup  ## Both extensions compiled by Clang (CXX=clang++-19), and their tests on that build
+	sh tests/clang.sh $(CURDIR)/$(BIN)/python
 
 aarch64: setup  ## The CRF engine compiled for aarch64, run in qemu, equal to this processor's
 	sh tests/aarch64.sh $(CURDIR)/$(BIN)/python
