@@ -38,6 +38,10 @@ class Bare:
     """What was ignored or missing, in words."""
 
 
+_LEAST_TRANSPARENCY = {0: 2, 2: 6}
+"""Bytes of a PNG's tRNS by its colour type, grey and RGB; browsers ignore one that is shorter."""
+
+
 def bare_png(data: bytes) -> Bare:
     """A PNG without anything that no pixel depends on; its first image where it is animated.
 
@@ -59,7 +63,7 @@ def bare_png(data: bytes) -> Bare:
                 kept.append(struct.pack(">I4s", len(part), kind) + part + bytes(4))
             break
         if kind in _PNG_PIXELS:
-            if kind != b"tRNS" or _sound(view[at + 4 : end]):
+            if kind != b"tRNS" or (length >= _LEAST_TRANSPARENCY.get(data[25], 1) and _sound(view[at + 4 : end])):
                 kept.append(view[at:end])
         elif kind in (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf") or (
             kind in (b"zTXt", b"tEXt") and view[at + 8 : at + 8 + len(_EXIF_TEXT)] == _EXIF_TEXT
@@ -185,6 +189,10 @@ _FILE_ITEM = re.compile(rb"(infe(?:\x02.{3}.{2}|\x03.{3}.{4}).{2})(?:Exif|mime)"
 """Entry of EXIF or XMP in the list of items of an HEIF or AVIF file (ISO 23008-12)."""
 
 
+_LEAST_SEGMENT = {0xE0: 18, 0xEE: 16}
+"""Bytes of JFIF's and Adobe's segments, marker and length included; libjpeg ignores those that are shorter."""
+
+
 def _bare_jpeg(data: bytes) -> bytes:
     """Up to the first scan without application segments; JFIF's, Adobe's and profiles stay, and the pixels."""
     kept, at = [data[:2]], 2
@@ -195,7 +203,8 @@ def _bare_jpeg(data: bytes) -> bytes:
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         metadata = 0xE0 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE
         profile = data[at + 1] == 0xE2 and data[at + 4 : at + 16] == b"ICC_PROFILE\0"
-        if not metadata or data[at + 1] in (0xE0, 0xEE) or profile:
+        short = end - at < _LEAST_SEGMENT.get(data[at + 1], 0)
+        if not metadata or (data[at + 1] in _LEAST_SEGMENT and not short) or profile:
             kept.append(data[at:end])
         at = end
     return b"".join([*kept, data[at:]])

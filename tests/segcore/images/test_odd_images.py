@@ -378,3 +378,40 @@ def test_a_damaged_exif_item_neither_costs_pixels_nor_turns_them(format_, number
     assert apart(right, turned) < 2
     for name, data in damaged.items():
         assert np.array_equal(decode(data).image, right), name
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_transparent_colour_that_is_cut_short_counts_for_nothing(mode, length):
+    image = picture().convert(mode)
+    found = decode(with_chunks(saved(image, "PNG"), chunk(b"tRNS", bytes(length))))
+    assert np.array_equal(found.image, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        b"\xe0JFIF\0\1",
+        b"\xe0JFIF\0",
+        b"\xeeAdobe\0",
+        b"\xe1Exif",
+        b"\xe1Exif\0\0",
+        b"\xe2ICC_PROFILE\0\0\0",
+        b"\xe2ICC_PROFILE\0\2\3" + b"x" * 50,
+        b"\xe2MPF\0II*\0\xff\xff\xff\xf0",
+        b"\xedPhotoshop 3.0\x008BIM\4\4\xff\xff\xff\xff\xff",
+        b"\xe1http://ns.adobe.com/xap/1.0/\0\xff\xfe<x:xmpmeta",
+    ],
+)
+def test_segments_of_a_jpeg_that_are_too_short_or_lie_cost_no_pixel(segment):
+    jpeg = saved(picture(), "JPEG", quality=95, subsampling=0)
+    assert np.array_equal(decode(jpeg_with(jpeg, segment)).image, decode(jpeg).image)
+
+
+SHORT_CHUNKS = (b"pHYs", b"tIME", b"gAMA", b"cHRM", b"iCCP", b"sBIT", b"bKGD", b"acTL", b"PLTE", b"eXIf")
+
+
+@pytest.mark.parametrize("kind", SHORT_CHUNKS)
+def test_chunks_of_a_png_that_are_too_short_cost_no_pixel(kind):
+    data = with_chunks(saved(picture(), "PNG"), chunk(kind, b"\1"))
+    assert np.array_equal(decode(data).image, RGB)
