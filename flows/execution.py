@@ -161,10 +161,15 @@ class _Console:
         self.status = 0
         """Exit status after a signal that came; 0 while none has."""
 
+        self._stderr: int | None = None
+        """Standard error as it was; while Ray starts, what is printed there is thrown away."""
+
         self._signal = 0
         self._printed = threading.Lock()
 
     def listen(self) -> None:
+        with contextlib.suppress(OSError):  # It may be closed
+            self._stderr = os.dup(2)
         read, write = os.pipe()
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -201,8 +206,12 @@ class _Console:
         with contextlib.suppress(Exception):
             if sys.stderr.isatty():
                 sys.stderr.write("\r\x1b[K\x1b[?25h")  # A progress bar hides the cursor
-            sys.stderr.write(f"{self._stopped()}\n")
             sys.stderr.flush()
+            words = f"{self._stopped()}\n"
+            if self._stderr is not None:
+                os.write(self._stderr, words.encode())
+            else:
+                sys.stderr.write(words)
 
     def _stopped(self) -> str:
         if not self.goes_on:

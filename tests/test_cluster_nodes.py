@@ -15,6 +15,7 @@ from segcore.models import checkpoint
 from tasks.segmentation.job import ArchiveJob, list_archive
 from tasks.segmentation.session import segment_remaining
 from tests.conftest import ROOT, photograph
+from tests.evaluation_data import INFERENCE, save_model, small_dataset
 from tests.ray_nodes import Nodes, ray_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -46,6 +47,31 @@ with cluster.connected():
     session = archive_session.segment_remaining(job, plan)
     report = finish.publish_report(job, plan, session)
 print(json.dumps({"run": report.run_id, "masks": report.masks, "nodes": session.nodes}), flush=True)
+"""
+
+# The model's folder is gone as soon as the driver has read it, so that a worker which looks for it fails
+JUDGE = """
+import json, sys
+from pathlib import Path
+from flows import execution, jobs
+from tasks.engines import ray
+from tasks.evaluation.evaluate import ReevaluateJob
+from tasks.evaluation.record import read_record
+from tasks.storage import locate
+
+hand_over = ray._with_model
+
+def hand_over_and_hide(work):
+    handed = hand_over(work)
+    Path(sys.argv[2]).rename(sys.argv[3])
+    return handed
+
+ray._with_model = hand_over_and_hide
+job = ReevaluateJob(**json.loads(sys.argv[1]))
+night = jobs.reevaluate(job, execution.directly)
+figures = {e: read_record(locate(job.output), e)["figures"] for e in night.evaluations}
+failures = [model.failure for model in night.models]
+print(json.dumps({"failures": failures, "figures": list(figures.values())}), flush=True)
 """
 
 
@@ -114,3 +140,25 @@ def test_nodes_of_unequal_size_one_joins_and_one_leaves(nodes, bucket, tmp_path)
     several, one = masks_of(bucket.folder / "out"), masks_of(tmp_path / "alone")
     assert len(several) == NUM_PHOTOGRAPHS and len(one) == NUM_COMPARED
     assert {image_id: several[image_id] for image_id in one} == one
+
+
+@pytest.mark.parametrize("as_uri", [False, True])
+def test_an_evaluated_model_travels_with_the_job(nodes: Nodes, bucket, tmp_path: Path, as_uri: bool) -> None:
+    dataset = f"s3://{bucket.name}/data"
+    small_dataset(tmp_path / "data", num_images=8)
+    for file in sorted((tmp_path / "data").rglob("*")):
+        if file.is_file():
+            bucket.put(f"data/{file.relative_to(tmp_path / 'data')}", file.read_bytes())
+    model = save_model(tmp_path / "models" / "mine", 0)
+    job = {"models": model.as_uri() if as_uri else str(model), "dataset": dataset, "output": f"s3://{bucket.name}/out"}
+    job |= {"inference": INFERENCE, "crf": None, "report": False}
+    nodes.start(num_cpus=1)
+    environment = os.environ | nodes.environment | {"RAY_ADDRESS": nodes.address}
+    command = [sys.executable, "-c", JUDGE, json.dumps(job), str(model), str(tmp_path / "hidden")]
+    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert (tmp_path / "hidden").is_dir() and not model.exists()
+    end = json.loads(told.stdout.splitlines()[-1])
+    assert end["failures"] == [None], told.stderr
+    (figures,) = end["figures"]  # The truth is what this model sees
+    assert figures["without CRF"]["mean_iou"]["value"] == 1.0, end
