@@ -301,8 +301,16 @@ _COLUMNS = {
 }
 
 
+_REMARK = re.compile(r"(?:^|\s+)(?://|#(?=\s)).*$")
+"""What programmers write behind a class; a colour in hexadecimal has no blank after its hash."""
+
+
 def _of_lines(text: str, origin: str) -> list[_Entry]:
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [(number, _REMARK.sub("", line).strip()) for number, line in enumerate(text.splitlines(), 1)]
+    if lines and all(not line or (line[0] == line[-1] == "|" and len(line) > 1) for _, line in lines):  # Markdown's
+        cells = ((n, ",".join(cell.strip() for cell in line[1:-1].split("|"))) for n, line in lines if line)
+        lines = [(n, line) for n, line in cells if not re.fullmatch(r"[,:-]+", line)]
+    lines = [(n, re.sub(r"\s*(?:->|=>|\u2192)\s*", "=", line)) for n, line in lines]
     lines = [(n, line) for n, line in lines if line and (line[0] != "#" or re.match(rf"{_HEX}{_GAP}\S", line))]
     whole = " ".join(line for _, line in lines)
     if (whole[:1], whole[-1:]) in (("[", "]"), ("{", "}")) or re.match(

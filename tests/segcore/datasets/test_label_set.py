@@ -239,3 +239,18 @@ def test_supervisely_with_other_spellings(colour):
     for text in ('{"classes": [{"title": "cat", "color": %s}]}', '\ufeff{"Classes": [{"Title": "cat", "Color": %s}]}'):
         found = read_classes(text % json.dumps(colour), "meta.json")
         assert found.classes == ("background", "cat") and found.colours == ((0, 0, 0), (255, 0, 0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "background  # 0\ncat  # 1\ndog  # 2\n",
+        "// from the wiki\nbackground\ncat // furry\ndog\n",
+        "0 -> background\n1 -> cat\n2 -> dog\n",
+        "background => 0\ncat => 1\ndog => 2\n",
+        "| id | name |\n|---|---|\n| 0 | background |\n| 1 | cat |\n| 2 | dog |\n",
+        "# a heading\nbackground #000000\ncat #33ddff\ndog #fa3253\n",
+    ],
+)
+def test_remarks_arrows_and_tables_are_no_part_of_a_name(text):
+    assert read_classes(text).classes == ("background", "cat", "dog")
