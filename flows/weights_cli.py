@@ -103,7 +103,48 @@ def list_catalogue(*, json: Json = False) -> None:
         print(f"    licence: {entry.licence}; read in {entry.read_in}")
 
 
-def models(*, json: Json = False) -> None:
+models = App(name="models", help="List the models, or describe an ONNX file.", help_format="plaintext")
+
+
+@models.command
+def describe(
+    file: Annotated[str, Parameter(help="ONNX file.")],
+    /,
+    *,
+    classes: Annotated[
+        str | None, Parameter(help="Class names by label, separated by commas, or a text file with one a line.")
+    ] = None,
+    preprocessing: Annotated[
+        str | None, Parameter(help="What the pixels become: imagenet, 0..1, -1..1 or 0..255.")
+    ] = None,
+    stride: Annotated[int, Parameter(help="Sides are padded to multiples of this many pixels.")] = 32,
+    probabilities: Annotated[bool, flag("The output holds probabilities rather than logits.")] = False,
+    scores_output: Annotated[str | None, Parameter(help="Name of the output, where there are several.")] = None,
+    training_split: Annotated[str, Parameter(help="What the weights saw; guards the evaluation.")] = "unknown",
+    json: Json = False,
+) -> None:
+    """Write the card of an ONNX file beside it, so that --model takes the file; asks for what the graph does not say.
+
+    For example:
+
+    segment-archive models describe model.onnx --classes names.txt --preprocessing imagenet
+    """
+    from tasks.models.describe import describe_onnx
+
+    told = describe_onnx(
+        file,
+        classes=classes,
+        preprocessing=preprocessing,
+        stride=stride,
+        probabilities=probabilities,
+        output=scores_output or "",
+        training_split=training_split,
+    )
+    _show(told, file, json)
+
+
+@models.default
+def list_models(*, json: Json = False) -> None:
     """List the models: parameters at 21 classes, published mean IoU on VOC 2012, weights at hand.
 
     For example:

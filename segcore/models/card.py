@@ -22,9 +22,13 @@ SPLITS = ("none", "unknown", "imagenet", "coco", "voc2012-train", "voc2012-train
 """Training splits that the project knows; a dataset of one's own is any other name."""
 
 
-CONVENTIONS = ("caffe", "deeplab-pytorch", "semseg")
+ONNX = "onnx"
+"""Variant of a card whose network is an ONNX file rather than one of `segcore.models.NAMES`."""
+
+CONVENTIONS = ("caffe", "deeplab-pytorch", "semseg", "areas")
 """Whose arithmetic the views of an image are made and fused by (`scoring/tta.py`): DeepLab's and PSPNet's Caffe, with
-corners aligned, as this project trains; kazuto1011/deeplab-pytorch; hszhao/semseg."""
+corners aligned, as this project trains; kazuto1011/deeplab-pytorch; hszhao/semseg. "areas" is of ONNX files
+alone: pixels are areas (`align_corners=False`), sides are padded to multiples of the stride."""
 
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Characters that move a cursor or end a line, and halves of such
 
@@ -34,7 +38,7 @@ class ModelCard:
     """Everything about a network but its weights."""
 
     variant: str
-    """Name in `segcore.models.NAMES`."""
+    """Name in `segcore.models.NAMES`, or "onnx"."""
 
     classes: tuple[str, ...]
     """Class names by label, 1 to 255 of them, each once."""
@@ -43,7 +47,8 @@ class ModelCard:
     """How uint8 RGB becomes the network's input."""
 
     options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the variant's function beside the number of classes; JSON values."""
+    """Arguments of the variant's function beside the number of classes; JSON values. Of an ONNX file: `stride` in px,
+    `output` (name of the scores), `probabilities` (whether they are that rather than logits), `parameters`."""
 
     init: str = ""
     """Where the weights came from before training: "imagenet vgg16 (caffe)", "seeded, seed 0"."""
@@ -67,9 +72,14 @@ class ModelCard:
     """One of `CONVENTIONS`: that of the source of the weights."""
 
     def __post_init__(self) -> None:
-        models.variant(self.variant)
+        if self.variant == ONNX:
+            _check_onnx_options(self.options)
+        else:
+            models.variant(self.variant)
         if self.convention not in CONVENTIONS:
             raise ValueError(f"convention is one of {', '.join(CONVENTIONS)}, got {_shown(self.convention)}.")
+        if (self.variant == ONNX) != (self.convention == "areas") and self.convention != "caffe":
+            raise ValueError(f"the convention {self.convention} is not one of {self.variant} models.")
         if not 1 <= len(self.classes) <= 255 or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"A card names 1 to 255 classes, each once; got {len(self.classes)}.")
         for text in (*self.classes, self.init, self.training_split, self.commit, *self.metrics):
@@ -77,6 +87,13 @@ class ModelCard:
                 raise ValueError(f"{_shown(text)} is no name: it is too long, or would do things to a terminal.")
         if not all(isinstance(value, int | float) and abs(value) < 1e300 for value in self.metrics.values()):
             raise ValueError("The metrics of a card are finite numbers.")
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the network: what it costs, roughly."""
+        if self.variant == ONNX:
+            return int(self.options.get("parameters", 0))
+        return models.variant(self.variant).parameters
 
     @property
     def shown_name(self) -> str:
@@ -124,6 +141,20 @@ class ModelCard:
             return cls(**_checked(value))
         except ValueError as error:
             raise ValueError(f"{where} is no model card: {error}") from None
+
+
+def _check_onnx_options(options: dict[str, Any]) -> None:
+    if unknown := sorted(options.keys() - {"stride", "output", "probabilities", "parameters"}):
+        raise ValueError(
+            f"options of an ONNX model are stride, output, probabilities, parameters; got {_shown(unknown)}."
+        )
+    stride, parameters = options.get("stride", 32), options.get("parameters", 0)
+    if type(stride) is not int or not 1 <= stride <= 256:
+        raise ValueError(f"stride must be a whole number of px in [1, 256], got {_shown(stride)}.")
+    if type(parameters) is not int or not 0 <= parameters < 1 << 40:
+        raise ValueError(f"parameters must be a whole number, got {_shown(parameters)}.")
+    if not isinstance(options.get("output", ""), str) or not isinstance(options.get("probabilities", False), bool):
+        raise ValueError("output must be a name, and probabilities true or false.")
 
 
 def plain_name(name: str) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 from segcore import extras, models, names, voc
 from segcore.datasets.seen_images import SEEN_FILE, SeenImages
-from segcore.models.card import ModelCard
+from segcore.models.card import ONNX, ModelCard
 from segcore.models.preprocessing import Preprocessing
 from segcore.user_folder import user_folder
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["LoadedModel", "ModelCard", "Preprocessing", "digest_of", "find", "load", "load_packed", "pack", "save"]
 
 WEIGHTS_FILE = "model.safetensors"
+ONNX_FILE = "model.onnx"
 CARD_FILE = "card.json"
 
 # Written here and not in `models/untrained.py` so that a digest needs no torch; a test holds the two together.
@@ -64,6 +65,9 @@ class LoadedModel:
     tensors: dict[str, np.ndarray] | None = None
     """Where torch is not installed: the weights, float32, for ONNX Runtime; `module` is None then."""
 
+    onnx: bytes | None = None
+    """Of a model that is an ONNX file: its content; `module` is None then."""
+
     def __post_init__(self) -> None:
         self.name = self.name or self.card.shown_name
 
@@ -76,7 +80,7 @@ def cache_directory() -> Path:
 def load(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0) -> LoadedModel:
     """The model of a name or of a path.
 
-    name_or_path: one of `models.NAMES`, a model directory, or its `.safetensors` file (the card stands beside it).
+    name_or_path: one of `models.NAMES`, a model directory, or its `.safetensors` or `.onnx` file, card beside it.
     untrained: build the named network with seeded weights instead; it is marked as untrained in every output.
     ValueError in one sentence: unknown name, no weights at hand, damaged file, names or shapes that do not fit (all
     of them), a card that does not make sense, a network that needs torch where it is not installed.
@@ -124,6 +128,13 @@ def load_packed(packed: PackedModel) -> LoadedModel:
     weights = Path(packed.where)
     card = ModelCard.from_json(packed.card, where=str(weights.parent / CARD_FILE))
     content = hashlib.sha256(packed.weights).hexdigest()
+    if (card.variant == ONNX) != (weights.suffix == ".onnx"):
+        raise ValueError(f"{weights.parent / CARD_FILE} is the card of {card.variant!r}, which {weights.name} is not.")
+    if card.variant == ONNX:
+        from segcore.models import onnx_file
+
+        onnx_file.check(packed.weights, str(weights))
+        return LoadedModel(None, card, _file_digest(content, card), onnx=packed.weights)  # type: ignore[arg-type]
     if not extras.is_here("torch"):
         return LoadedModel(None, card, _file_digest(content, card), tensors=_without_torch(packed, card))  # type: ignore[arg-type]
     import torch
@@ -226,14 +237,16 @@ def find(name_or_path: str | Path) -> Path:
         )
     path = Path(name_or_path)
     if path.is_dir():
-        path = path / WEIGHTS_FILE
+        path = path / (ONNX_FILE if (path / ONNX_FILE).is_file() else WEIGHTS_FILE)
     if path.is_file():
         return path
     cached = cache_directory() / text / WEIGHTS_FILE
     if os.sep not in text and cached.is_file():
         return cached
     if os.sep in text or path.suffix or len(path.parts) > 1:
-        raise ValueError(f"There is no model at {path}: expected a directory with {WEIGHTS_FILE} and {CARD_FILE}.")
+        raise ValueError(
+            f"There is no model at {path}: expected a directory with {WEIGHTS_FILE} or {ONNX_FILE}, and {CARD_FILE}."
+        )
     here = [folder.parent.name for folder in cache_directory().glob(f"*/{WEIGHTS_FILE}")]
     names.known(text, [*models.NAMES, *here], "model", "segment-archive models")
     raise AssertionError("an unknown name that is known")
@@ -328,7 +341,10 @@ def _card_bytes(weights: Path) -> bytes:
     try:
         content = path.read_bytes()[: _MAX_CARD_BYTES + 1]
     except FileNotFoundError:
-        raise ValueError(f"{weights} has no {CARD_FILE} beside it, so nobody knows what network it is.") from None
+        told = f"{weights} has no {CARD_FILE} beside it, so nobody knows what network it is"
+        if weights.suffix == ".onnx":
+            told += f": `segment-archive models describe {weights}` writes one"
+        raise ValueError(f"{told}.") from None
     if len(content) > _MAX_CARD_BYTES:
         raise ValueError(f"{path} is larger than {_MAX_CARD_BYTES} bytes; that is no model card.")
     return content

@@ -1,4 +1,4 @@
-"""Scores by ONNX Runtime, on machines without torch: what `inference.Scorer` does, for the small models, on a CPU."""
+"""Scores by ONNX Runtime on a CPU: what `inference.Scorer` does, for the small models and for ONNX files of others."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from segcore import extras
 from segcore.images.decoding import ErrorKind, ImageError
-from segcore.models import onnx_network
-from segcore.models.card import ModelCard
+from segcore.models import onnx_file, onnx_network
+from segcore.models.card import ONNX, ModelCard
 from segcore.models.checkpoint import LoadedModel
 from segcore.scoring.inference import InferenceParams, ScoreMap, check_images, check_params, finite, padded_px
 
@@ -23,7 +23,7 @@ _LOWEST = -65504.0
 
 def is_better(model: LoadedModel, params: InferenceParams, device: str) -> bool:
     """Whether to score by ONNX Runtime here: there is no torch, or it would take longer."""
-    if not extras.is_here("torch"):
+    if not extras.is_here("torch") or model.onnx is not None:
         return True
     if not extras.is_here("onnxruntime") or _obstacle(model.card, params, device) is not None:
         return False
@@ -36,7 +36,11 @@ def is_better(model: LoadedModel, params: InferenceParams, device: str) -> bool:
 
 
 def require_usable(card: ModelCard, params: InferenceParams) -> None:
-    """ValueError, with the remedy, where torch is not installed and this model or these parameters need it."""
+    """ValueError, with the remedy, where torch is not installed and this model or these parameters need it, and for
+    what ONNX files cannot do."""
+    if card.variant == ONNX:
+        _require_plain(card, params, "auto")
+        return
     if not extras.is_here("torch") and (obstacle := _obstacle(card, params, "auto")) is not None:
         raise ValueError(extras.sentence("torch", obstacle))
 
@@ -53,6 +57,20 @@ def _obstacle(card: ModelCard, params: InferenceParams, device: str) -> str | No
         if needed:
             return what
     return None
+
+
+def _require_plain(card: ModelCard, params: InferenceParams, device: str) -> None:
+    """ValueError for what is asked of an ONNX file that only networks of torch do."""
+    for asked, what, remedy in (
+        (device not in ("auto", "cpu"), f"the device {device!r}", "leave it out"),
+        (params.precision not in ("auto", "fp32"), f"precision {params.precision}", "leave --precision out"),
+        (params.scales != (1.0,) or params.mirror, "several views of an image", "leave --scales and --mirror out"),
+        (params.crop_px is not None, "sliding windows", "leave --crop out"),
+    ):
+        if asked:
+            raise ValueError(
+                f"An ONNX model is scored on the CPU in float32 and in one pass, without {what}: {remedy}."
+            )
 
 
 class OnnxScorer:
@@ -74,28 +92,31 @@ class OnnxScorer:
         num_threads: int | None = None,
     ) -> None:
         check_params(params)
-        if (obstacle := _obstacle(model.card, params, device)) is not None:
-            raise ValueError(extras.sentence("torch", obstacle))
-        import onnxruntime
-
-        tensors = model.tensors
-        if tensors is None:
-            tensors = {name: value.numpy() for name, value in model.module.state_dict().items()}
         self.name = model.name
         preprocessing = model.card.preprocessing
         self._channels = [2, 1, 0] if preprocessing.colour_order == "BGR" else [0, 1, 2]
         self._mean = np.array(preprocessing.mean, np.float32)
         self._std = np.array(preprocessing.std, np.float32)
+        self._num_classes = len(model.card.classes)
+        self._matrices: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+        self._ends: onnx_file.Ends | None = None
+        if model.onnx is not None:
+            _require_plain(model.card, params, device)
+            self._session = onnx_file.open_session(model.onnx, model.name, num_threads)
+            self._stride, output, self._probabilities = onnx_file.options_of(model.card)
+            self._ends = onnx_file.ends(self._session, model.name, output, self._num_classes)
+            self._aligned = model.card.convention == "caffe"
+            return
+        if (obstacle := _obstacle(model.card, params, device)) is not None:
+            raise ValueError(extras.sentence("torch", obstacle))
+        tensors = model.tensors
+        if tensors is None:
+            tensors = {name: value.numpy() for name, value in model.module.state_dict().items()}
         try:
             self._network = onnx_network.network(model.card, tensors)
         except ValueError as error:
             raise ValueError(f"The weights of {model.name} do not fit its card: {error}.") from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads or 0
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # Its warnings are for who makes a graph
-        self._session = onnxruntime.InferenceSession(self._network.model, options, providers=["CPUExecutionProvider"])
-        self._matrices: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+        self._session = onnx_file.open_session(self._network.model, model.name, num_threads)
 
     def __call__(self, images: Sequence[np.ndarray], each_batch: Callable[[], None] | None = None) -> list[ScoreMap]:
         """Score maps in the order of the images, as `Scorer.__call__`; each image is a batch.
@@ -114,30 +135,89 @@ class OnnxScorer:
         """Nothing is held on a device."""
 
     def _score(self, image: np.ndarray) -> ScoreMap:
+        if self._ends is not None:
+            return self._score_given(image, self._ends)
         height, width = image.shape[:2]
         extent_px = (padded_px(height), padded_px(width))
         stride = self._network.stride
-        # Up to a rectangle on whose corners both grids have a position; 0 is the mean
+        # Up to a rectangle on whose corners both grids have a position
         rows, columns = (-(-(side - 1) // stride) * stride + 1 for side in extent_px)
-        canvas = np.zeros((1, 3, rows, columns), np.float32)
-        values = (image[..., self._channels].astype(np.float32) - self._mean) / self._std  # (H, W, 3)
-        canvas[0, :, :height, :width] = values.transpose(2, 0, 1)
         if (rows, columns) not in self._matrices:
             if len(self._matrices) >= 64:  # An archive of any sizes
                 self._matrices.clear()
             self._matrices[rows, columns] = self._network.matrices(rows, columns)
+        canvas = self._canvas(image, rows, columns)
+        (scores,) = self._run(None, {"images": canvas, **self._matrices[rows, columns]}, (height, width))
+        return self._map(scores[0, :, : (extent_px[0] - 1) // 8 + 1, : (extent_px[1] - 1) // 8 + 1], extent_px)
+
+    def _score_given(self, image: np.ndarray, ends: onnx_file.Ends) -> ScoreMap:
+        """By somebody else's graph: scores at the size of the image, or by the convention "caffe" on its own grid."""
+        height, width = image.shape[:2]
+        stride, more = self._stride, int(self._aligned)
+        rows, columns = (
+            given or max(1, -(-(side - more) // stride)) * stride + more
+            for side, given in zip((height, width), ends.size, strict=True)
+        )
+        if rows < height or columns < width:
+            raise ValueError(
+                f"{self.name} takes pictures of {columns} x {rows} px alone, this one is {width} x {height} px at "
+                f"working size: give --long-side {max(33, min(rows, columns))}."
+            )
+        canvas = self._canvas(image, rows, columns)
+        if ends.channels_last:
+            canvas = np.ascontiguousarray(canvas.transpose(0, 2, 3, 1))
+        (scores,) = self._run([ends.output], {ends.input: canvas}, (height, width))
+        if scores.ndim == 4 and ends.output_channels_last:
+            scores = scores.transpose(0, 3, 1, 2)
+        if scores.ndim != 4 or scores.shape[0] != 1 or scores.shape[1] != self._num_classes or 0 in scores.shape:
+            raise ValueError(
+                f"{self.name} gave scores of shape {scores.shape}, its card names {self._num_classes} classes: "
+                "expected (1, C, h, w)."
+            )
+        found = scores[0].astype(np.float32)
+        if self._probabilities:
+            found = np.log(np.maximum(found, 1e-30))
+        if self._aligned:
+            return self._map(found, (rows, columns))
+        found = _resized(found, (rows, columns))[:, :height, :width]
+        return self._map(found, (height, width))
+
+    def _canvas(self, image: np.ndarray, rows: int, columns: int) -> np.ndarray:
+        """(1, 3, rows, columns) float32, normalised; the padding at the bottom and on the right is 0, the mean."""
+        height, width = image.shape[:2]
+        canvas = np.zeros((1, 3, rows, columns), np.float32)
+        values = (image[..., self._channels].astype(np.float32) - self._mean) / self._std  # (H, W, 3)
+        canvas[0, :, :height, :width] = values.transpose(2, 0, 1)
+        return canvas
+
+    def _run(self, outputs: list[str] | None, inputs: dict[str, np.ndarray], size: tuple[int, int]) -> list[np.ndarray]:
         try:
-            (scores,) = self._session.run(None, {"images": canvas, **self._matrices[rows, columns]})
+            found: list[np.ndarray] = self._session.run(outputs, inputs)
         except Exception as error:  # Its exceptions have no class of their own for this
             if isinstance(error, MemoryError) or "allocate memory" in str(error):
                 raise ImageError(
                     ErrorKind.MEMORY,
-                    f"scoring it at {height} x {width} px needs more memory than this machine has free: "
+                    f"scoring it at {size[0]} x {size[1]} px needs more memory than this machine has free: "
                     "a smaller long side needs less",
                 ) from None
             raise
-        scores = scores[0, :, : (extent_px[0] - 1) // 8 + 1, : (extent_px[1] - 1) // 8 + 1]
+        return found
+
+    def _map(self, scores: np.ndarray, extent_px: tuple[int, int]) -> ScoreMap:
         with np.errstate(invalid="ignore"):
             scores = np.where(np.isfinite(scores), scores, np.nan)
             scores = np.maximum(scores - scores.max(axis=0), _LOWEST).astype(np.float16)
         return ScoreMap(finite(scores, self.name), extent_px)
+
+
+def _resized(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(C, h, w) float32 to (C, *size), bilinear, pixels as areas: torch's `align_corners=False`."""
+    for axis, wanted in ((1, size[0]), (2, size[1])):
+        given = maps.shape[axis]
+        if given == wanted:
+            continue
+        at = np.maximum((np.arange(wanted) + 0.5) * (given / wanted) - 0.5, 0)
+        low = np.minimum(at.astype(int), given - 1)
+        share = (at - low).astype(np.float32).reshape((1, -1, 1) if axis == 1 else (1, 1, -1))
+        maps = maps.take(low, axis) * (1 - share) + maps.take(np.minimum(low + 1, given - 1), axis) * share
+    return maps

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from segcore import models
 from segcore.crf.dense_crf import Refined
 from segcore.images import masks
 from segcore.images.decoding import ErrorKind, ImageError, resize_labels
@@ -62,7 +61,7 @@ def evaluate(job: ReevaluateJob, asked: Evaluation) -> dict[str, Any]:
         classes=asked.classes,
         predict=PredictParams(asked.inference, asked.crf, asked.crf_engine),
         keep_mask_before_crf=True,
-        limits=limits_of(relative_work(asked.inference, models.variant(asked.variant).parameters)),
+        limits=limits_of(relative_work(asked.inference, checkpoint.describe(local_model(asked.uri))[0].parameters)),
     )
     with storage.explained(output):
         done = {file.path for file in storage.list_files(folder)}

@@ -209,7 +209,7 @@ def list_models() -> list[ModelRow]:
         rows.append(ModelRow(name, variant.parameters, variant.published, at_hand))
     for name, card in cached.items():
         if name not in VARIANTS and card is not None:
-            rows.append(ModelRow(name, VARIANTS[card.variant].parameters, "", _said(card)))
+            rows.append(ModelRow(name, card.parameters, "", _said(card)))
     return rows
 
 

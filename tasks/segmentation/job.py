@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 import annotated_types
 from pydantic import BaseModel, BeforeValidator
 
-from segcore import models
 from segcore.crf import dense_crf
 from segcore.crf.dense_crf import CrfParams
 from segcore.images.decoding import MAX_PIXELS
@@ -55,7 +54,7 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     """URI that manifest, masks and run records are written under."""
 
     model: str = DEFAULT_MODEL
-    """Name of a model, or path or URI of a model directory."""
+    """Name of a model, path of an ONNX file, or path or URI of a model directory."""
 
     untrained: bool = False
     """Use seeded random weights where no trained ones exist; every output says so."""
@@ -286,8 +285,8 @@ def _identify(job: ArchiveJob) -> Identity:
         model_digest=digest,
         classes=card.classes,
         predict=predict,
-        work=relative_work(job.inference, models.variant(card.variant).parameters),
-        unit_images=_unit_images(job.inference, models.variant(card.variant).parameters),
+        work=relative_work(job.inference, card.parameters),
+        unit_images=_unit_images(job.inference, card.parameters),
         deciding=deciding,
     )
 

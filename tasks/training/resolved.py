@@ -12,7 +12,7 @@ from typing import Any
 from segcore import models
 from segcore.learning.recipes import TrainRecipe
 from segcore.models import checkpoint
-from segcore.models.card import ModelCard
+from segcore.models.card import ONNX, ModelCard
 from tasks import storage
 from tasks.commit import commit
 from tasks.datasets import shards
@@ -60,6 +60,8 @@ def resolve(job: TrainJob) -> ResolvedTraining:
             card, digest = checkpoint.describe(remote_models.local_model(job.initial))
         except ValueError as error:
             raise JobError(f"The initial weights cannot be used: {error}") from None
+        if card.variant == ONNX:
+            raise JobError(f"{job.initial} is an ONNX file, which cannot be trained on: give a model directory.")
         preprocessing = card.preprocessing
         init = f"{card.shown_name}, trained on {card.training_split}"
         if card.saw_voc_val:
