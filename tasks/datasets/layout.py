@@ -11,9 +11,12 @@ An image and a mask are one pair by the same path without roles, splits and endi
 the form of their Unicode or by a suffix such as _mask are paired too. What has no partner is a finding.
 """
 
+import contextlib
 import hashlib
+import json
 import re
 import unicodedata
+import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -834,8 +837,11 @@ def _read_list(place: Location, name: str, resolve: Callable[[str], str | None],
     except ValueError as error:
         layout.findings.append((file, Finding(Kind.LIST_BROKEN, str(error))))
         return []
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    found = [resolve(line) for line in lines]
+    lines = [line.strip() for line in _lines_of(text) if line.strip()]
+    found = [resolve(line) or resolve(urllib.parse.unquote(line.removeprefix("- "))) for line in lines]
+    pairs = zip(lines, found, strict=True)
+    kept = [(line, meant) for line, meant in pairs if meant is not None or not line.startswith(("# ", "//"))]
+    lines, found = [line for line, _ in kept], [meant for _, meant in kept]
     if lines and not any(found):
         detail = f"no line names an image that is there; the first is {lines[0][:100]!r}"
         layout.findings.append((file, Finding(Kind.LIST_BROKEN, detail)))
@@ -851,6 +857,15 @@ def _read_list(place: Location, name: str, resolve: Callable[[str], str | None],
     if not ids:
         layout.findings.append((file, Finding(Kind.LIST_BROKEN, "it names nothing")))
     return list(ids)
+
+
+def _lines_of(text: str) -> list[str]:
+    """Lines of a list, or what a JSON list has in their place; without the end that DOS puts behind a text."""
+    with contextlib.suppress(ValueError, RecursionError):
+        listed = json.loads(text)
+        if isinstance(listed, list) and all(isinstance(item, str) for item in listed):
+            return listed
+    return text.rstrip("\x1a").splitlines()
 
 
 def _by_split_folder(ids: Iterable[str], split_of: dict[str, str]) -> dict[str, list[str]]:

@@ -462,6 +462,12 @@ def test_image_and_mask_side_by_side_under_one_name(tmp_path):
         b"JPEGImages/a.jpg,SegmentationClass/a.png\nJPEGImages/b c.jpg,SegmentationClass/b c.png\n",
         b"image,mask\na.jpg,a.png\nb c.jpg,b c.png\n",
         b'filename;label\n"a.jpg";"a.png"\n"b c.jpg";"b c.png"\n',
+        b"# of 2024\na\nb c\n",
+        b"// of 2024\na\nb c\n\x1a",
+        b'["a", "b c"]',
+        b'[\n "JPEGImages/a.jpg",\n "JPEGImages/b c.jpg"\n]\n',
+        b"- a\n- b c\n",
+        b"file:///x/JPEGImages/a.jpg\nfile:///x/JPEGImages/b%20c.jpg\n",
         b"/home/me/data/JPEGImages/a.jpg /home/me/data/SegmentationClass/a.png\n/home/me/data/JPEGImages/b c.jpg x\n",
     ],
 )
