@@ -189,7 +189,8 @@ def sentence(error: ValidationError, shown: Mapping[str, str] | None = None) -> 
     if first["type"] in _NUMBERS:
         return f"{name} must be {_NUMBERS[first['type']]}, not {first['input']!r}."
     if first["type"] == "value_error":
-        return f"{name}: {words}." if name else f"{words}."
+        words = words if words.endswith("?") else f"{words}."
+        return f"{name}: {words}" if name else words
     return f"{name}: {words[0].lower()}{words[1:]} (given: {first['input']!r})."
 
 

@@ -3,6 +3,7 @@
 The views read nothing until they are asked, and then only the columns and row groups that the question needs.
 """
 
+import difflib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -224,7 +225,9 @@ def _require_classes(connection: duckdb.DuckDBPyConnection, results: Results, na
     for name in names:
         if name not in dict(counts):
             there = ", ".join(f"{known} {count}" for known, count in counts[:40])
-            raise JobError(f"No mask of this run holds {name!r}; images by class: {there or 'none'}.")
+            near = difflib.get_close_matches(name.lower(), dict(counts), n=1)
+            meant = f"did you mean {near[0]}? Images by class" if near else "images by class"
+            raise JobError(f"No mask of this run holds {name!r}; {meant}: {there or 'none'}.")
 
 
 def _runs_table(results: Results) -> pa.Table:

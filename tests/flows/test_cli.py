@@ -346,3 +346,8 @@ def test_a_run_on_one_machine_loads_neither_torch_nor_pandas_nor_duckdb_in_the_c
     done = subprocess.run([sys.executable, "-c", code, *asked], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout
     assert (tmp_path / "out" / "report").is_dir()
+
+
+def test_a_proposal_ends_with_one_mark():
+    told = invoke(flows.cli.app, "run", "photos", "--crf-preset", "deeplab_v2_vg16")
+    assert told.exit_code == 2 and "?." not in told.output and "deeplab_v2_vgg16" in told.output

@@ -89,7 +89,7 @@ def test_what_to_annotate_next_is_what_is_doubtful_in_every_respect(tmp_path):
 
 
 def test_a_class_that_is_nowhere_is_named_with_those_that_are(small_output, tmp_path):
-    with pytest.raises(JobError, match=r"holds 'dgo'; images by class: background 30, .*dog"):
+    with pytest.raises(JobError, match=r"holds 'dgo'; did you mean dog\? Images by class: background 30, .*dog"):
         find(small_output, FindJob(classes=("dgo",)))
     with pytest.raises(JobError, match=r"name one with --class"):
         find(small_output, FindJob(sort="share"))
