@@ -1,6 +1,7 @@
 """One photograph, segmented and shown at once: no archive is made."""
 
 import http.client
+import shlex
 import urllib.request
 from pathlib import PurePosixPath
 
@@ -64,7 +65,8 @@ def show_photograph(job: ArchiveJob, to: str, mask: str | None = None) -> ShowRe
             try:
                 found.save(path, overlay=overlay)
             except (OSError, ValueError) as error:
-                raise JobError(f"Cannot write {path}: {error}") from None
+                reason = getattr(error, "strerror", None) or str(error).removesuffix(".")
+                raise JobError(f"Cannot write {path}: {reason}.") from None
     height, width = found.labels.shape
     pixels = sorted(found.pixels().items(), key=lambda item: item[0] == "background")
     shares = {name: count / found.labels.size for name, count in pixels}
@@ -98,4 +100,6 @@ def _read(photograph: str) -> bytes:
         except FileNotFoundError:
             raise JobError(f"{photograph} does not exist.") from None
         except IsADirectoryError:
-            raise JobError(f"{photograph} is a folder: `segment-archive run {photograph}` segments it.") from None
+            raise JobError(
+                f"{photograph} is a folder: `segment-archive run {shlex.quote(str(photograph))}` segments it."
+            ) from None
