@@ -33,7 +33,7 @@ from typing import Any
 
 from benchmarks import start
 from benchmarks.conditions import conditions
-from tasks.segmentation.job import DEFAULT_MODEL
+from tasks.segmentation.archive_job import DEFAULT_MODEL
 
 SHARP_CLASSES = 6
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageCms
 import segcore
 from benchmarks.conditions import conditions
 from segcore.images.colour import ADOBE_RGB, DISPLAY_P3, PROPHOTO, Primaries, rgb_profile
-from tasks.segmentation.job import DEFAULT_MODEL
+from tasks.segmentation.archive_job import DEFAULT_MODEL
 
 PROFILES: dict[str, tuple[Primaries, float | None]] = {
     "Display P3": (DISPLAY_P3, None),

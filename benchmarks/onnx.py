@@ -20,7 +20,7 @@ from segcore.images.decoding import decode
 from segcore.models import checkpoint
 from segcore.scoring.inference import InferenceParams, Scorer
 from segcore.scoring.onnx_scorer import OnnxScorer
-from tasks.segmentation.job import DEFAULT_MODEL
+from tasks.segmentation.archive_job import DEFAULT_MODEL
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "photographs"
 

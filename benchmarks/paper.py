@@ -173,7 +173,7 @@ def requests() -> None:
     from tasks.archive.output import Output
     from tasks.results import sealing
     from tasks.results.reading import open_results
-    from tasks.segmentation.proof import _check, _Held
+    from tasks.segmentation.verify import _check, _Held
     from tests.outputs import mask_row, write_run
 
     count: collections.Counter[str] = collections.Counter()

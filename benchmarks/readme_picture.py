@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 import segcore
 from segcore.images import pictures
-from tasks.segmentation.job import DEFAULT_MODEL
+from tasks.segmentation.archive_job import DEFAULT_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("astronaut.jpg", "cat.jpg")

@@ -85,7 +85,7 @@ def make_masks(source: str, output: str) -> None:
     from tasks.archive.manifest import Manifest
     from tasks.archive.output import Output
     from tasks.archive.schema import MASKS
-    from tasks.segmentation import job as archive
+    from tasks.segmentation import archive_job as archive
     from tasks.storage import locate
     from tasks.stream.units import mask_file
 
@@ -126,13 +126,13 @@ def make_masks(source: str, output: str) -> None:
 
 
 def _job(source: str, output: str) -> Any:
-    from tasks.segmentation.job import ArchiveJob
+    from tasks.segmentation.archive_job import ArchiveJob
 
     return ArchiveJob(source=source, output=output)
 
 
 def _list(source: str, output: str) -> Callable[[], str]:
-    from tasks.segmentation.job import list_archive
+    from tasks.segmentation.archive_job import list_archive
 
     def call() -> str:
         plan = list_archive(_job(source, output))
@@ -143,8 +143,8 @@ def _list(source: str, output: str) -> Callable[[], str]:
 
 def _check(source: str, output: str) -> Callable[[], str]:
     from tasks.archive.output import Output
-    from tasks.segmentation.job import identify
-    from tasks.segmentation.proof import check_run
+    from tasks.segmentation.archive_job import identify
+    from tasks.segmentation.verify import check_run
 
     def call() -> str:
         report = check_run(Output.at(output), identify(_job(source, output)))

@@ -23,7 +23,7 @@ import sys, time
 began = time.perf_counter()
 import json
 from flows import jobs
-from tasks.segmentation.job import ArchiveJob
+from tasks.segmentation.archive_job import ArchiveJob
 found = {"steps": {"imports": time.perf_counter() - began}, "busy": {}}
 def step(function, again=False):
     def timed(*arguments):

@@ -74,7 +74,7 @@ def accept(
 
     segment-archive baseline accept ~/evaluation
     """
-    from tasks.nights.record import accept_baseline
+    from tasks.nights.baselines import accept_baseline
 
     try:
         accepted = accept_baseline(output, model or ())

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from tasks.datasets.prepare import DatasetJob, DatasetReport
     from tasks.evaluation.evaluate import ReevaluateJob
     from tasks.evaluation.tuning import TuneJob, TuneReport
+    from tasks.nights.baselines import Night
     from tasks.nights.nightly import NightPlan
-    from tasks.nights.record import Night
     from tasks.results.sealing import CompactJob, CompactReport
-    from tasks.segmentation.job import ArchiveJob
-    from tasks.segmentation.report import ArchiveReport
+    from tasks.segmentation.archive_job import ArchiveJob
+    from tasks.segmentation.outcome import ArchiveReport
     from tasks.training.finish import TrainReport
-    from tasks.training.job import TrainJob
     from tasks.training.train import TrainPlan
+    from tasks.training.training_job import TrainJob
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,7 +43,7 @@ def segment_archive(job: ArchiveJob, step: Step) -> ArchiveReport:
         with engines.opened(job.engine, cpus=job.cpus, gpus=job.gpus) as engine:
             if _is_new(job.output):
                 engine.begin()  # While this process loads what it needs itself
-            from tasks.segmentation.job import list_archive
+            from tasks.segmentation.archive_job import list_archive
             from tasks.segmentation.session import segment_remaining
 
             plan = step(list_archive, again=True)(job, engine)

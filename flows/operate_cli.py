@@ -9,7 +9,7 @@ from flows import screen
 from flows.options import Json, flag
 from flows.run_cli import NO_ARCHIVE, trial_options
 from tasks.errors import JobError
-from tasks.segmentation.job import ArchiveJob
+from tasks.segmentation.archive_job import ArchiveJob
 
 
 def _least(low: float) -> Parameter:
@@ -82,7 +82,7 @@ def doctor(
     """
     from rich.console import Console
 
-    from tasks.segmentation.doctor import examine
+    from tasks.segmentation.requirements import examine
 
     console, findings = Console(highlight=False, soft_wrap=True), []
     for finding in examine(output, ("Prefect", _prefect), ("cache", _cache)):

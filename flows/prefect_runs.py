@@ -28,14 +28,14 @@ from tasks.datasets.prepare import DatasetJob, DatasetReport, say_splits
 from tasks.errors import InterruptedJobError, JobError
 from tasks.evaluation.evaluate import ReevaluateJob
 from tasks.evaluation.tuning import TuneJob, TuneReport
-from tasks.nights.record import Night
+from tasks.nights.baselines import Night
 from tasks.results import gallery
 from tasks.results.sealing import CompactJob, CompactReport
-from tasks.segmentation.job import ArchiveJob
-from tasks.segmentation.report import ArchiveReport, summary
+from tasks.segmentation.archive_job import ArchiveJob
+from tasks.segmentation.outcome import ArchiveReport, summary
 from tasks.training.finish import TrainReport
-from tasks.training.job import TrainJob
 from tasks.training.train import TrainPlan
+from tasks.training.training_job import TrainJob
 
 REGRESSION = "segment-archive.regression"
 """Name of the event that automations listen to."""

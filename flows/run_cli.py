@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from flows import screen
 from flows.options import PRINTING, Found, Json, Quiet, flag, options
 from tasks.models.names import model_names, presets
-from tasks.segmentation.job import ArchiveJob, output_beside
+from tasks.segmentation.archive_job import ArchiveJob, output_beside
 from tasks.words import counted
 
 ARCHIVE_GROUPS = {

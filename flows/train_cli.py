@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from flows import screen
 from flows.options import Json, flag, options
 from tasks.models.names import model_names, recipe_names
-from tasks.training.job import TrainJob
+from tasks.training.training_job import TrainJob
 
 
 @options(
@@ -67,7 +67,7 @@ def recipes(*, json: Json = False) -> None:
     segment-archive recipes
     """
     from tasks.models.names import recipes as all_recipes
-    from tasks.training.job import describe_recipes
+    from tasks.training.training_job import describe_recipes
 
     if json:
         screen.print_json(all_recipes())

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from segcore.models import checkpoint
-from tasks.segmentation.job import ArchiveJob, list_archive
+from tasks.segmentation.archive_job import ArchiveJob, list_archive
 from tasks.segmentation.session import segment_remaining
 from tests.conftest import ROOT, photograph
 from tests.evaluation_data import INFERENCE, save_model, small_dataset
@@ -28,12 +28,12 @@ DRIVER = """
 import json, sys
 from tasks import cluster
 from tasks.archive import manifest
-from tasks.segmentation import finish, job as archive, session as archive_session
+from tasks.segmentation import finish, archive_job as archive, session as archive_session
 from tasks.engines import ray as engine
 archive._unit_images = lambda *_: 1
 engine.LOOK_EVERY_S = 1.0
 import ray
-from tasks.segmentation.job import ArchiveJob
+from tasks.segmentation.archive_job import ArchiveJob
 
 job = ArchiveJob(**json.loads(sys.argv[1]))
 plan = archive.list_archive(job)

@@ -35,7 +35,7 @@ DRIVER = """
 import sys
 from tasks import progress
 from tasks.training.train import train
-from tasks.training.job import TrainJob
+from tasks.training.training_job import TrainJob
 
 with progress.told_to(progress.Terminal()):
     print(train(TrainJob.model_validate_json(sys.argv[1])).model_dump_json())

@@ -28,7 +28,7 @@ from tasks.engines import child
 from tasks.errors import InterruptedJobError, JobError
 
 if TYPE_CHECKING:  # Imported where needed: workers start before this process has loaded anything
-    from tasks.stream.apart import ImageLimits
+    from tasks.stream.isolation import ImageLimits
     from tasks.stream.meter import Meter
     from tasks.stream.units import Unit, UnitReport
     from tasks.stream.worker import UnitWork, UnitWorker

@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from segcore.models import checkpoint
 from tasks import cluster, logs
 from tasks.cluster import FINISH_CPUS, READ_CPUS
-from tasks.engines.watch import Watch
+from tasks.engines.watchdog import Watch
 from tasks.errors import InterruptedJobError, JobError
 from tasks.models.remote import local_model
 from tasks.storage import locate

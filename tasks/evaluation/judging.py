@@ -29,7 +29,7 @@ from tasks.evaluation.evaluate import Evaluation, ReevaluateJob, open_dataset
 from tasks.evaluation.record import read_record, write_record
 from tasks.models.remote import local_model
 from tasks.storage import Location
-from tasks.stream.apart import limits_of
+from tasks.stream.isolation import limits_of
 from tasks.stream.meter import Meter
 from tasks.stream.rows import MaskRows
 from tasks.stream.units import Destination, MaskParams, Record, Unit, mask_file

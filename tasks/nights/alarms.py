@@ -12,7 +12,7 @@ from tasks import storage
 from tasks.evaluation.counts import Counts, read_counts
 from tasks.evaluation.evaluate import Evaluation, ReevaluateJob
 from tasks.evaluation.record import evaluation_of, read_record
-from tasks.nights.record import Alarm, Night, read_baseline
+from tasks.nights.baselines import Alarm, Night, read_baseline
 from tasks.storage import Location
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from tasks import storage
 from tasks.evaluation.record import evaluation_of
-from tasks.nights.record import Night
+from tasks.nights.baselines import Night
 from tasks.parquet_files import read_parquet, write_parquet
 from tasks.storage import Location
 

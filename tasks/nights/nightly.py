@@ -2,10 +2,10 @@
 
 A broken model keeps no other from its evaluation. What wakes people is found in `tasks/nights/alarms.py`.
 
-    OUTPUT/baselines/<model>.json       the evaluations that later ones are compared with (`tasks/nights/record.py`)
+    OUTPUT/baselines/<model>.json       the evaluations that later ones are compared with (`tasks/nights/baselines.py`)
     OUTPUT/metrics/<night>.parquet      every figure of a night, one row each (`tasks/nights/history.py`)
     OUTPUT/reports/<night>/report.html  everything, pictures included; *.png beside it (`tasks/nights/page.py`)
-    OUTPUT/nights/<night>.json          what a night found; written last (`tasks/nights/record.py`)
+    OUTPUT/nights/<night>.json          what a night found; written last (`tasks/nights/baselines.py`)
 """
 
 import datetime
@@ -30,9 +30,9 @@ from tasks.evaluation.record import read_record
 from tasks.evaluation.unseen import RefusedError, require_unseen, seen_digest
 from tasks.models.registry import RegisteredModel, list_models
 from tasks.nights.alarms import find_alarms
+from tasks.nights.baselines import ModelNight, Night, last_night, listed, read_baseline, write_night
 from tasks.nights.history import append_metrics
 from tasks.nights.page import write_page
-from tasks.nights.record import ModelNight, Night, last_night, listed, read_baseline, write_night
 from tasks.storage import Location
 
 

@@ -21,8 +21,8 @@ from tasks.evaluation.counts import Counts, read_counts, read_masks
 from tasks.evaluation.evaluate import Evaluation
 from tasks.evaluation.metrics import BOOTSTRAP_SAMPLES, LEAST_IMAGES, compared_names, in_percent, mean_iou_over
 from tasks.evaluation.record import evaluation_of, read_record
+from tasks.nights.baselines import Alarm, ModelNight, Night, read_baseline
 from tasks.nights.history import read_metrics
-from tasks.nights.record import Alarm, ModelNight, Night, read_baseline
 from tasks.nights.summary import (
     SheetRow,
     conditions,

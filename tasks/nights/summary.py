@@ -11,7 +11,7 @@ from tasks.errors import JobError
 from tasks.evaluation.evaluate import Evaluation
 from tasks.evaluation.metrics import compared_names, in_percent, mean_iou_over
 from tasks.evaluation.record import evaluation_of, read_record
-from tasks.nights.record import last_night
+from tasks.nights.baselines import last_night
 from tasks.storage import Location
 
 

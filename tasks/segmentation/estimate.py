@@ -12,7 +12,7 @@ from tasks import storage
 from tasks.archive.entries import Entry
 from tasks.archive.sources import Source, list_source
 from tasks.errors import JobError
-from tasks.segmentation.job import START_S, ArchiveJob, identify, mask_params
+from tasks.segmentation.archive_job import START_S, ArchiveJob, identify, mask_params
 from tasks.stream.staged import StagedWorker
 from tasks.stream.units import STAGES, Destination, Unit
 from tasks.stream.worker import UnitWork

@@ -10,10 +10,10 @@ from tasks.errors import JobError
 from tasks.results import gallery
 from tasks.results.png_tree import update_png_tree
 from tasks.results.report import ReportJob, build_report
-from tasks.segmentation.job import ArchiveJob, ArchivePlan, Identity, identify
-from tasks.segmentation.proof import check_run, most_images_first
-from tasks.segmentation.report import ArchiveReport, ClassCount
+from tasks.segmentation.archive_job import ArchiveJob, ArchivePlan, Identity, identify
+from tasks.segmentation.outcome import ArchiveReport, ClassCount
 from tasks.segmentation.session import SessionReport
+from tasks.segmentation.verify import check_run, most_images_first
 
 
 def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -> ArchiveReport:

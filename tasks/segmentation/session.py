@@ -17,7 +17,7 @@ from tasks.archive import runs
 from tasks.archive.output import Output
 from tasks.engines import Engine
 from tasks.errors import JobError
-from tasks.segmentation.job import (
+from tasks.segmentation.archive_job import (
     ArchiveJob,
     ArchivePlan,
     Identity,

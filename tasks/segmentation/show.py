@@ -11,7 +11,7 @@ from segcore.images.decoding import ImageError
 from tasks import storage
 from tasks.errors import JobError
 from tasks.models.remote import local_model
-from tasks.segmentation.job import ArchiveJob
+from tasks.segmentation.archive_job import ArchiveJob
 
 _PATIENCE_S = 30.0
 _MOST_BYTES = 256 << 20

@@ -1,6 +1,6 @@
 """What is done as one piece: units of images, their records, and what became of them.
 
-Plain data without Ray, so that a process apart (`tasks/stream/apart.py`) has it quickly.
+Plain data without Ray, so that a process apart (`tasks/stream/isolation.py`) has it quickly.
 """
 
 import collections
@@ -10,7 +10,7 @@ from segcore.images.decoding import ImageError
 from segcore.predictor import PredictParams
 from tasks.archive.entries import Entry
 from tasks.storage import Location
-from tasks.stream.apart import ImageLimits
+from tasks.stream.isolation import ImageLimits
 
 STAGES = ("read", "score", "refine")
 

@@ -25,7 +25,7 @@ from tasks.archive.entries import Entry
 from tasks.archive.entry_bytes import read_entries
 from tasks.errors import JobError
 from tasks.storage import Location
-from tasks.stream.apart import Apart, ImageLimits
+from tasks.stream.isolation import Apart, ImageLimits
 from tasks.stream.model import predictor_of
 from tasks.stream.rows import GREY, MaskRows, failure_of, give_back_memory
 from tasks.stream.units import Destination, MaskParams, Record, Unit, UnitReport

@@ -20,7 +20,7 @@ from tasks.datasets.shards import DatasetManifest
 from tasks.errors import JobError
 from tasks.models import remote as remote_models
 from tasks.storage import Location
-from tasks.training.job import TrainJob, job_recipe
+from tasks.training.training_job import TrainJob, job_recipe
 
 
 @dataclass(frozen=True)

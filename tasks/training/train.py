@@ -21,8 +21,8 @@ from tasks import cluster, progress, storage
 from tasks.training import checkpoints
 from tasks.training.driver import Driver
 from tasks.training.finish import TrainReport, finish, make_report
-from tasks.training.job import TrainJob
 from tasks.training.resolved import ResolvedTraining, begin_record, check_identity, read_record, resolve
+from tasks.training.training_job import TrainJob
 
 
 class GroupPlan(BaseModel, frozen=True):

@@ -13,8 +13,8 @@ import sys
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 from tasks.errors import JobError
+from tasks.segmentation.archive_job import ArchiveJob, list_archive
 from tasks.segmentation.finish import publish_report
-from tasks.segmentation.job import ArchiveJob, list_archive
 from tasks.segmentation.session import segment_remaining
 
 

@@ -15,7 +15,7 @@ from cyclopts import App
 
 import flows.cli
 from flows import execution
-from tasks.segmentation.job import DEFAULT_MODEL
+from tasks.segmentation.archive_job import DEFAULT_MODEL
 from tests.console import invoke
 from tests.light import LIGHT, light_environment
 
@@ -90,7 +90,7 @@ def test_the_query_that_is_shown_can_be_asked(tmp_path):
     import duckdb
 
     from tasks.archive.schema import empty_row
-    from tasks.segmentation.report import ArchiveReport, query
+    from tasks.segmentation.outcome import ArchiveReport, query
     from tasks.storage import locate
     from tasks.stream.rows import write_rows
 
@@ -119,7 +119,7 @@ def test_every_command_has_a_page_with_an_example_and_its_exit_statuses(name):
 def test_the_list_of_commands_is_shown_without_importing_one():
     code = "import sys, flows.cli\nflows.cli.app(['--help'])\nprint(sorted(sys.modules))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for heavy in ("torch", "ray", "prefect", "pyarrow", "numpy", "duckdb", "tasks.segmentation.job"):
+    for heavy in ("torch", "ray", "prefect", "pyarrow", "numpy", "duckdb", "tasks.segmentation.archive_job"):
         assert f"'{heavy}'" not in told.stdout
     for name in COMMANDS:
         assert f" {name} " in told.stdout
@@ -249,7 +249,7 @@ def test_clean_keeps_weights_unless_asked(tmp_path, monkeypatch):
 
 def test_the_output_is_beside_the_source(tmp_path):
     from tasks.errors import JobError
-    from tasks.segmentation.job import output_beside
+    from tasks.segmentation.archive_job import output_beside
 
     assert output_beside(str(tmp_path / "photos/")) == str(tmp_path / "photos-masks")
     assert output_beside("s3://bucket/photos/") == "s3://bucket/photos-masks"

@@ -19,7 +19,7 @@ KINDS = {"crash": "crashed", "hang": "timeout", "grow": "memory"}
 # The job without Prefect, in a process of its own: its workers must have the poison, and the other tests' must not
 DRIVER = """
 import sys
-from tasks.segmentation.job import ArchiveJob, list_archive
+from tasks.segmentation.archive_job import ArchiveJob, list_archive
 from tasks.segmentation.session import segment_remaining
 from tasks.segmentation.finish import publish_report
 job = ArchiveJob(source=sys.argv[1], output=sys.argv[2], inference={"long_side_px": 97}, gallery_images=0,

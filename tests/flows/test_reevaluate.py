@@ -13,7 +13,7 @@ from flows.prefect_runs import reevaluate
 from tasks.errors import JobError
 from tasks.evaluation.evaluate import ReevaluateJob, evaluations_of, open_dataset
 from tasks.models.registry import list_models
-from tasks.nights.record import accept_baseline, last_night
+from tasks.nights.baselines import accept_baseline, last_night
 from tasks.nights.summary import sheet, sheet_lines, sheet_markdown, summary
 from tasks.storage import locate
 from tests.conftest import ROOT

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from flows.prefect_runs import segment_archive
-from tasks.segmentation.job import ArchiveJob
+from tasks.segmentation.archive_job import ArchiveJob
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "local_engine")
 

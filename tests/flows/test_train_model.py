@@ -10,7 +10,7 @@ from PIL import Image
 from flows.cli import app
 from flows.prefect_runs import train_model
 from segcore.models import checkpoint
-from tasks.training.job import TrainJob
+from tasks.training.training_job import TrainJob
 from tests.console import invoke
 from tests.tasks.small_dataset import CLASSES, write_dataset
 

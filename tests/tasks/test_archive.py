@@ -15,10 +15,10 @@ from tasks.archive.manifest import Manifest
 from tasks.archive.output import Output
 from tasks.archive.schema import MASKS
 from tasks.errors import JobError
+from tasks.segmentation.archive_job import ArchiveJob, identify, list_archive, units_of
 from tasks.segmentation.finish import publish_report
-from tasks.segmentation.job import ArchiveJob, identify, list_archive, units_of
-from tasks.segmentation.proof import check_run
 from tasks.segmentation.session import segment_remaining
+from tasks.segmentation.verify import check_run
 from tasks.storage import locate
 from tests.conftest import photograph
 
@@ -158,7 +158,7 @@ def test_two_sources_in_one_output_stay_apart(photographs, tmp_path):
 
 
 def test_numbers_are_the_same_however_they_are_written(photographs, tmp_path):
-    from tasks.segmentation import job as archive
+    from tasks.segmentation import archive_job as archive
 
     ids = set()
     for weight, iterations in ((4, 10), (4.0, 10), ("4", "10")):
@@ -224,7 +224,7 @@ def test_a_file_that_lacks_a_row_is_done_again(photographs, tmp_path):
     folder = tmp_path / "out" / "masks" / f"run={report.run_id}"
     place = sorted(folder.iterdir())[0]
     pq.write_table(pq.read_table(place, partitioning=None).slice(1), place)
-    with pytest.raises(JobError, match="1 images have no row"):
+    with pytest.raises(JobError, match="1 image has no row"):
         check_run(Output.at(job.output), identify(job))
     assert run(job).done_now > 0 and len(rows_of(report)) == 6
 

@@ -28,9 +28,9 @@ from tasks.results import sealing
 from tasks.results.query import FindJob, ask, find
 from tasks.results.reading import Results, open_results
 from tasks.results.sealing import CompactJob, compact
-from tasks.segmentation.job import ArchiveJob, identify, remaining_units
-from tasks.segmentation.proof import check_run
-from tasks.segmentation.report import ArchiveReport
+from tasks.segmentation.archive_job import ArchiveJob, identify, remaining_units
+from tasks.segmentation.outcome import ArchiveReport
+from tasks.segmentation.verify import check_run
 from tasks.storage import Location, locate
 from tasks.stream.rows import write_rows
 from tasks.stream.units import mask_file

@@ -1,8 +1,8 @@
 import pytest
 
 from tasks.errors import JobError
+from tasks.segmentation.archive_job import START_S, ArchiveJob
 from tasks.segmentation.estimate import Nodes, Sample, estimate, measure
-from tasks.segmentation.job import START_S, ArchiveJob
 
 
 def test_the_sample_goes_through_all_stages_and_nothing_is_kept(photographs, tmp_path):

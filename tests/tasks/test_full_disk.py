@@ -9,8 +9,8 @@ import ray
 
 from tasks import cluster, storage
 from tasks.errors import JobError
+from tasks.segmentation.archive_job import ArchiveJob, list_archive
 from tasks.segmentation.finish import publish_report
-from tasks.segmentation.job import ArchiveJob, list_archive
 from tasks.segmentation.session import segment_remaining
 from tasks.storage import locate
 from tests.conftest import photograph
@@ -60,7 +60,7 @@ def test_a_full_disk_is_said_in_one_sentence(small_disk):
 def test_a_job_whose_disk_fills_up_goes_on_when_there_is_room(name, small_disk, tmp_path, monkeypatch, request):
     if name == "ray":
         request.getfixturevalue("ray_cluster")
-    monkeypatch.setattr("tasks.segmentation.job._unit_images", lambda *_: 2)
+    monkeypatch.setattr("tasks.segmentation.archive_job._unit_images", lambda *_: 2)
     source = tmp_path / "source"
     source.mkdir()
     for number in range(12):

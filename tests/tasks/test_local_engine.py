@@ -13,7 +13,7 @@ import pytest
 from tasks.archive.output import Output
 from tasks.engines.local import LocalEngine
 from tasks.errors import InterruptedJobError, JobError
-from tasks.segmentation.job import ArchiveJob, identify, list_archive, remaining_units, unit_work
+from tasks.segmentation.archive_job import ArchiveJob, identify, list_archive, remaining_units, unit_work
 from tasks.stream.meter import Meter
 from tests.conftest import ROOT, photograph
 from tests.tasks.test_archive import rows_of

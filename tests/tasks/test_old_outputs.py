@@ -22,8 +22,8 @@ from tasks.results.export import ExportJob, export_run
 from tasks.results.query import FindJob, ask, find
 from tasks.results.reading import open_results
 from tasks.results.report import ReportJob, build_report
-from tasks.segmentation.job import ArchiveJob, Identity, identify, remaining_units
-from tasks.segmentation.proof import check_run
+from tasks.segmentation.archive_job import ArchiveJob, Identity, identify, remaining_units
+from tasks.segmentation.verify import check_run
 
 DATA = Path(__file__).parent.parent / "data" / "outputs"
 SOURCE = Path("/tmp/segment-archive-fixture/photographs")

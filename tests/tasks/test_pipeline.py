@@ -15,7 +15,7 @@ from segcore.scoring.inference import InferenceParams
 from tasks.archive.sources import Source, list_source
 from tasks.errors import JobError
 from tasks.evaluation.judging import Judge, JudgeDestination
-from tasks.segmentation.job import DEFAULT_MODEL, ArchiveJob, identify, mask_params
+from tasks.segmentation.archive_job import DEFAULT_MODEL, ArchiveJob, identify, mask_params
 from tasks.storage import locate
 from tasks.stream.staged import StagedWorker
 from tasks.stream.units import Destination, Unit

@@ -13,9 +13,9 @@ from tasks.errors import JobError
 from tasks.results import gallery
 from tasks.results.gallery_files import ASSETS
 from tasks.results.report import ReportJob, build_report
+from tasks.segmentation.archive_job import ArchiveJob
 from tasks.segmentation.finish import publish_gallery
-from tasks.segmentation.job import ArchiveJob
-from tasks.segmentation.report import ArchiveReport
+from tasks.segmentation.outcome import ArchiveReport
 from tests.outputs import error_row, mask_row, small_rows, write_run
 
 

@@ -11,7 +11,7 @@ import segcore.predictor
 import segcore.scoring.inference
 from flows.cli import app
 from segcore.images.masks import decode_mask
-from tasks.segmentation.job import DEFAULT_MODEL
+from tasks.segmentation.archive_job import DEFAULT_MODEL
 from tests.console import invoke
 
 

@@ -29,9 +29,9 @@ from tasks.storage import Location, locate
 from tasks.training import checkpoints
 from tasks.training.data import Loader, SplitReader, read_teacher
 from tasks.training.driver import Driver
-from tasks.training.job import TrainJob, job_recipe
 from tasks.training.resolved import check_identity, resolve
 from tasks.training.train import plan, train
+from tasks.training.training_job import TrainJob, job_recipe
 from tests.conftest import Bucket
 from tests.flows.test_reliability import kill_tree
 from tests.tasks.small_dataset import write_dataset
@@ -273,7 +273,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(dataset, undisturbed, 
     output = f"s3://{bucket.name}/out"
     asked = job(dataset, output)
     program = (
-        "import sys; from tasks.training.train import train; from tasks.training.job import TrainJob; "
+        "import sys; from tasks.training.train import train; from tasks.training.training_job import TrainJob; "
         "train(TrainJob.model_validate_json(sys.stdin.read()))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, start_new_session=True)

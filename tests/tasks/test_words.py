@@ -1,5 +1,5 @@
 from tasks.archive.sources import LeftAside
-from tasks.segmentation.report import ArchiveReport
+from tasks.segmentation.outcome import ArchiveReport
 from tasks.words import counted
 
 

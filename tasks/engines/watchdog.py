@@ -10,7 +10,7 @@ from types import TracebackType
 
 from tasks import logs
 from tasks.processes import anonymous_bytes
-from tasks.stream.apart import ImageLimits
+from tasks.stream.isolation import ImageLimits
 from tasks.stream.worker import UNWATCHED
 
 _LOOK_EVERY_S = 0.2

@@ -21,8 +21,8 @@ from tasks.errors import JobError
 from tasks.parquet_files import naming_damage, read_parquet
 from tasks.results import sealing
 from tasks.results.reading import REMEDY
-from tasks.segmentation.job import Identity, units_of
-from tasks.segmentation.report import ArchiveReport, ClassCount
+from tasks.segmentation.archive_job import Identity, units_of
+from tasks.segmentation.outcome import ArchiveReport, ClassCount
 from tasks.storage import Location
 from tasks.stream.rows import write_rows
 from tasks.stream.units import mask_file

@@ -1,6 +1,6 @@
 import pytest
 
-from tasks.segmentation.doctor import examine
+from tasks.segmentation.requirements import examine
 
 
 def test_all_is_well_and_nothing_is_left(bucket, monkeypatch):

@@ -4,7 +4,7 @@ import contextlib
 import pickle
 
 from tasks import processes
-from tasks.stream.apart import Answer
+from tasks.stream.isolation import Answer
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import pytest
 from segcore.images.decoding import ErrorKind, ImageError
 from tasks.errors import InterruptedJobError, JobError
 from tasks.processes import anonymous_bytes
-from tasks.stream.apart import Apart, ImageLimits
+from tasks.stream.isolation import Apart, ImageLimits
 
 
 class Deeds:

@@ -156,7 +156,7 @@ class Apart:
                 self._end()
             if self._connection is not None:
                 return self._connection
-            self._process, ours = processes.start("tasks.stream.apart_child:main")
+            self._process, ours = processes.start("tasks.stream.isolation_child:main")
             deadline = time.monotonic() + _START_S
             with contextlib.suppress(EOFError, OSError):
                 ours.send_bytes(self.made)

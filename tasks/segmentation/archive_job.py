@@ -35,7 +35,7 @@ from tasks.engines import Engine, EngineName
 from tasks.errors import JobError
 from tasks.models.remote import local_model
 from tasks.results.report import GALLERY_IMAGES
-from tasks.stream.apart import limits_of
+from tasks.stream.isolation import limits_of
 from tasks.stream.units import Destination, MaskParams, Unit, mask_file
 from tasks.stream.worker import UnitWork
 
