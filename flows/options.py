@@ -86,7 +86,7 @@ def options(
     found: Mapping[str, Found] | None = None,
     presets: Mapping[str, Callable[[], Iterable[str]]] | None = None,
     complete: Mapping[str, Callable[[], Iterable[str]]] | None = None,
-    by_name: Iterable[str] = (),
+    by_name: Mapping[str, Callable[[Any], str]] | None = None,
     words: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command, whose first parameter is a job, the options of that job.
@@ -99,7 +99,7 @@ def options(
     found: defaults that the command finds.
     presets: names that a field which is a dataclass takes in its place; they get an option --<field>-preset.
     complete: names that a value may have, for the shell's completion.
-    by_name: fields that are a dataclass and are given by a name alone.
+    by_name: how a dataclass is named, by path of the fields that are given by such a name alone.
     words: help where a field means something narrower here.
     """
     order = tuple(arguments)
@@ -112,7 +112,9 @@ def options(
         first, *others = inspect.signature(command, eval_str=True).parameters.values()
         job_type: type[BaseModel] = first.annotation
         fields = []
-        for field in fields_of(job_type, named=frozenset(by_name)):
+        for field in fields_of(job_type, named=frozenset(by_name or ())):
+            if by_name and field.path in by_name:
+                field = dataclasses.replace(field, default=by_name[field.path](field.default))
             if left_out.isdisjoint(_with_those_above(field.path)):
                 fields.append(dataclasses.replace(field, help=(words or {}).get(field.path, field.help)))
                 if field.switch and field.path in presets:

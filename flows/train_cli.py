@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from flows import screen
 from flows.options import Json, flag, options
-from tasks.models.names import model_names, recipe_names
+from tasks.models.names import model_names, recipe_name, recipe_names
 from tasks.training.training_job import TrainJob
 
 
@@ -31,7 +31,7 @@ from tasks.training.training_job import TrainJob
         ),
     },
     without=("inference",),
-    by_name=("recipe",),
+    by_name={"recipe": recipe_name},
     complete={"recipe": recipe_names, "initial": model_names},
 )
 def train(

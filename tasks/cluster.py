@@ -19,11 +19,11 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ray
 
-from tasks import storage, storage_faults
+from tasks import cache, progress, storage, storage_faults
 from tasks.errors import JobError
 from tasks.processes import usable_cpus
 from tasks.storage import Location
@@ -99,7 +99,8 @@ def require_room(nodes: Mapping[str, tuple[float, float]]) -> None:
 def connected() -> Iterator[None]:
     """A Ray cluster: that of RAY_ADDRESS, the one that this process has already, or a local one that ends with it."""
     if ray.is_initialized():
-        yield
+        with _ray_words_in_a_file():
+            yield
         return
     address = os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -124,10 +125,68 @@ def connected() -> Iterator[None]:
                 raise JobError(storage_faults.explain(error, scratch())) from None
             raise
     try:
-        yield
+        with _ray_words_in_a_file():
+            yield
     finally:
         with _own_signals():
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _ray_words_in_a_file() -> Iterator[None]:
+    """Within, what Ray's own threads print of lost workers and short memory goes to a log; a person reads where it is.
+
+    They print walls of text to standard output, where it would also end up in a result that a program reads.
+    """
+    log = _RayLog()
+    kept = sys.stdout, sys.stderr
+    replaced = tuple(_WithoutRay(stream, log) for stream in kept)
+    sys.stdout, sys.stderr = replaced
+    try:
+        yield
+    finally:
+        if (sys.stdout, sys.stderr) == replaced:
+            sys.stdout, sys.stderr = kept
+        log.close()
+
+
+class _RayLog:
+    """What Ray printed; the file is made when there is something."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] | None = None
+
+    def write(self, text: str) -> None:
+        if self._file is None:
+            self._file = cache.new_log("ray")
+            short = "memory pressure" in text or "low on memory" in text
+            told = "A node is short of memory, and Ray ended a worker" if short else "Ray lost a worker"
+            words = f"{told}; what it says of that: {self._file.name}"
+            # In a thread of ours, whose words are printed
+            threading.Thread(target=progress.say, args=(words,), daemon=True, name="of-ray").start()
+        with contextlib.suppress(ValueError):  # Closed, by now
+            self._file.write(text.encode("utf-8", "replace"))
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class _WithoutRay:
+    """A stream that hands what Ray's threads write to a log."""
+
+    def __init__(self, stream: Any, log: _RayLog) -> None:
+        self._stream, self._log = stream, log
+
+    def write(self, text: str) -> int:
+        if threading.current_thread().name.startswith("ray_"):  # As all of Ray's listeners are named
+            self._log.write(text)
+            return len(text)
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def is_shared() -> bool:

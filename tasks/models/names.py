@@ -25,3 +25,8 @@ def recipes() -> dict[str, TrainRecipe]:
 def recipe_names() -> list[str]:
     """Names of the recipes."""
     return list(RECIPES)
+
+
+def recipe_name(recipe: TrainRecipe) -> str:
+    """The name that a recipe has; its model's name where it has none."""
+    return next((name for name, known in RECIPES.items() if known == recipe), recipe.model)

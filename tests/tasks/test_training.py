@@ -312,11 +312,12 @@ def workers_below(pid: int) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_lost_worker_is_survived(dataset, ray_cluster, tmp_path):
+def test_a_lost_worker_is_survived(dataset, ray_cluster, tmp_path, monkeypatch, capsys):
     """One of two workers is killed midway: both start again from the newest checkpoint, and nothing can be told of it.
 
     Against an undisturbed training of two workers, since one worker adds up in another order.
     """
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     undisturbed, output = str(tmp_path / "undisturbed"), str(tmp_path / "out")
     assert train(job(dataset, undisturbed, num_workers=2)).restarts == 0
     reports = []
@@ -328,6 +329,9 @@ def test_a_lost_worker_is_survived(dataset, ray_cluster, tmp_path):
     os.kill(workers[1], signal.SIGKILL)
     training.join()
     assert [report.restarts for report in reports] == [1]
+    printed = "".join(capsys.readouterr())
+    logs = [path.read_text() for path in (tmp_path / "cache").rglob("segment-archive-ray-*.log")]
+    assert "raylet" not in printed and any("A worker died" in text for text in logs)
     found, expected = weights(output), weights(undisturbed)
     assert [name for name in found if not found[name].equal(expected[name])] == []
 
