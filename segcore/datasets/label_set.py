@@ -122,9 +122,10 @@ def decode_text(data: bytes) -> str:
 def read_classes(text: str, origin: str = "classes.txt") -> LabelSet:
     """The classes that a file names. Raises ValueError that names file and line.
 
-    origin: name of the file; .json, .yaml and .py are read as such, everything else line by line. Blank lines and
-    comments (#) are passed over. Lines without numbers are labels from 0 on; void by its name takes its number, but not
-    labelme's `__ignore__`. Where colours are given instead of numbers, background comes first, by its name or as black.
+    origin: name of the file; .json, .yaml, .py and .pbtxt are read as such, everything else line by line. Blank lines
+    and comments (#) are passed over. Lines without numbers are labels from 0 on; void by its name takes its number, but
+    not labelme's `__ignore__`. Where colours are given instead of numbers, background comes first, by its name or as
+    black.
     """
     text = text.removeprefix("\ufeff")
     if origin.lower().endswith(".json"):
@@ -133,6 +134,8 @@ def read_classes(text: str, origin: str = "classes.txt") -> LabelSet:
         entries = _of_yaml(text, origin)
     elif origin.lower().endswith(".py"):
         entries = _of_python(text, origin)
+    elif origin.lower().endswith(".pbtxt"):
+        entries = _of_label_map(text, origin)
     else:
         entries = _of_lines(text, origin)
     return _assembled(entries, origin)
@@ -521,6 +524,20 @@ def _painted(entries: list[_Entry], colours: Any) -> list[_Entry]:
         replace(entry, number=number, colour=_of_named("", colour).colour)
         for entry, number, colour in zip(entries, numbers, colours, strict=True)
     ]
+
+
+def _of_label_map(text: str, origin: str) -> list[_Entry]:
+    """A label map of TensorFlow's object detection: items with an id, a name, and often one for display."""
+    entries = []
+    for item in re.findall(r"\bitem\s*:?\s*\{([^{}]*)\}", re.sub(r"(?m)#.*$", "", text)):
+        named = re.findall(r"""\b(id|name|display_name)\s*:\s*(?:"([^"]*)"|'([^']*)'|(-?\d+))""", item)
+        given = {key: double or single or number for key, double, single, number in named}
+        if not given.get("id") or not (name := given.get("display_name") or given.get("name")):
+            raise ValueError(f"{origin} has an item without id or name: {' '.join(item.split())!r}.")
+        entries.append(_Entry(name, int(given["id"])))
+    if not entries:
+        raise ValueError(f"{origin} is no label map: it has no `item {{ id: 1 name: 'cat' }}`.")
+    return entries
 
 
 def _of_python(text: str, origin: str) -> list[_Entry]:

@@ -60,6 +60,7 @@ CLASS_FILES = (
     "labels.json",
     "id2label.json",
     "data.yaml",
+    "label_map.pbtxt",
     "data.yml",
     "classes.yaml",
     "names.yaml",

@@ -254,3 +254,22 @@ def test_supervisely_with_other_spellings(colour):
 )
 def test_remarks_arrows_and_tables_are_no_part_of_a_name(text):
     assert read_classes(text).classes == ("background", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "item {\n  id: 1\n  name: 'cat'\n}\nitem {\n  id: 3\n  name: 'dog'\n}\n",
+        'item: { name: "/m/01yrx" id: 1 display_name: "cat" } # a comment\nitem: { display_name: "dog" id: 3 }',
+    ],
+)
+def test_label_maps_of_tensorflow(text):
+    label_set = read_classes(text, "label_map.pbtxt")
+    assert (label_set.classes, label_set.unused) == (("background", "cat", "unused 2", "dog"), (2,))
+
+
+def test_label_maps_that_name_nothing_say_so():
+    with pytest.raises(ValueError, match="has an item without id or name: \"name: 'cat'\""):
+        read_classes("item { name: 'cat' }", "label_map.pbtxt")
+    with pytest.raises(ValueError, match="is no label map"):
+        read_classes("cat\ndog\n", "label_map.pbtxt")
