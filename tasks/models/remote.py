@@ -7,7 +7,7 @@ import uuid
 
 from segcore.datasets.seen_images import SEEN_FILE
 from segcore.models import checkpoint
-from segcore.models.checkpoint import CARD_FILE, WEIGHTS_FILE, LoadedModel
+from segcore.models.checkpoint import CARD_FILE, ONNX_FILE, WEIGHTS_FILE, LoadedModel
 from tasks import storage
 from tasks.errors import JobError
 
@@ -22,20 +22,17 @@ def local_model(name_or_uri: str) -> str:
     place = storage.locate(name_or_uri)
     if place.protocol == "file":
         return place.path
-    if place.name == WEIGHTS_FILE:
+    weights = place.name if place.name.endswith((".onnx", ".safetensors")) else ""
+    if weights:
         place = storage.locate(name_or_uri.rpartition("/")[0])
     with storage.explained(place):
+        weights = weights or (ONNX_FILE if storage.exists(place / ONNX_FILE) else WEIGHTS_FILE)
         try:
-            versions = [storage.stat(place / name).version for name in (WEIGHTS_FILE, CARD_FILE)]
-            names = [WEIGHTS_FILE, CARD_FILE]
-            if storage.exists(place / SEEN_FILE):
-                names.append(SEEN_FILE)
-                versions.append(storage.stat(place / SEEN_FILE).version)
+            names = [weights, CARD_FILE, *([SEEN_FILE] if storage.exists(place / SEEN_FILE) else [])]
+            versions = [storage.stat(place / name).version for name in names]
         except FileNotFoundError:
-            raise JobError(
-                f"There is no model at {place.uri}: expected {WEIGHTS_FILE} and {CARD_FILE} below it."
-            ) from None
-        key = hashlib.sha256("\n".join([place.uri, *versions]).encode()).hexdigest()[:20]
+            raise JobError(f"There is no model at {place.uri}: expected {weights} and {CARD_FILE} below it.") from None
+        key = hashlib.sha256("\n".join([place.uri, weights, *versions]).encode()).hexdigest()[:20]
         folder = checkpoint.cache_directory().parent / "remote" / key
         if not folder.is_dir():
             unfinished = folder.with_name(f".{key}.{uuid.uuid4().hex}.unfinished")
@@ -47,7 +44,7 @@ def local_model(name_or_uri: str) -> str:
                     unfinished.rename(folder)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
-    return str(folder)
+    return str(folder if weights in (WEIGHTS_FILE, ONNX_FILE) else folder / weights)
 
 
 def load_model(name_or_uri: str) -> LoadedModel:
