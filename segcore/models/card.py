@@ -48,7 +48,8 @@ class ModelCard:
 
     options: dict[str, Any] = field(default_factory=dict)
     """Arguments of the variant's function beside the number of classes; JSON values. Of an ONNX file: `stride` in px,
-    `output` (name of the scores), `probabilities` (whether they are that rather than logits), `parameters`."""
+    `output` (name of the scores), `probabilities` (whether they are that rather than logits), `parameters`, and the
+    `name` that a person reads in outputs."""
 
     init: str = ""
     """Where the weights came from before training: "imagenet vgg16 (caffe)", "seeded, seed 0"."""
@@ -82,7 +83,7 @@ class ModelCard:
             raise ValueError(f"the convention {self.convention} is not one of {self.variant} models.")
         if not 1 <= len(self.classes) <= 255 or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"A card names 1 to 255 classes, each once; got {len(self.classes)}.")
-        for text in (*self.classes, self.init, self.training_split, self.commit, *self.metrics):
+        for text in (*self.classes, self.shown_name, self.init, self.training_split, self.commit, *self.metrics):
             if len(text) > MAX_NAME_CHARACTERS or any(unicodedata.category(c) in _CONTROLS for c in text):
                 raise ValueError(f"{_shown(text)} is no name: it is too long, or would do things to a terminal.")
         if not all(isinstance(value, int | float) and abs(value) < 1e300 for value in self.metrics.values()):
@@ -97,7 +98,8 @@ class ModelCard:
 
     @property
     def shown_name(self) -> str:
-        return f"{self.variant} (untrained)" if self.untrained else self.variant
+        name = str(self.options.get("name", self.variant)) if self.variant == ONNX else self.variant
+        return f"{name} (untrained)" if self.untrained else name
 
     @property
     def saw_voc_val(self) -> bool:
@@ -119,7 +121,7 @@ class ModelCard:
         """What in the card decides the output, as JSON values."""
         return {
             "variant": self.variant,
-            "options": self.options,
+            "options": {key: value for key, value in self.options.items() if self.variant != ONNX or key != "name"},
             "classes": list(self.classes),
             "preprocessing": self.preprocessing.to_json(),
             # Runs of cards that were written before there was a choice keep their name
@@ -144,17 +146,19 @@ class ModelCard:
 
 
 def _check_onnx_options(options: dict[str, Any]) -> None:
-    if unknown := sorted(options.keys() - {"stride", "output", "probabilities", "parameters"}):
+    if unknown := sorted(options.keys() - {"name", "stride", "output", "probabilities", "parameters"}):
         raise ValueError(
-            f"options of an ONNX model are stride, output, probabilities, parameters; got {_shown(unknown)}."
+            f"options of an ONNX model are name, stride, output, probabilities, parameters; got {_shown(unknown)}."
         )
     stride, parameters = options.get("stride", 32), options.get("parameters", 0)
     if type(stride) is not int or not 1 <= stride <= 256:
         raise ValueError(f"stride must be a whole number of px in [1, 256], got {_shown(stride)}.")
     if type(parameters) is not int or not 0 <= parameters < 1 << 40:
         raise ValueError(f"parameters must be a whole number, got {_shown(parameters)}.")
-    if not isinstance(options.get("output", ""), str) or not isinstance(options.get("probabilities", False), bool):
-        raise ValueError("output must be a name, and probabilities true or false.")
+    if not all(isinstance(options.get(key, ""), str) for key in ("name", "output")):
+        raise ValueError("name and output of an ONNX model are texts.")
+    if not isinstance(options.get("probabilities", False), bool):
+        raise ValueError("probabilities must be true or false.")
 
 
 def plain_name(name: str) -> str:

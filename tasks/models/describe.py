@@ -4,7 +4,7 @@ from pathlib import Path
 
 from segcore.models import onnx_file
 from segcore.models.card import ONNX, ModelCard
-from segcore.models.checkpoint import CARD_FILE
+from segcore.models.checkpoint import CARD_FILE, ONNX_FILE
 from segcore.models.preprocessing import IMAGENET_RGB, Preprocessing
 from tasks.errors import JobError
 
@@ -55,7 +55,13 @@ def describe_onnx(
         names = tuple(line.strip() for line in text.splitlines() if line.strip())
         if ends.classes is not None and len(names) != ends.classes:
             raise ValueError(f"{path} scores {ends.classes} classes, but {len(names)} names were given.")
-        options = {"stride": stride, "output": ends.output, "probabilities": probabilities, "parameters": parameters}
+        options = {
+            "name": path.stem if path.name != ONNX_FILE else path.absolute().parent.name,
+            "stride": stride,
+            "output": ends.output,
+            "probabilities": probabilities,
+            "parameters": parameters,
+        }
         card = ModelCard(
             variant=ONNX,
             classes=names,

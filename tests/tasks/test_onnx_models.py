@@ -27,6 +27,7 @@ def test_both_engines_and_the_library_give_the_same_masks(photographs, bucket, t
     library = segcore.load(str(path), params=PredictParams(crf=None))
     largest = 0
     for image_id, row in rows["local"].items():
+        assert row["model"] == "net"
         assert row["mask"] == rows["ray"][image_id]["mask"] is not None
         labels = masks.decode_mask(row["mask"])
         assert np.array_equal(labels, library.segment(photographs / image_id).labels)

@@ -151,5 +151,5 @@ def test_a_convention_is_part_of_what_decides_a_mask():
     other = replace(plain, convention="semseg")
     assert "convention" not in plain.deciding() and plain.deciding() != other.deciding()
     assert ModelCard.from_json(other.to_json()) == other
-    with pytest.raises(ValueError, match="convention is one of caffe, deeplab-pytorch, semseg, got 'torch'"):
+    with pytest.raises(ValueError, match="convention is one of caffe, deeplab-pytorch, semseg, areas, got 'torch'"):
         replace(plain, convention="torch")
