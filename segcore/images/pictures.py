@@ -13,9 +13,37 @@ _CELL_PX = (320, 240)
 _SHEET_COLUMNS = 3
 
 
+CLEAR_COLOURS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+"""RGB of Okabe and Ito, "Color Universal Design" (2008): told apart with every common form of colour blindness, and
+seen on dark photographs as well as on light ones."""
+
+
+def clear_palette() -> np.ndarray:
+    """Colour of each label for pictures that people look at; masks are stored with VOC's (`segcore.voc.palette`).
+
+    Returns (256, 3) uint8, RGB: black for label 0, then `CLEAR_COLOURS` by label, darker and lighter ones when they are
+    used up, in another order each time; (224, 224, 192) for void.
+    """
+    colours = palette()
+    for label in range(1, 255):
+        turn, place = divmod(label - 1, len(CLEAR_COLOURS))
+        colour = np.array(CLEAR_COLOURS[(place + 3 * turn) % len(CLEAR_COLOURS)], np.float32)
+        towards, share = ((0, 0.0), (0, 0.3), (255, 0.4))[turn % 3]
+        colours[label] = np.rint(colour * (1 - share) + towards * share).astype(np.uint8)
+    return colours
+
+
 def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.55) -> np.ndarray:
-    """Image (H, W, 3) uint8 RGB with each non-background label (H, W) uint8 laid over it in its palette colour."""
-    colours = palette()[labels].astype(np.float32)
+    """Image (H, W, 3) uint8 RGB with each non-background label (H, W) uint8 laid over it in its clear colour."""
+    colours = clear_palette()[labels].astype(np.float32)
     share = np.where(labels[..., None] > 0, opacity, 0.0).astype(np.float32)
     blended: np.ndarray = np.rint(image * (1 - share) + colours * share)
     return blended.astype(np.uint8)
@@ -30,7 +58,7 @@ def side_by_side(rows: list[tuple[np.ndarray, np.ndarray, str]]) -> Image.Image:
     lines = []
     for image, labels, caption in rows:
         labels = resize_labels(labels, image.shape[1], image.shape[0])
-        panels = (image, palette()[labels], overlay(image, labels))
+        panels = (image, clear_palette()[labels], overlay(image, labels))
         width = max(1, round(image.shape[1] * _PANEL_HEIGHT_PX / image.shape[0]))
         line = Image.new("RGB", (3 * width + 2 * _GAP_PX, _PANEL_HEIGHT_PX + _CAPTION_HEIGHT_PX), "white")
         for column, panel in enumerate(panels):

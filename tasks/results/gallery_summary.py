@@ -3,6 +3,7 @@
 import collections
 from typing import Any
 
+from segcore.images.pictures import clear_palette
 from segcore.voc import palette
 from tasks.results.reading import Results
 
@@ -60,7 +61,7 @@ def title_of(results: Results) -> str:
 
 def classes_of(names: dict[int, str], counts: dict[str, Any], entries: list[list[Any]]) -> list[dict[str, Any]]:
     """The classes of the run, in most images first. Labels are known of those that are shown."""
-    colours = palette()
+    colours, clear = palette(), clear_palette()
     shown = collections.Counter(label for entry in entries for label, _, _ in entry[6])
     total_pixels = max(1, sum(count["pixels"] for count in counts.values()))
     listed = [
@@ -68,6 +69,7 @@ def classes_of(names: dict[int, str], counts: dict[str, Any], entries: list[list
             "label": label,
             "name": name,
             "colour": "#{:02x}{:02x}{:02x}".format(*colours[label]),
+            "clear": "#{:02x}{:02x}{:02x}".format(*clear[label]),
             "images": counts.get(name, {}).get("images", shown[label]),
             "pixel_share": round(counts.get(name, {}).get("pixels", 0) / total_pixels, 5),
             "shown": shown[label],

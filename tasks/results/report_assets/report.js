@@ -116,28 +116,22 @@ const allLoaded = () => loadedChunks.size === summary.chunks;
 
 /* ---------- colours ---------- */
 
-// Okabe and Ito's palette: told apart with every common form of colour blindness; patterns when the seven are used up
-const SAFE = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"];
 let classOf = new Map(); // By label
 
 function prepareClasses() {
-  let rank = 0;
   for (const found of summary.classes) {
     if (found.label === null) continue;
-    const isBackground = found.label === 0 && found.name === "background";
-    found.background = isBackground;
-    found.safe = isBackground ? "#000000" : SAFE[rank % SAFE.length];
-    found.pattern = isBackground ? 0 : Math.floor(rank / SAFE.length) % 3;
-    if (!isBackground) rank += 1;
+    found.background = found.label === 0 && found.name === "background";
+    found.pattern = found.background ? 0 : Math.floor((found.label - 1) / 7) % 3; // The palette has seven hues
     classOf.set(found.label, found);
   }
 }
 
-const colourOf = (found) => (look.colours === "safe" ? found.safe : found.colour);
+const colourOf = (found) => (look.colours === "clear" ? found.clear : found.colour);
 const nameOf = (label) => (classOf.has(label) ? classOf.get(label).name : `label ${label}`);
 
 function swatch(found) {
-  const pattern = look.colours === "safe" ? ["", " striped", " dotted"][found.pattern || 0] : "";
+  const pattern = look.colours === "clear" ? ["", " striped", " dotted"][found.pattern || 0] : "";
   return make("span", { class: `swatch${pattern}`, "aria-hidden": "true", vars: { "--colour": colourOf(found) } });
 }
 
@@ -193,7 +187,7 @@ function paint(masks, fill, lines, lit = null, mode = look.mode) {
   for (const [label, found] of classOf) {
     if (found.background) continue;
     palette[label] = rgba(colourOf(found));
-    pattern[label] = look.colours === "safe" ? found.pattern : 0;
+    pattern[label] = look.colours === "clear" ? found.pattern : 0;
   }
   const image = new ImageData(width, height), out = new Uint32Array(image.data.buffer);
   const against = mode === "changes" ? masks.before : mode === "wrong" ? masks.truth : null;
@@ -230,7 +224,7 @@ function paint(masks, fill, lines, lit = null, mode = look.mode) {
 const VOID = 255;
 const MODES = [["photo", "Photo"], ["mask", "Mask"], ["overlay", "Overlay"], ["before", "Before CRF"], ["changes", "Changes"]];
 const TRUTH_MODES = [["truth", "Truth"], ["wrong", "Wrong"]]; // Where the gallery has true masks
-const look = { mode: "overlay", opacity: 55, lines: true, colours: "safe" };
+const look = { mode: "overlay", opacity: 55, lines: true, colours: "clear" };
 // share: of each chosen class. A few pixels do not make a picture of it: `start` sets the floor that the summary names
 const blank = { classes: [], share: 0, low: 0, high: 1, kind: "all", search: "", sort: "archive", page: 0 };
 let asked = { ...blank };
@@ -359,7 +353,7 @@ function controls() {
   const colours = make("select", {
     id: "colours", "aria-label": "Colours of the classes",
     onchange: () => { look.colours = colours.value; remember("colours", look.colours); route(); },
-  }, make("option", { value: "safe" }, "Clear colours"), make("option", { value: "voc" }, "VOC colours"));
+  }, make("option", { value: "clear" }, "Clear colours"), make("option", { value: "voc" }, "VOC colours"));
   colours.value = look.colours;
   apply();
   return [
