@@ -18,4 +18,4 @@ def test_a_cat_is_seen_on_a_dark_photograph():
     dark = np.full((2, 2, 3), 30, np.uint8)
     shown = overlay(dark, np.array([[0, CLASSES.index("cat")], [0, 0]], np.uint8))
     assert np.array_equal(shown[0, 0], dark[0, 0])
-    assert int(shown[0, 1].max()) > 120
+    assert int(shown[0, 1].max()) > 100
