@@ -11,7 +11,9 @@ def tune_crf(job: TuneJob, *, json: Json = False) -> None:
 
     For example:
 
-    segment-archive tune-crf scores.npz JPEGImages SegmentationClass tuned/ --num-images 100
+    segment-archive tune-crf pspnet_lite2 voc/JPEGImages voc/SegmentationClass tuned/ --num-images 100
+
+    segment-archive tune-crf scores.npz JPEGImages SegmentationClass tuned/ --num-held-out 100
     """
     from flows import execution, jobs
 

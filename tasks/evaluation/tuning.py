@@ -1,8 +1,8 @@
-"""The search for CRF parameters: coarse to fine, as in the DeepLab papers, on images whose scores are stored.
+"""The search for CRF parameters: coarse to fine, as in the DeepLab papers, by the scores of a model or stored ones.
 
-Workers of either engine turn parameters into pixel counts, and keep the images that they have read. Every evaluated
-point is a small Parquet file under points/, written whole, so that a search that was stopped goes on where it ended;
-the table of all points, the picture and the best point are written last.
+Workers of either engine turn parameters into pixel counts, and keep the images and scores that they have had. Every
+evaluated point is a small Parquet file under points/, written whole, so that a search that was stopped goes on where
+it ended; the table of all points, the picture and the best point are written last.
 """
 
 import functools
@@ -25,16 +25,19 @@ from segcore import extras
 from segcore.crf import dense_crf
 from segcore.crf.dense_crf import CRF_PRESETS, CrfParams
 from segcore.images import masks
-from segcore.images.decoding import decode
+from segcore.images.decoding import decode, resize_labels
 from segcore.metrics import evaluation
+from segcore.models import checkpoint
 from segcore.predictor import Predictor, PredictParams
 from segcore.scoring.inference import ScoreMap
 from segcore.voc import CLASSES
 from tasks import engines, storage
 from tasks.engines import EngineName
 from tasks.errors import JobError
+from tasks.models.remote import load_model, local_model
 from tasks.parquet_files import read_parquet
 from tasks.storage import Location
+from tasks.words import counted
 
 SEARCHED = ("bilateral_weight", "bilateral_xy_std_px", "bilateral_rgb_std", "gaussian_weight", "gaussian_xy_std_px")
 
@@ -53,13 +56,17 @@ class TuneJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=T
     """On what to search for CRF parameters, how far, and where to put what is found."""
 
     scores: str
-    """URI of an npz file: `ids` (N,) and `logits` (N, C, h, w) float16, grid corners aligned with image corners."""
+    """A model: its name, path or URI. Or URI of an npz file with its scores: `ids` (N,) and `logits` (N, C, h, w)
+    float16, grid corners aligned with image corners."""
 
     images: str
     """URI of the folder of the photographs, <id>.jpg."""
 
     truth: str
     """URI of the folder of the true label maps, <id>.png, palette or grey; 255 is ignored."""
+
+    ids: str | None = None
+    """URI of a list of ids, one a line, that images are drawn from; without it all of the npz file, or of TRUTH."""
 
     output: str
     """URI that points, table, report and picture are written under."""
@@ -133,7 +140,8 @@ PIECE_IMAGES = 2
 """Images that a worker judges at a time."""
 
 KEPT_IMAGES = 256
-"""Images that a worker keeps decoded, so that the next point need not read them: 200 MB at 500 px."""
+"""Images that a worker keeps decoded, so that the next point need not read them: 200 MB at 500 px, and 35 MB of
+scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,30 +151,58 @@ class Piece:
     ids: tuple[str, ...]
     """Their names, without ending."""
 
-    logits: np.ndarray
-    """(n, C, h, w) float16, in the order of the names."""
+    logits: np.ndarray | None
+    """(n, C, h, w) float16, in the order of the names; None: of the model."""
 
 
 @functools.lru_cache(KEPT_IMAGES)
-def _image_and_truth(images: str, truth: str, image_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W, 3) uint8 and (H, W) uint8, at their own size, which the stored scores have."""
-    image_file = storage.locate(images) / f"{image_id}.jpg"
-    mask_file = storage.locate(truth) / f"{image_id}.png"
-    with storage.explained(image_file):
-        image = decode(storage.read_bytes(image_file)).image
-    with storage.explained(mask_file):
-        return image, masks.decode_mask(storage.read_bytes(mask_file))
+def _truth(folder: str, image_id: str) -> np.ndarray:
+    """(H, W) uint8."""
+    file = storage.locate(folder) / f"{image_id}.png"
+    with storage.explained(file):
+        return masks.decode_mask(storage.read_bytes(file))
+
+
+@functools.lru_cache(KEPT_IMAGES)
+def _image(folder: str, image_id: str) -> np.ndarray:
+    """(H, W, 3) uint8, at its own size, which stored scores have."""
+    return decode(_file(folder, image_id)).image
+
+
+@functools.lru_cache(1)
+def _predictor(model: str) -> Predictor:
+    return Predictor(functools.partial(load_model, model), PredictParams(crf=None), num_threads=1)
+
+
+@functools.lru_cache(KEPT_IMAGES)
+def _scored(model: str, folder: str, image_id: str) -> tuple[np.ndarray, ScoreMap]:
+    """(h, w, 3) uint8 at the working size of `run`, and its scores."""
+    predictor = _predictor(model)
+    pixels = predictor.decode(_file(folder, image_id)).image
+    [scores] = predictor.score([pixels])
+    return pixels, scores
+
+
+def _file(folder: str, image_id: str) -> bytes:
+    file = storage.locate(folder) / f"{image_id}.jpg"
+    with storage.explained(file):
+        return storage.read_bytes(file)
 
 
 def judge(piece: Piece, job: TuneJob, params: CrfParams | None) -> np.ndarray:
     """(n, C, 3) int64 pixel counts of the images of a piece, in order."""
-    counted = []
+    counts = []
     predictor = Predictor(None, PredictParams(crf=params))
-    for image_id, scores in zip(piece.ids, piece.logits, strict=True):
-        image, truth = _image_and_truth(job.images, job.truth, image_id)
-        labels = predictor.refine(image, ScoreMap(scores, image.shape[:2])).labels
-        counted.append(evaluation.count_pixels(truth, labels, len(scores)))
-    return np.stack(counted)
+    for number, image_id in enumerate(piece.ids):
+        if piece.logits is None:
+            pixels, scores = _scored(job.scores, job.images, image_id)
+        else:
+            pixels = _image(job.images, image_id)
+            scores = ScoreMap(piece.logits[number], pixels.shape[:2])
+        truth = _truth(job.truth, image_id)
+        labels = resize_labels(predictor.refine(pixels, scores).labels, truth.shape[1], truth.shape[0])
+        counts.append(evaluation.count_pixels(truth, labels, len(scores.scores)))
+    return np.stack(counts)
 
 
 def judge_all(job: TuneJob, pieces: list[Piece], params: CrfParams | None) -> np.ndarray:
@@ -185,29 +221,64 @@ class Search:
     def __init__(self, job: TuneJob) -> None:
         self.job = job
         self.folder = storage.locate(job.output) / "points"
-        with storage.explained(storage.locate(job.scores)):
-            data = storage.read_bytes(storage.locate(job.scores))
-        with np.load(io.BytesIO(data)) as stored:
-            ids = [str(image_id) for image_id in stored["ids"]]
-            logits = stored["logits"]
+        self.classes: tuple[str, ...] = ()
+        ids, logits, digest = self._stored(job) if job.scores.endswith(".npz") else self._of_model(job)
+        if job.ids is not None:
+            place = storage.locate(job.ids)
+            with storage.explained(place):
+                listed = storage.read_bytes(place).decode("utf-8", "replace").split()
+            position = {image_id: index for index, image_id in enumerate(ids)}
+            missing = next((image_id for image_id in listed if image_id not in position), None)
+            if missing is not None:
+                raise JobError(
+                    f"{job.ids} lists {missing}, which {job.truth if logits is None else job.scores} has not."
+                )
+            ids = listed
+            logits = None if logits is None else logits[[position[image_id] for image_id in listed]]
         wanted = job.num_images + job.num_held_out
         if wanted > len(ids):
-            raise JobError(f"{job.scores} holds the scores of {len(ids)} images, {wanted} are asked for.")
+            where = job.ids or (job.truth if logits is None else job.scores)
+            raise JobError(f"{where} has {counted(len(ids), 'image')}, {wanted} are asked for.")
         order = np.random.default_rng(job.seed).permutation(len(ids))
         seen = [int(i) for i in np.sort(order[: job.num_images])]
         held_out = [int(i) for i in np.sort(order[job.num_images : wanted])]
         self.seen, self.held_out = (
             [
-                Piece(tuple(ids[i] for i in some), logits[some])
+                Piece(tuple(ids[i] for i in some), None if logits is None else logits[some])
                 for some in (rows[start : start + PIECE_IMAGES] for start in range(0, len(rows), PIECE_IMAGES))
             ]
             for rows in (seen, held_out)
         )
         chosen = [ids[i] for i in seen]
-        identity = [hashlib.sha256(data).hexdigest(), job.images, job.truth, chosen, dense_crf.ENGINE_VERSION]
+        identity = [digest, job.images, job.truth, chosen, dense_crf.ENGINE_VERSION]
         self.identity = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         self.rows: dict[str, dict[str, Any]] = {}
         self.new_points = 0
+
+    @staticmethod
+    def _stored(job: TuneJob) -> tuple[list[str], np.ndarray, str]:
+        """Ids, scores, digest of the file."""
+        with storage.explained(storage.locate(job.scores)):
+            data = storage.read_bytes(storage.locate(job.scores))
+        with np.load(io.BytesIO(data)) as stored:
+            return [str(image_id) for image_id in stored["ids"]], stored["logits"], hashlib.sha256(data).hexdigest()
+
+    def _of_model(self, job: TuneJob) -> tuple[list[str], None, str]:
+        """Ids of what has a true mask, no scores yet, digest of model and of how it scores."""
+        try:
+            card, digest = checkpoint.describe(local_model(job.scores))
+        except ValueError as error:
+            raise JobError(str(error)) from None
+        self.classes = card.classes
+        with storage.explained(storage.locate(job.truth)):
+            names = [file.path.rsplit("/", 1)[-1] for file in storage.list_files(storage.locate(job.truth))]
+        ids = sorted(name.removesuffix(".png") for name in names if name.endswith(".png"))
+        return ids, None, json.dumps(PredictParams(crf=None).fingerprint(digest), sort_keys=True)
+
+    def class_name(self, label: int, num_classes: int) -> str:
+        """By the model's card; of stored scores with 21 classes VOC's, else the number."""
+        names = self.classes or (CLASSES if num_classes == len(CLASSES) else ())
+        return names[label] if names else str(label)
 
     def counts(self, params: CrfParams | None, stage: str) -> np.ndarray:
         """(N, C, 3) pixel counts of the images of the search, from the file of the point or counted now."""
@@ -283,7 +354,7 @@ def _search(job: TuneJob, search: Search) -> TuneReport:
         without_crf=_mean_iou(plain, classes),
         preset=preset,
         preset_mean_iou=scored[presets[preset]],
-        classes=[CLASSES[c] if plain.shape[1] == len(CLASSES) else str(c) for c in classes],
+        classes=[search.class_name(int(label), plain.shape[1]) for label in classes],
         num_points=len(search.rows),
         new_points=search.new_points,
         held_out=_held_out(job, search, best, presets[preset], classes),

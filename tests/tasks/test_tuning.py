@@ -6,8 +6,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
+from segcore import models
+from segcore.metrics import evaluation
+from segcore.models import checkpoint
+from segcore.models.card import ModelCard
+from segcore.predictor import Predictor, PredictParams
 from tasks.errors import JobError
 from tasks.evaluation import tuning
 from tasks.evaluation.tuning import TuneJob, TuneReport, search_crf
@@ -91,8 +97,33 @@ def test_both_engines_find_the_same(job: TuneJob, ray_cluster: None) -> None:
     assert same_but_work(local, on_ray)
 
 
+def test_a_model_scores_what_it_is_tuned_on(job: TuneJob, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    card = ModelCard("pspnet14", ("ground", "disc", "other"), models.variant("pspnet14").preprocessing)
+    checkpoint.save(tmp_path / "model", models.build("pspnet14", 3), card)
+    (tmp_path / "ids.txt").write_text("\n".join(f"p{number}" for number in range(8)))
+    job = job.model_copy(
+        update={"scores": str(tmp_path / "model"), "ids": str(tmp_path / "ids.txt"), "num_held_out": 2, "rounds": 0}
+    )
+    report = search_crf(job)
+    predictor = Predictor(checkpoint.load(tmp_path / "model"), PredictParams(crf=report.best))
+    order = np.sort(np.random.default_rng(job.seed).permutation(8)[:6])
+    counts = []
+    for number in order:
+        labels = predictor.segment(predictor.decode((tmp_path / f"images/p{number}.jpg").read_bytes())).mask
+        counts.append(evaluation.count_pixels(np.array(Image.open(tmp_path / f"truth/p{number}.png")), labels, 3))
+    classes = np.array([0, 1])
+    assert report.classes == ["ground", "disc"]
+    assert report.mean_iou == pytest.approx(evaluation.mean_iou(np.stack(counts).sum(0), classes), abs=1e-3)
+    with pytest.raises(JobError, match=r"lists p7, which .*truth has not"):
+        (tmp_path / "truth/p7.png").unlink()
+        search_crf(job)
+    with pytest.raises(JobError, match="no_such"):
+        search_crf(job.model_copy(update={"scores": "no_such"}))
+
+
 def test_what_cannot_be_searched_is_said(job: TuneJob) -> None:
-    with pytest.raises(JobError, match="scores of 10 images, 24 are asked for"):
+    with pytest.raises(JobError, match="has 10 images, 24 are asked for"):
         search_crf(job.model_copy(update={"num_images": 20}))
     with pytest.raises(JobError, match="No class is in 7 of the 6 images"):
         search_crf(job.model_copy(update={"least_images": 7, "num_held_out": 0}))
@@ -100,4 +131,4 @@ def test_what_cannot_be_searched_is_said(job: TuneJob) -> None:
     with pytest.raises(JobError, match=r"p\d.jpg"):
         search_crf(job.model_copy(update={"num_images": 10, "num_held_out": 0}))
     with pytest.raises(JobError, match="does not exist"):
-        search_crf(job.model_copy(update={"scores": job.scores + "x"}))
+        search_crf(job.model_copy(update={"scores": job.scores + "-gone.npz"}))
