@@ -96,6 +96,9 @@ bench: setup  ## Every published speed and size, each against its yardstick; pri
 	$(BIN)/python -m benchmarks.paper manifest
 	$(BIN)/python -m benchmarks.paper archive
 
+gpu: setup  ## What runs on a GPU, tried and measured there, into .run/gpu/report.md; goes on after a kill; in miniature without one
+	$(BIN)/python -m benchmarks.gpu .run/gpu
+
 up: setup  ## A local Prefect server and worker, S3 server and Ray; make down ends them
 	$(BIN)/python infra/local.py up
 
