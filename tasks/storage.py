@@ -6,6 +6,8 @@ again, is in `storage_client.py`; what the bytes mean is left to others.
 
 import base64
 import contextlib
+import errno
+import functools
 import hashlib
 import os
 import re
@@ -25,7 +27,7 @@ from tasks.errors import InterruptedJobError, JobError
 from tasks.location import Location as Location
 from tasks.location import StoredFile as StoredFile
 from tasks.storage_client import filesystem, patient_filesystem, retried
-from tasks.storage_faults import endpoint, explain, may_pass
+from tasks.storage_faults import endpoint, explain, is_refused_as_there, may_pass
 
 _STEADY_TRIES = 3
 
@@ -79,8 +81,19 @@ def web_address(location: Location) -> str:
     return f"https://{bucket}.s3.amazonaws.com/{key}"
 
 
-def read_bytes(location: Location) -> bytes:
-    """Contents of one file."""
+class ReplacedError(FileNotFoundError):
+    """What is under a name by now is another file than the one that was meant."""
+
+
+def read_bytes(location: Location, version: str = "") -> bytes:
+    """Contents of one file. version: raise ReplacedError where it is there in another one."""
+    if version and location.protocol == "file":
+        with open_for_reading(location, version=version) as opened:
+            return bytes(opened.read())
+    if version and location.protocol == "s3":
+        data, now = retried(lambda: _read_object(location))
+        _require_version(location, now, version)
+        return data
     if location.protocol == "file":
         return Path(location.path).read_bytes()
     return retried(lambda: bytes(filesystem(location).cat_file(location.path)))
@@ -125,12 +138,30 @@ def read_range(location: Location, offset: int, length: int) -> bytes:
     return retried(lambda: bytes(filesystem(location).cat_file(location.path, start=offset, end=offset + length)))
 
 
-def open_for_reading(location: Location, *, sparse: bool = False) -> Any:
-    """A seekable binary file. sparse: a few ranges of it will be read, so nothing is fetched ahead."""
+def open_for_reading(location: Location, *, sparse: bool = False, version: str = "") -> Any:
+    """A seekable binary file.
+
+    sparse: a few ranges of it will be read, so nothing is fetched ahead. version: raise ReplacedError where it is there
+    in another one.
+    """
     if location.protocol == "file":
-        return Path(location.path).open("rb")
-    options = {"cache_type": "none"} if sparse else {}
-    return retried(lambda: patient_filesystem(location).open(location.path, "rb", **options))
+        opened: Any = Path(location.path).open("rb")  # noqa: SIM115, whoever asked closes it
+        now = str(os.fstat(opened.fileno()).st_mtime_ns)
+    else:
+        options = {"cache_type": "none"} if sparse else {}
+        opened = retried(lambda: patient_filesystem(location).open(location.path, "rb", **options))
+        now = _version(getattr(opened, "details", None) or {}) if location.protocol == "s3" else ""
+    try:
+        _require_version(location, now, version)
+    except ReplacedError:
+        opened.close()
+        raise
+    return opened
+
+
+def _require_version(location: Location, now: str, version: str) -> None:
+    if version and now and now != version:
+        raise ReplacedError(errno.ENOENT, "another file is there by now", location.uri)
 
 
 def write_whole(location: Location, data: bytes, *, durable: bool = True, content_type: str | None = None) -> None:
@@ -144,26 +175,70 @@ def write_whole(location: Location, data: bytes, *, durable: bool = True, conten
     if location.protocol != "file":
         retried(lambda: _upload(location, data, content_type))
         return
-    target = Path(location.path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    _put_file(Path(location.path), [data], durable=durable)
+
+
+def write_once(location: Location, data: bytes) -> bool:
+    """The same for one file that nobody has written yet; False where there is one, which stays as it is.
+
+    Of two at the same time one wins where `one_winner` holds; elsewhere the name is asked for just before.
+    """
+    if not one_winner(Location(location.protocol, location.path.rpartition("/")[0])):
+        if exists(location):
+            return False
+        write_whole(location, data)
+        return True
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if not durable:
-        return
-    folder = os.open(target.parent, os.O_RDONLY)
+        if location.protocol == "file":
+            _put_file(Path(location.path), [data], once=True)
+        else:
+            retried(lambda: _upload(location, data, once=True))
+    except FileExistsError:
+        return False
+    return True
+
+
+def one_winner(folder: Location) -> bool:
+    """Whether of two that write one name below a folder at the same time the second is refused.
+
+    Tried once in each process, since stores do not say, and some accept the condition and ignore it.
+    """
+    if folder.protocol not in ("file", "s3"):
+        return False
+    store = None if folder.protocol == "file" else filesystem(folder)
+    return _has_one_winner(
+        store, folder.protocol, folder.path if store is None else folder.path.partition("/")[0], folder
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _has_one_winner(store: object, protocol: str, root: str, folder: Location) -> bool:
+    probe = folder / f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}"
+    write_whole(probe, b"segment-archive tries whether this is refused the second time\n", durable=False)
     try:
-        os.fsync(folder)  # Makes the new name itself survive a power cut
+        if protocol == "file":
+            _put_file(Path(probe.path), [b"second"], durable=False, once=True)
+        else:
+            retried(lambda: _upload(probe, b"second", once=True))
+    except FileExistsError:
+        return True
+    except Exception as error:
+        if protocol != "file" and may_pass(error):
+            raise
+        return False  # It knows no such condition, or no hard links
     finally:
-        os.close(folder)
+        remove(probe)
+    return False
+
+
+def make_durable(folder: Location, root: Location) -> None:
+    """Make the names in a folder, and of the folders above it up to a root, survive a power cut, whoever wrote them."""
+    if folder.protocol == "file" and Path(folder.path).exists():
+        place = Path(folder.path)
+        _sync_folder(place)
+        while str(place) not in (root.path, "/"):
+            place = place.parent
+            _sync_folder(place)
 
 
 def write_stream(location: Location, chunks: Iterable[bytes]) -> None:
@@ -180,19 +255,7 @@ def write_stream(location: Location, chunks: Iterable[bytes]) -> None:
             raise
         file.close()
         return
-    target = Path(location.path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-    try:
-        with temporary.open("wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    _put_file(Path(location.path), chunks)
 
 
 def remove(location: Location) -> None:
@@ -327,7 +390,8 @@ class _NotAsSentError(OSError):
     """What the store holds is not what was sent."""
 
 
-def _upload(location: Location, data: bytes, content_type: str | None = None) -> None:
+def _upload(location: Location, data: bytes, content_type: str | None = None, *, once: bool = False) -> None:
+    """once: raise FileExistsError where there is an object under this name."""
     store = filesystem(location)
     options: dict[str, str] = {}
     if content_type and location.protocol == "s3":
@@ -335,10 +399,56 @@ def _upload(location: Location, data: bytes, content_type: str | None = None) ->
     if location.protocol == "s3" and len(data) < _ONE_PUT_BYTES:
         # The store itself compares: an etag need not be a digest, least of all where objects are encrypted
         options["ContentMD5"] = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-    store.pipe_file(location.path, data, **options)
+    if once:
+        options["mode"] = "create"
+    try:
+        store.pipe_file(location.path, data, **options)
+    except Exception as error:
+        if once and is_refused_as_there(error):
+            raise FileExistsError(location.uri) from None
+        raise
     info = store.info(location.path, **({"refresh": True} if location.protocol == "s3" else {}))
     if int(info.get("size") or 0) != len(data):
         raise _NotAsSentError(f"{location.uri} has {info.get('size')} bytes after {len(data)} were sent")
+
+
+def _put_file(target: Path, chunks: Iterable[bytes], *, durable: bool = True, once: bool = False) -> None:
+    """Write a file beside its place, then put it there. once: raise FileExistsError where there is one."""
+    _make_folder(target.parent, durable=durable)
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        with temporary.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        if once:
+            os.link(temporary, target)
+            temporary.unlink()
+        else:
+            temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        _sync_folder(target.parent)  # Makes the new name itself survive a power cut
+
+
+def _make_folder(folder: Path, *, durable: bool) -> None:
+    if not folder.is_dir():
+        made = [place for place in (folder, *folder.parents) if not place.is_dir()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for place in reversed(made) if durable else ():
+            _sync_folder(place.parent)  # A folder is a name in another one
+
+
+def _sync_folder(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _version(info: dict[str, Any]) -> str:

@@ -13,8 +13,10 @@ ATTEMPTS = 8
 
 _PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
 _PASSING_CODES |= {"InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed", "BadDigest"}
+_PASSING_CODES |= {"ConditionalRequestConflict"}
 _FULL_CODES = {"InsufficientStorage", "XMinioStorageFull", "QuotaExceeded", "NoSpaceLeft"}
 _FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT}
+_NOT_IMPLEMENTED = 501  # Of a condition or a call that this store does not know
 _UNEXPLAINED_CODES = {"400", "403"}  # The answer to a HEAD has no body that could say why
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 
@@ -26,7 +28,7 @@ _LEAST_SECRET = 4  # Characters; a shorter value would blank out ordinary words
 def is_outage(error: BaseException) -> bool:
     """Whether it is the store or the way to it that fails, whatever was asked: credentials, overload, the network."""
     codes, status = _codes(error), _status(error)
-    if is_full(error):
+    if is_full(error) or status == _NOT_IMPLEMENTED:
         return False
     if codes & (_PASSING_CODES | _EXPIRED_CODES) or (status is not None and (status >= 500 or status == 429)):
         return True
@@ -55,6 +57,11 @@ def credentials_may_have_expired(error: BaseException) -> bool:
 def is_full(error: BaseException) -> bool:
     """Whether there is no space left on a disk, in a bucket or within a quota."""
     return (isinstance(error, OSError) and error.errno in _FULL_ERRORS) or bool(_codes(error) & _FULL_CODES)
+
+
+def is_refused_as_there(error: BaseException) -> bool:
+    """Whether a write that was to be the first of its name was refused, since there is one."""
+    return isinstance(error, FileExistsError) or "PreconditionFailed" in _codes(error) or _status(error) == 412
 
 
 def explain(error: BaseException, location: Location) -> str:

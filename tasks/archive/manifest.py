@@ -110,7 +110,7 @@ class Manifest:
 
     def __init__(self, folder: Location) -> None:
         self.folder = folder
-        files = sorted(file.path for file in storage.list_files(folder) if file.path.endswith(".parquet"))
+        files = [f"{name}.parquet" for name in segment_names(folder)]
         self.segments: list[Segment] = []
         hashes, versions, counts = [], [], []
         for name, (table, refresh) in zip(files, ahead(self._read_versions, files, 4, 4), strict=True):
@@ -214,6 +214,12 @@ class Manifest:
         with whole_parquet(self.folder / name, REMEDY):
             table = pq.ParquetFile(pa.BufferReader(data)).read(columns)
         return table, table.schema.metadata.get(b"refresh") == b"1"
+
+
+def segment_names(folder: Location) -> list[str]:
+    """Names of the segments of a manifest's folder, in order."""
+    files = (file.path for file in storage.list_files(folder))
+    return sorted(path.removesuffix(".parquet") for path in files if path.endswith(".parquet"))
 
 
 @dataclass

@@ -63,6 +63,11 @@ class RunFiles:
         """Names of the small files that are there."""
         return {file.path for files in self.small.values() for file in files}
 
+    def is_proved_by(self, record: dict[str, Any]) -> bool:
+        """Whether a record knows all segments of the manifest that files are of; the earliest records name none."""
+        proved = record.get("segments")
+        return not isinstance(proved, list) or (self.small.keys() | self.seals.keys()) - {""} <= set(proved)
+
     @property
     def alone(self) -> dict[str, Seal]:
         """Seals that are no copies: their rows are nowhere else that counts."""
@@ -144,19 +149,38 @@ class Output:
         run: its id, or an unmistakable beginning of it.
         Raises JobError where there is none, or where none has finished and none is named.
         """
+        return self.choose_files(run)[0]
+
+    def choose_files(self, run: str | None = None) -> tuple[dict[str, Any], "RunFiles"]:
+        """The same record, and what the run is made of at this moment."""
         records = self.records()
         if not records:
             raise JobError(f"{self.uri} holds no run: is it the OUTPUT of `segment-archive run`?")
         told = ", ".join(f"{r['run_id']} ({r.get('status')})" for r in records[:8])
         told += " ..." if len(records) > 8 else ""
         if run is None:
-            if not is_finished(records[0]):
-                raise JobError(f"No run of {self.uri} has finished; name one with --run to read what it has: {told}.")
-            return records[0]
+            for record in filter(is_finished, records):
+                record, look = self._as_it_stands(record)
+                if is_finished(record):
+                    return record, look
+            raise JobError(f"No run of {self.uri} has finished; name one with --run to read what it has: {told}.")
         meant = [r for r in records if run and r["run_id"].startswith(run)]
         if len(meant) != 1:
             raise JobError(f"{self.uri} has {'no' if not meant else 'more than one'} run {run!r}; there are {told}.")
-        return meant[0]
+        return self._as_it_stands(meant[0])
+
+    def _as_it_stands(self, record: dict[str, Any]) -> tuple[dict[str, Any], "RunFiles"]:
+        """A record with what its run is made of; one that is finished is running again where files know more than it.
+
+        A session that began before another has listed more may write its record last, and that other may be killed.
+        """
+        while True:
+            look = self.look(record["run_id"])
+            if not is_finished(record) or look.is_proved_by(record):
+                return record, look
+            if (now := self.record(record["run_id"])) == record:
+                return record | {"status": runs.RUNNING}, look
+            record = now
 
     # Rows
 
@@ -171,9 +195,10 @@ class Output:
                 small.setdefault(seals.segment_of(file.path) or "", []).append(file)
         return RunFiles(small, seals.find(self.sealed_folder(run_id), small))
 
-    def files(self, run_id: str) -> list[MaskFile]:
+    def files(self, run_id: str, look: "RunFiles | None" = None) -> list[MaskFile]:
         """The files that make up a run, in the order of names: together they hold one row for each image."""
-        look, masks, sealed = self.look(run_id), self.masks_folder(run_id), self.sealed_folder(run_id)
+        look = look or self.look(run_id)
+        masks, sealed = self.masks_folder(run_id), self.sealed_folder(run_id)
         found = [
             (file.path, MaskFile(masks / file.path, file.size, file.version))
             for segment, files in look.small.items()

@@ -2,7 +2,8 @@
 
     compacted/run=<run id>/<segment>-<digest>/000-of-003.parquet   the rows of one segment of the manifest
     compacted/run=<run id>/<segment>-<digest>/seal-003.json        written when those three files are there
-    compacted/run=<run id>/<segment>-<digest>/alone                from now on the small files do not count
+    compacted/run=<run id>/<segment>-<digest>/alone                from now on the small files do not count (empty: the
+                                                                   seal was taken back, and they always will)
 
 The digest is of the names and sizes of the small files that were sealed. A seal holds where the small files that are
 there have its digest, where none of the segment is there, and where it is alone; elsewhere the small files count. So
@@ -25,7 +26,10 @@ from tasks.errors import JobError
 from tasks.storage import Location, StoredFile
 
 ALONE = "alone"
-"""Name of the mark that small files do not count any more."""
+"""Name of the mark that small files do not count any more, or, where it is empty, never may go for this seal."""
+
+TAKEN_BACK = b""
+"""What the mark holds where an archive job has taken a copy back."""
 
 _POINTERS = "pointers"  # Where the version before seals wrote what stands for what
 _SEAL = re.compile(r"seal-(\d+)\.json")
@@ -116,7 +120,8 @@ def by_prefix(folder: Location) -> dict[str, dict[str, StoredFile]]:
 def _seal(prefix: str, files: Mapping[str, StoredFile]) -> Seal | None:
     """What the names of a prefix say; None where it is not sealed."""
     totals = [int(found[1]) for name in files if (found := _SEAL.fullmatch(name))]
-    if ALONE in files and not totals:  # The seal was lost: what stood under it has no other copy
+    is_alone = ALONE in files and files[ALONE].size > 0
+    if is_alone and not totals:  # The seal was lost: what stood under it has no other copy
         totals = [int(found[1]) for name in files if (found := _LARGE.fullmatch(name))]
     pieces = prefix.split("-")
     if not totals or len(pieces) not in (3, 4):
@@ -124,7 +129,7 @@ def _seal(prefix: str, files: Mapping[str, StoredFile]) -> Seal | None:
     names = [file_name(number, totals[0]) for number in range(totals[0])]
     held = tuple(files.get(name, StoredFile(name, 0, "")) for name in names)
     revision = int(pieces[3].removeprefix("r")) if len(pieces) == 4 else 0
-    return Seal("-".join(pieces[:2]), prefix, held, ALONE in files, revision)
+    return Seal("-".join(pieces[:2]), prefix, held, is_alone, revision)
 
 
 def _old_seals(folder: Location, pointers: Iterable[str], held: Mapping[str, Mapping[str, StoredFile]]) -> list[Seal]:

@@ -30,7 +30,6 @@ from tasks.archive.output import MaskFile, Output, is_finished
 from tasks.archive.schema import MASKS, conform
 from tasks.errors import JobError
 from tasks.parquet_files import whole_parquet
-from tasks.storage import Location
 from tasks.storage_client import arrow_filesystem
 
 if TYPE_CHECKING:
@@ -71,8 +70,8 @@ def open_results(output: str, run: str | None = None) -> "Results":
     """
     place = Output.at(output)
     with storage.explained(place.place):
-        record = place.choose(run)
-        files = place.files(record["run_id"])
+        record, look = place.choose_files(run)
+        files = place.files(record["run_id"], look)
     if not files:
         raise JobError(f"Run {record['run_id']} of {output} has no rows yet; its status is {record.get('status')}.")
     return Results(place, record["run_id"], record, tuple(files))
@@ -188,7 +187,7 @@ class Results:
         with storage.explained(self.output.place):
             for number in self._files_with(image_id):
                 for group in self._footer(number).groups_with(image_id):
-                    row = _look(self.files[number].place, group, image_id, wanted)
+                    row = _look(self.files[number], group, image_id, wanted)
                     if row is not None:
                         return row
         raise JobError(f"Run {self.run_id} has no image {image_id!r}: identities are paths relative to the source.")
@@ -286,7 +285,7 @@ class Results:
 
     def _footer(self, number: int) -> _Footer:
         if number not in self._footers:
-            self._footers[number] = _read_footer(self.files[number].place)
+            self._footers[number] = _read_footer(self.files[number])
         return self._footers[number]
 
     def _files_with(self, image_id: str) -> Iterator[int]:
@@ -360,38 +359,40 @@ def _groups(file: MaskFile) -> list[int | None]:
     """What of a file is read at a time: all of it, or each row group of a large one."""
     if file.size <= _WHOLE_FILE_BYTES:
         return [None]
-    with whole_parquet(file.place, REMEDY), _open(file.place) as opened:
+    with whole_parquet(file.place, REMEDY), _open(file) as opened:
         return list(range(pq.ParquetFile(opened).metadata.num_row_groups))
 
 
 def _read(file: MaskFile, columns: list[str], group: int | None) -> pa.Table:
     nearly_all = group is None and bool(set(columns) & set(MASK_COLUMNS))
     # In one request where it is nearly all of the file
-    with whole_parquet(file.place, REMEDY), _open(file.place, whole=nearly_all) as opened:
+    with whole_parquet(file.place, REMEDY), _open(file, whole=nearly_all) as opened:
         parquet = pq.ParquetFile(opened)
         table = parquet.read(columns) if group is None else parquet.read_row_group(group, columns)
         table.validate(full=True)
         return conform(table, columns)
 
 
-def _open(place: Location, *, whole: bool = False) -> Any:
+def _open(file: MaskFile, *, whole: bool = False) -> Any:
+    place = file.place
     try:
         if whole:
-            return pa.BufferReader(storage.read_bytes(place))
-        return storage.open_for_reading(place, sparse=True)
+            return pa.BufferReader(storage.read_bytes(place, file.version))
+        return storage.open_for_reading(place, sparse=True, version=file.version)
     except FileNotFoundError:
         raise JobError(
-            f"{place.uri} is gone since the run was opened: it was compacted and expired, or removed. Open it again."
+            f"{place.uri} is gone since the run was opened: it was compacted and expired, refreshed, or removed. Open "
+            "it again."
         ) from None
 
 
-def _read_footer(place: Location) -> _Footer:
-    with whole_parquet(place, REMEDY):
-        return _footer_of(place)
+def _read_footer(file: MaskFile) -> _Footer:
+    with whole_parquet(file.place, REMEDY):
+        return _footer_of(file)
 
 
-def _footer_of(place: Location) -> _Footer:
-    with _open(place) as opened:
+def _footer_of(file: MaskFile) -> _Footer:
+    with _open(file) as opened:
         metadata = pq.ParquetFile(opened).metadata
     rows, lowest, highest = [], [], []
     column = metadata.schema.names.index("image_id")  # A leaf before any nested column, so its own number
@@ -405,8 +406,8 @@ def _footer_of(place: Location) -> _Footer:
     return _Footer(tuple(rows), tuple(lowest), tuple(highest))
 
 
-def _look(place: Location, group: int, image_id: str, columns: list[str]) -> dict[str, Any] | None:
-    with whole_parquet(place, REMEDY), _open(place) as opened:
+def _look(file: MaskFile, group: int, image_id: str, columns: list[str]) -> dict[str, Any] | None:
+    with whole_parquet(file.place, REMEDY), _open(file) as opened:
         parquet = pq.ParquetFile(opened)
         ids = parquet.read_row_group(group, ["image_id"])["image_id"].to_pylist()
         if image_id not in ids:

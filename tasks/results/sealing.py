@@ -168,14 +168,18 @@ def rewrite_without(output: Output, run_id: str, seal: Seal, wanted: set[str]) -
 
 
 def unseal(output: Output, run_id: str, segments: Collection[str]) -> None:
-    """Take back the copies of segments whose small files are about to change."""
+    """Take back the copies of segments whose small files are about to change.
+
+    "Taken back" and "alone" are one name, so that of an expiry at the same time one or the other has its way.
+    """
     held = output.look(run_id).seals if segments else {}
-    for seal in [seal for segment, seal in held.items() if segment in segments and not seal.is_alone]:
+    for seal in [seal for segment, seal in held.items() if segment in segments]:
         place = output.sealed_folder(run_id) / seal.prefix
-        storage.remove(place / seals.seal_name(len(seal.files)))
-        if storage.exists(place / seals.ALONE):  # It became the only one in this very moment
-            _write_seal(place, [file.size for file in seal.files])
+        if seal.is_alone or (
+            not storage.write_once(place / seals.ALONE, seals.TAKEN_BACK) and storage.stat(place / seals.ALONE).size
+        ):
             raise JobError("The run was compacted while it was verified: run the same command again.")
+        storage.remove(place / seals.seal_name(len(seal.files)))
 
 
 def _verified_segments(output: Output, run_id: str) -> list[str]:
@@ -188,6 +192,10 @@ def _verified_segments(output: Output, run_id: str) -> list[str]:
     if not isinstance(record.get("segments"), list):
         raise JobError(
             f"The record of run {run_id} does not say what was proved: run the same archive job again first."
+        )
+    if not output.look(run_id).is_proved_by(record):
+        raise JobError(
+            f"Run {run_id} of {output.uri} went on since it was proved: run the same archive job again first."
         )
     return [str(name) for name in record["segments"]]
 
@@ -297,8 +305,11 @@ def _write_seal(place: Location, sizes: list[int]) -> None:
     storage.write_whole(place / seals.seal_name(len(sizes)), f"{json.dumps(facts)}\n".encode())
 
 
-def _make_alone(place: Location) -> None:
-    storage.write_whole(place / seals.ALONE, b"The small files of this segment do not count any more.\n")
+def _make_alone(place: Location) -> bool:
+    """Whether a seal is alone now; False where an archive job has taken the copy back."""
+    mark = place / seals.ALONE
+    text = b"The small files of this segment do not count any more.\n"
+    return storage.write_once(mark, text) or storage.stat(mark).size > 0
 
 
 def _own_seal(output: Output, run_id: str, seal: Seal) -> Location:
@@ -347,17 +358,18 @@ def _remove_others(folder: Location, seal: Seal, held: Mapping[str, Iterable[str
 def _expire(output: Output, run_id: str, ready: list[Seal], look: RunFiles) -> int:
     """Make seals alone and remove the small files that they stand for; returns how many."""
     folder, masks = output.sealed_folder(run_id), output.masks_folder(run_id)
-    ready = [seal for seal in ready if look.small.get(seal.segment)]
-    for seal in ready:
+    alone: list[Seal] = []
+    for seal in [seal for seal in ready if look.small.get(seal.segment)]:
         sizes = [file.size for file in seal.files]
         if 0 in sizes or sizes != _facts(folder / seal.prefix, seal).get("sizes"):
             place = folder / seal.prefix
             raise JobError(f"{place.uri} is not as it was written: no small file of {seal.segment} was removed.")
-        if not seal.is_alone:
-            _make_alone(folder / seal.prefix)
+        if seal.is_alone or _make_alone(folder / seal.prefix):
+            alone.append(seal)
+        storage.make_durable(folder / seal.prefix, output.place)
     again, removed = output.look(run_id), 0
     with ThreadPoolExecutor(_READERS) as pool:
-        for seal in ready:
+        for seal in alone:
             small = again.small.get(seal.segment, [])
             went_on = set(small) - set(look.small[seal.segment]) or not _facts(folder / seal.prefix, seal)
             if not seal.is_alone and went_on:

@@ -5,6 +5,7 @@ import hashlib
 
 from tasks import progress, storage
 from tasks.archive import runs
+from tasks.archive.manifest import segment_names
 from tasks.archive.output import Output
 from tasks.errors import JobError
 from tasks.results import gallery
@@ -22,12 +23,14 @@ def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -
     identity = identify(job)
     measured = dataclasses.asdict(session) if session.images else None
     with storage.explained(output.place):
-        manifest = output.manifest(identity.source_id)
-        segments = [segment.name for segment in manifest.segments]
-        known = None if plan.remaining_units else _finished_before(output, identity, segments)
+        names = segment_names(output.manifest_folder(identity.source_id))
+        known = None if plan.remaining_units else _finished_before(output, identity, names)
         if known is None:
             try:
-                report = check_run(output, identity, manifest)
+                report = check_run(output, identity)
+                # Another session may have died between the name of a file and its fsync
+                for folder in (output.masks_folder(plan.run_id), output.manifest_folder(identity.source_id)):
+                    storage.make_durable(folder, output.place)
             except JobError:
                 runs.end(output.place, plan.run_id, runs.FAILED, measured)
                 raise
@@ -38,7 +41,7 @@ def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -
     report.session, report.done_now = session, session.images
     facts = {
         "images": report.images,
-        "segments": segments,
+        "segments": report.segments,
         "compacted": _compacted(output, plan.run_id),
         "masks": report.masks,
         "errors": report.errors,

@@ -47,6 +47,9 @@ class ArchiveReport:
     compacted: bool = False
     """Whether large files stand for small ones."""
 
+    segments: list[str] = field(default_factory=list)
+    """Segments of the manifest that this was proved over."""
+
     session: SessionReport = field(default_factory=SessionReport)
 
     @property

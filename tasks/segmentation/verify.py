@@ -7,14 +7,14 @@ import collections
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks import storage
-from tasks.archive.manifest import SEGMENT_IMAGES, Manifest
+from tasks.archive.manifest import SEGMENT_IMAGES, Manifest, segment_names
 from tasks.archive.output import Output
 from tasks.archive.seals import Seal, segment_of
 from tasks.errors import JobError
@@ -24,7 +24,7 @@ from tasks.results.reading import REMEDY
 from tasks.segmentation.archive_job import Identity, units_of
 from tasks.segmentation.outcome import ArchiveReport, ClassCount
 from tasks.storage import Location
-from tasks.stream.rows import write_rows
+from tasks.stream.rows import rows_as_file, write_rows
 from tasks.stream.units import mask_file
 from tasks.words import counted
 
@@ -50,6 +50,9 @@ class _Check:
     """What was found in it."""
 
     missing: list[str] = field(default_factory=list)
+    is_there: bool = True
+    """Whether all of its files are."""
+
     foreign: tuple[_Held, set[str]] | None = None
     """It, and what belongs to it, where it holds more."""
 
@@ -64,15 +67,20 @@ def check_run(output: Output, identity: Identity, manifest: Manifest | None = No
 
     Rows of images that a refresh or a rival listing has given to another part are dropped from their files, once every
     image has its row where it belongs.
+    What another session lists while this reads is proved too: rows that its finish has dropped are no rows that are
+    missing.
     Raises JobError that names images without a row.
     """
     manifest = manifest or output.manifest(identity.source_id)
     while True:
         # Seals that are copies are left aside: what they are made from is what counts
         alone = output.look(identity.run_id).alone
-        report, missing, foreign = _check_all(output, identity, manifest, alone)
+        report, missing, foreign, absent = _check_all(output, identity, manifest, alone)
+        names = segment_names(manifest.folder)
+        if names != report.segments:
+            manifest = output.manifest(identity.source_id)
         # What became alone while this reads is found in its large files
-        if not missing or output.look(identity.run_id).alone == alone:
+        elif not missing or output.look(identity.run_id).alone == alone:
             break
     if missing:
         for held, _ in missing:
@@ -86,6 +94,8 @@ def check_run(output: Output, identity: Identity, manifest: Manifest | None = No
     sealing.unseal(output, identity.run_id, changing)
     for held, wanted in foreign:
         _drop_foreign(output, identity.run_id, held, wanted)
+    for held in absent:  # Or a session that began before the refresh could still commit it
+        storage.write_once(held.places[0], rows_as_file([]))
     if report.images != report.masks + report.num_errors:
         raise JobError(
             f"Listed and found differ ({report.sentence}) in "
@@ -97,12 +107,15 @@ def check_run(output: Output, identity: Identity, manifest: Manifest | None = No
 
 def _check_all(
     output: Output, identity: Identity, manifest: Manifest, alone: dict[str, Seal]
-) -> tuple[ArchiveReport, list[tuple[_Held, list[str]]], list[tuple[_Held, set[str]]]]:
-    """What the files of a run hold; which lack images, and which; which hold images of others, and what is theirs."""
+) -> tuple[ArchiveReport, list[tuple[_Held, list[str]]], list[tuple[_Held, set[str]]], list[_Held]]:
+    """What the files of a run hold; which lack images, and which; which hold images of others, and what is theirs; and
+    which are not there, with nothing that would belong to them."""
     report = ArchiveReport(identity.run_id, output.uri, identity.model_name, compacted=bool(alone))
+    report.segments = [segment.name for segment in manifest.segments]
     errors: collections.Counter[str] = collections.Counter()
     missing: list[tuple[_Held, list[str]]] = []
     foreign: list[tuple[_Held, set[str]]] = []
+    absent: list[_Held] = []
     waiting: collections.deque[tuple[_Held, int, Future[_Check]]] = collections.deque()
     in_flight = 0
 
@@ -112,9 +125,12 @@ def _check_all(
         check = future.result()
         in_flight -= images
         if check.missing:
-            missing.append((held, check.missing))
+            # What was not there may be by now, since another session has committed it: no file to give up
+            missing.append((held if check.is_there else replace(held, places=()), check.missing))
         if check.foreign is not None:
             foreign.append(check.foreign)
+        if not (check.is_there or check.missing) and held.seal is None:
+            absent.append(held)
         _add(report, errors, check)
 
     with ThreadPoolExecutor(_READERS) as pool:
@@ -128,7 +144,7 @@ def _check_all(
             take_one()
     report.errors = dict(errors.most_common())
     report.classes = dict(sorted(report.classes.items(), key=most_images_first))
-    return report, missing, foreign
+    return report, missing, foreign, absent
 
 
 def _expected(
@@ -158,11 +174,11 @@ def _check(held: _Held, expected: list[str]) -> _Check:
                 file = pq.ParquetFile(opened)
                 for group in range(file.metadata.num_row_groups):
                     _count(check, file.read_row_group(group, columns=_COLUMNS), place, present, wanted)
-        except FileNotFoundError:
-            pass  # Its images will be missing
+        except FileNotFoundError:  # Its images will be missing
+            check.is_there = False
     missing = [image_id for image_id in expected if image_id not in present]
     if missing:
-        return _Check(missing)
+        return _Check(missing, check.is_there)
     if present != wanted:
         check.foreign = (held, wanted)
     return check
@@ -197,7 +213,8 @@ def _give_up(output: Output, run_id: str, held: _Held) -> None:
     if held.seal is not None:
         sealing.give_up(output, run_id, held.seal)
     else:
-        storage.remove(held.places[0])
+        for place in held.places:
+            storage.remove(place)
 
 
 def _drop_foreign(output: Output, run_id: str, held: _Held, wanted: set[str]) -> None:
@@ -205,10 +222,7 @@ def _drop_foreign(output: Output, run_id: str, held: _Held, wanted: set[str]) ->
     if held.seal is not None:
         sealing.rewrite_without(output, run_id, held.seal, wanted)
         return
-    [place] = held.places
-    if not wanted:
-        storage.remove(place)
-        return
+    [place] = held.places  # Also where nothing is left: a session that began before could commit it again
     table = read_parquet(place, REMEDY)
     write_rows(place, table.filter(pa.array([image_id in wanted for image_id in table["image_id"].to_pylist()])))
 

@@ -101,8 +101,11 @@ class MaskRows:
         return columns
 
     def commit(self, unit: str, rows: list[dict[str, Any]]) -> None:
-        """Write the rows of a unit, whole or not at all."""
-        write_rows(self.destination.file_of(unit), rows)
+        """Write the rows of a unit, whole or not at all; what another session has committed meanwhile stays.
+
+        That session may know more: of an image that a refresh has listed again, the finish has dropped the row here.
+        """
+        storage.write_once(self.destination.file_of(unit), rows_as_file(rows))
 
 
 def failure_of(what: str, error: Exception) -> ImageError:
@@ -128,9 +131,14 @@ def give_back_memory() -> None:
 
 def write_rows(place: Location, rows: list[dict[str, Any]] | pa.Table) -> None:
     """Write one mask file, whole or not at all."""
+    storage.write_whole(place, rows_as_file(rows))
+
+
+def rows_as_file(rows: list[dict[str, Any]] | pa.Table) -> bytes:
+    """The bytes of a mask file."""
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=MASKS)
     buffer = io.BytesIO()
     per_row = max(1, table.nbytes // max(1, table.num_rows))
     # PNG and identities are dense already; the other columns are small
     pq.write_table(table, buffer, compression="zstd", row_group_size=max(1, _ROW_GROUP_BYTES // per_row))
-    storage.write_whole(place, buffer.getvalue())
+    return buffer.getvalue()
