@@ -1,8 +1,10 @@
-"""The first five minutes, measured: `python -m benchmarks.install [PHOTOGRAPHS] [--python PYTHON]`, after `make wheel`.
+"""The first five minutes, measured: `python -m benchmarks.install [PHOTOGRAPHS] [--compile]`, after `make wheel`.
 
 In a fresh virtual environment, no compiler in PATH and a home of its own: pip installs dist/*.whl with what it needs
 (brought into pip's cache before the clock starts), one photograph is shown, a folder is run, its gallery is there.
-Prints the seconds of each part, the size of each package, and every file left outside the output.
+Prints the seconds of each part, the size of each package once installed and once used, and every file left outside the
+output. --compile: as pip does by itself, bytecode is made of every module when it is installed, rather than of those
+that are used when they are.
 """
 
 import argparse
@@ -22,13 +24,17 @@ TARGET_S = 90
 TARGET_MB = 500
 
 SIZES = """
-import importlib.metadata, json, pathlib
+import importlib.metadata, importlib.util, json, pathlib
 sizes = {}
 for package in importlib.metadata.distributions():
-    files = [pathlib.Path(str(file.locate())) for file in package.files or ()]
+    files = {pathlib.Path(str(file.locate())) for file in package.files or ()}
+    files |= {pathlib.Path(importlib.util.cache_from_source(file)) for file in files if file.suffix == ".py"}
     sizes[package.metadata["Name"]] = sum(file.stat().st_size for file in files if file.is_file())
 print(json.dumps(sizes))
 """
+"""Bytes of each package, bytecode included, that pip made or that Python made since."""
+
+OF_EVERY_ENVIRONMENT = {"pip", "setuptools"}
 
 
 class Fresh:
@@ -70,6 +76,11 @@ class Fresh:
             self.seconds[part] = time.perf_counter() - began
         return done.stdout
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each package that was installed."""
+        sizes: dict[str, int] = json.loads(self.do(None, self.venv / "bin" / "python", "-B", "-c", SIZES))
+        return {package: size for package, size in sizes.items() if package not in OF_EVERY_ENVIRONMENT}
+
     def left(self) -> dict[str, int]:
         """Bytes of each file in the home and the temporary folder."""
         files = [file for place in (self.home, self.temporary) for file in place.rglob("*") if file.is_file()]
@@ -91,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", nargs="?", default=EXAMPLES, type=Path)
     parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--compile", action="store_true", help="let pip compile every module to bytecode")
     args = parser.parse_args()
     wheel = wheel_for(args.python)
     with tempfile.TemporaryDirectory(prefix="first-five-minutes-") as name:
@@ -102,7 +114,11 @@ def main() -> None:
         fresh.do("virtual environment", args.python, "-m", "venv", fresh.venv)
         bin_ = fresh.venv / "bin"
         fresh.do(None, bin_ / "python", "-m", "pip", "install", "--quiet", "--dry-run", wheel)
-        fresh.do("pip install", bin_ / "python", "-m", "pip", "install", "--quiet", wheel)
+        compiled = () if args.compile else ("--no-compile",)
+        fresh.do(
+            " ".join(("pip install", *compiled)), bin_ / "python", "-m", "pip", "install", "--quiet", *compiled, wheel
+        )
+        installed = fresh.sizes()
         command = bin_ / "segment-archive"
         fresh.do("first mask: show", command, "show", own, "--to", fresh.home / "overlay.png")
         told = fresh.do("folder and gallery: run", command, "run", photographs)
@@ -116,14 +132,13 @@ def main() -> None:
         for part, taken in fresh.seconds.items():
             print(f"  {taken:7.1f} s  {part}")
         print(f"  {sum(fresh.seconds.values()):7.1f} s  in all (target {TARGET_S})")
-        sizes = json.loads(fresh.do(None, bin_ / "python", "-c", SIZES))
-        own_tools = {"pip", "setuptools"}
-        print("installed, by package:")
-        for package, size in sorted(sizes.items(), key=lambda entry: -entry[1]):
+        used = fresh.sizes()
+        print("by package, installed and used:")
+        for package, size in sorted(used.items(), key=lambda entry: -entry[1]):
             if size >= 1e6:
-                print(f"  {size / 1e6:7.1f} MB  {package}{' (of every environment)' if package in own_tools else ''}")
-        ours = sum(size for package, size in sizes.items() if package not in own_tools)
-        print(f"  {ours / 1e6:7.1f} MB  in all, {len(sizes)} packages (target {TARGET_MB})")
+                print(f"  {installed[package] / 1e6:7.1f} {size / 1e6:7.1f} MB  {package}")
+        in_all = sum(installed.values()) / 1e6, sum(used.values()) / 1e6
+        print(f"  {in_all[0]:7.1f} {in_all[1]:7.1f} MB  in all, {len(used)} packages (target {TARGET_MB})")
         left = fresh.left()
         print(f"left in the home and the temporary folder: {len(left)} files, {sum(left.values())} bytes")
         for file, size in left.items():

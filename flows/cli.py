@@ -95,8 +95,8 @@ def app(tokens: Sequence[str] | None = None) -> None:
     """Run one command line; what is wrong with it ends it by one sentence and exit status 2."""
     tokens = sys.argv[1:] if tokens is None else tokens
     named = next((token for token in tokens[:1] if any(token in commands for commands in COMMANDS.values())), None)
-    if named is not None:  # Its page is its docstring; the sentence is for the list
-        _commands[named].help = None
+    if named is not None:
+        _give_page(named)
     try:
         status = _commands(list(tokens), exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, UsageError) as error:
@@ -114,6 +114,17 @@ def app(tokens: Sequence[str] | None = None) -> None:
         execution.fail(f"{execution.visible(words)} {page}", execution.WRONG_USAGE)
     if isinstance(status, int) and status:
         raise SystemExit(status)
+
+
+def _give_page(name: str) -> None:
+    """Of a command, its docstring, since the sentence is for the list; of a list of commands, an example of each."""
+    command = _commands[name]
+    if command.default_command is not None:
+        command.help = None
+        return
+    inner = [command[word].default_command for word in command if not word.startswith("-")]
+    examples = [(function.__doc__ or "").partition("For example:")[2].split("\n\n")[1].strip() for function in inner]
+    command.help = "\n\n".join((f"{command.help}", "For example:", *examples))
 
 
 def check(tokens: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from flows import screen
-from flows.options import Json, flag, options
+from flows.options import Json, Quiet, flag, options
 from tasks.errors import JobError
 from tasks.evaluation.evaluate import ReevaluateJob
 from tasks.models.names import presets
@@ -31,6 +31,7 @@ def evaluate(
     *,
     sheet: Annotated[bool, flag("Print our numbers beside the papers'.")] = False,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure how good models are, and compare them with their baselines.
 
@@ -43,21 +44,20 @@ def evaluate(
     from flows import execution, jobs
     from tasks.nights.nightly import NightPlan
 
-    night = execution.run(jobs.reevaluate, job, quiet=json)
+    night = execution.run(jobs.reevaluate, job, quiet=quiet or json)
     if json:
         screen.print_json(night)
         if not isinstance(night, NightPlan) and night.alarms:
             raise SystemExit(execution.FAILED)
         return
-    _show(job.output)
-    if sheet:
-        _show_sheet(job.output)
-    if isinstance(night, NightPlan):
-        print(night.nothing_new)
-    elif night.alarms:
+    if not quiet:
+        _show(job.output)
+        if sheet:
+            _show_sheet(job.output)
+    if not isinstance(night, NightPlan) and night.alarms:
         execution.fail(night.sentence)
-    else:
-        print(night.sentence)
+    if not quiet:
+        print(night.nothing_new if isinstance(night, NightPlan) else night.sentence)
 
 
 @baseline.command
@@ -67,6 +67,7 @@ def accept(
     *,
     model: Annotated[list[str] | None, Parameter(negative=(), help="Only this model; may be repeated.")] = None,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare later evaluations with what the latest one found.
 
@@ -82,6 +83,7 @@ def accept(
         raise JobError(str(error)) from None
     if json:
         screen.print_json(accepted)
+    if json or quiet:
         return
     for name, sentence in accepted.items():
         print(f"{name}: {sentence}")
@@ -96,6 +98,7 @@ def submission(
     comp: Annotated[int, Parameter(help="5: trained on VOC's data alone; 6: on anything.")] = 6,
     run: Annotated[str | None, Parameter(help="Run of the archive, where it holds several.")] = None,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the masks of an archive as a submission to the VOC test server, checked and packed.
 
@@ -114,7 +117,7 @@ def submission(
         raise JobError(str(error)) from None
     if json:
         screen.print_json({"destination": destination, "comp": comp, "doubts": doubts, "told": told})
-    else:
+    elif not quiet:
         print(told)
 
 

@@ -4,7 +4,7 @@
     report = execution.run(jobs.segment_archive, job)     # with PREFECT_API_URL as a recorded flow run, else directly
     execution.main(app)                                   # the whole command: errors, Ctrl-C, SIGTERM
 
-Exit statuses: 1 a job that cannot run or has failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
+Exit statuses: 1 a job that cannot run or has failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM, 141 nobody reads on.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FAILED = 1
 WRONG_USAGE = 2
+PIPE_CLOSED = 128 + 13
+"""What a shell shows of other tools in front of `| head`, which SIGPIPE ends."""
 
 _GRACE_S = 2.0
 """After a signal: what has not ended by then is ended from outside, children first."""
@@ -88,7 +90,10 @@ def main(command: Callable[[], object]) -> NoReturn:
     listen()
     try:
         with guarded():
-            command()
+            try:
+                command()
+            finally:
+                sys.stdout.flush()  # Python would complain about a closed pipe while it ends
     except SystemExit:
         if _console.status and "ray" in sys.modules:  # Which ends Python with a second signal while it finalizes
             sys.stdout.flush()
@@ -112,18 +117,25 @@ def guarded() -> Iterator[None]:
     except (KeyboardInterrupt, EOFError):  # Raised by a library, or before we listened
         _console.print_stopped()
         raise SystemExit(128 + signal.SIGINT) from None
-    except SystemExit:
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # rich ends the program by itself
+            _end_of_pipe()
         if not _console.status:
             raise
         _console.print_stopped()  # Ray, while it starts, has a handler of its own that exits
         raise SystemExit(_console.status) from None
-    except BrokenPipeError:  # `| head` has seen enough
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+    except BrokenPipeError:
+        _end_of_pipe()
     except Exception as error:
         sentence, status = sentence_of(error)
         fail(sentence, status)
+
+
+def _end_of_pipe() -> NoReturn:
+    """`| head` has seen enough."""
+    with contextlib.suppress(OSError, ValueError):  # What is still buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(PIPE_CLOSED) from None
 
 
 def sentence_of(error: Exception) -> tuple[str, int]:

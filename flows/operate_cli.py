@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from flows import screen
-from flows.options import Json, flag
+from flows.options import Json, Quiet, flag
 from flows.run_cli import NO_ARCHIVE, trial_options
 from tasks.errors import JobError
 from tasks.segmentation.archive_job import ArchiveJob
@@ -71,6 +71,7 @@ def doctor(
     /,
     *,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> int:
     """Check that everything a job needs is here: one line each, in order or with the remedy.
 
@@ -87,7 +88,7 @@ def doctor(
     console, findings = Console(highlight=False, soft_wrap=True), []
     for finding in examine(output, ("Prefect", _prefect), ("cache", _cache)):
         findings.append(finding)
-        if not json:
+        if not (json or quiet):
             console.print("[green]ok  [/green]" if finding.healthy else "[red]ILL [/red]", end="")
             console.print(f"{finding.subject}: {finding.words}", markup=False)
     if json:
@@ -115,6 +116,7 @@ def clean(
     weights: Annotated[bool, flag("Imported and pulled weights too.")] = False,
     dry_run: Annotated[bool, flag("Print what would be removed.")] = False,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Remove this user's cache: copies of models, downloads, unpacked archives. Outputs are never touched.
 
@@ -131,6 +133,7 @@ def clean(
         cache.remove(list(found))
     if json:
         screen.print_json({"folder": str(cache.folder()), "removed": not dry_run, "bytes": found})
+    if json or quiet:
         return
     for name, size in found.items():
         print(f"{size / 1e6:10.1f} MB  {name}")

@@ -177,7 +177,9 @@ def make(job_type: type[BaseModel], values: Mapping[str, Any], shown: Mapping[st
     try:
         return job_type.model_validate(given)
     except ValidationError as error:
-        raise UsageError(sentence(error, shown)) from None
+        # A preset stands in the place of a whole dataclass, whose path is then the one that pydantic names
+        by_preset = {path: shown.get(f"{path}.preset", path) for path in switches if f"{path}.preset" in values}
+        raise UsageError(sentence(error, {**shown, **by_preset})) from None
 
 
 def sentence(error: ValidationError, shown: Mapping[str, str] | None = None) -> str:

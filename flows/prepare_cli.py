@@ -5,7 +5,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from flows import screen
-from flows.options import Found, Json, UsageError, flag, options
+from flows.options import Found, Json, Quiet, UsageError, flag, options
 from tasks.datasets.layout import OwnData
 from tasks.datasets.prepare import DatasetJob
 
@@ -30,6 +30,7 @@ def prepare(
     report: Annotated[str | None, _CHECK, Parameter(help="Write every finding to this CSV file.")] = None,
     gallery: Annotated[str | None, _CHECK, Parameter(help="Write a few samples to this PNG.")] = None,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> int:
     """Prepare PASCAL VOC 2012 with SBD, or your own data, for training and evaluation.
 
@@ -49,24 +50,25 @@ def prepare(
         if job.output or job.data or job.voc or job.sbd:
             raise UsageError("--check looks at one dataset and prepares nothing: give --check PATH alone.")
         own = OwnData.model_validate(job.model_dump(include=set(OwnData.model_fields)))
-        return _check(check, own, fix, show, report, gallery, json)
+        return _check(check, own, fix, show, report, gallery, json, quiet)
     if fix or report or gallery:
         raise UsageError(
             "--fix, --report and --gallery belong to --check; prepare writes findings.csv and gallery.png itself."
         )
     if not job.output:
         raise UsageError("Name where the dataset goes: segment-archive prepare OUTPUT; or check one with --check PATH.")
-    _prepare(job, json)
+    _prepare(job, json, quiet)
     return 0
 
 
-def _prepare(job: DatasetJob, json: bool) -> None:
+def _prepare(job: DatasetJob, json: bool, quiet: bool) -> None:
     from flows import execution, jobs
     from tasks.datasets.prepare import say_splits
 
-    report = execution.run(jobs.prepare_dataset, job, quiet=json)
+    report = execution.run(jobs.prepare_dataset, job, quiet=quiet or json)
     if json:
         screen.print_json(report)
+    if json or quiet:
         return
     splits = f"{report.name}: {say_splits(report.splits)} images"
     if report.unchanged:
@@ -94,14 +96,15 @@ def _check(
     report: str | None,
     gallery: str | None,
     json: bool,
+    quiet: bool,
 ) -> int:
     from tasks import progress
     from tasks.datasets import doctor
 
     console = doctor.console()
-    with progress.told_to(*([] if json else [progress.Terminal()])):
+    with progress.told_to(*([] if quiet or json else [progress.Terminal()])):
         found = doctor.Consultation(check, own)
-        if not json:
+        if not (json or quiet):
             if found.examined.findings:
                 doctor.print_findings(found.examined.findings, console, show)
             doctor.print_classes(found.examined, console)
@@ -113,7 +116,8 @@ def _check(
     if json:
         errors = len(found.examined.errors)
         screen.print_json({"pairs": len(found.examined.checks), "errors": errors, "findings": found.examined.findings})
-        return 1 if errors else 0
+    if json or quiet:
+        return 1 if found.examined.errors else 0
     if report is not None:
         print(f"Every finding: {report}")
     if gallery is not None:

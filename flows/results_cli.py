@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from flows import screen
-from flows.options import PRINTING, Json, UsageError, flag, options
+from flows.options import PRINTING, Json, Quiet, UsageError, flag, options
 from flows.screen import Format
 from tasks.results.export import ExportJob
 from tasks.results.query import FindJob
@@ -87,6 +87,7 @@ def report(
     *,
     open_: Annotated[bool, flag("Open it in the browser.", "--open", group=PRINTING)] = False,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Make a gallery to look at: static pages that open from a disk or a bucket.
 
@@ -98,12 +99,13 @@ def report(
     """
     from tasks.results.report import MOST_IMAGES, build_report
 
-    with screen.Counter("images", quiet=json) as counter:
+    with screen.Counter("images", quiet=quiet or json) as counter:
         made = build_report(job, counter)
     if open_:
         webbrowser.open(made.address)
     if json:
         screen.print_json(made)
+    if json or quiet:
         return
     print(f"{made.shown} of {made.matching} images in {made.seconds:.1f} s.")
     if made.matching > made.shown and job.images > MOST_IMAGES:
@@ -118,7 +120,7 @@ def report(
 
 
 @options(arguments=("output", "destination"))
-def export(job: ExportJob, *, json: Json = False) -> None:
+def export(job: ExportJob, *, json: Json = False, quiet: Quiet = False) -> None:
     """Export the masks of a run for other tools. The same command goes on where it was ended.
 
     For example:
@@ -129,10 +131,11 @@ def export(job: ExportJob, *, json: Json = False) -> None:
     """
     from tasks.results.export import export_run
 
-    with screen.Counter("images", quiet=json) as counter:
+    with screen.Counter("images", quiet=quiet or json) as counter:
         done = export_run(job, counter)
     if json:
         screen.print_json(done)
+    if json or quiet:
         return
     if done.done_before == done.masks:
         print("Nothing to do: the export is complete.")
@@ -151,6 +154,7 @@ def diff(
     *,
     images: Annotated[int, Parameter(help="Changed images in the gallery; 10,000 at most.")] = 200,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare two runs: agreement per class, the images that changed most, a gallery of differences.
 
@@ -160,10 +164,11 @@ def diff(
     """
     from tasks.results.report import build_diff_report
 
-    with screen.Counter("images", quiet=json) as counter:
+    with screen.Counter("images", quiet=quiet or json) as counter:
         found, gallery = build_diff_report(output, run_a, run_b, images=images, advance=counter)
     if json:
         screen.print_json({"difference": found, "gallery": gallery})
+    if json or quiet:
         return
     print(
         f"{found.images} images in both runs, {found.equal} equal in every pixel; {found.agreement:.2%} of the pixels "
@@ -184,7 +189,7 @@ def diff(
 
 
 @options(arguments=("output",))
-def compact(job: CompactJob, *, json: Json = False) -> None:
+def compact(job: CompactJob, *, json: Json = False, quiet: Quiet = False) -> None:
     """Replace many small files of a run by few large ones; every reader honours them, and no mask is touched.
 
     For example:
@@ -195,12 +200,12 @@ def compact(job: CompactJob, *, json: Json = False) -> None:
     """
     from flows import execution, jobs
 
-    done = execution.run(jobs.compact_run, job, quiet=json)
+    done = execution.run(jobs.compact_run, job, quiet=quiet or json)
     if json:
         screen.print_json(done)
-        return
-    print(done.told())
-    print(f"In {done.folder}")
+    elif not quiet:
+        print(done.told())
+        print(f"In {done.folder}")
 
 
 def _format(format_: Format | None, to: str | None, json: bool) -> Format | None:

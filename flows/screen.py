@@ -34,8 +34,15 @@ def plain_data(value: Any) -> Any:
     return value
 
 
+_READABLE = 12
+"""Columns of the terminal below which a column of a table is not made narrower."""
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table as wide as the terminal, or 200 columns where there is none."""
+    """Print a table as wide as the terminal, or 200 columns where there is none.
+
+    Where that is too narrow, each row is a block of lines.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -45,13 +52,32 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     console = Console(soft_wrap=False, highlight=False)
     if not console.is_terminal:
         console.width = int(os.environ.get("COLUMNS", 200))
+    cells = [[cell(value) for value in row] for row in rows]
+    widths = [max(map(len, (name, *column))) for name, column in zip(columns, zip(*cells, strict=True), strict=False)]
+    if sum(min(width, _READABLE) + 3 for width in widths) > console.width:
+        _print_blocks(columns, cells, console.width)
+        return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(columns):
         numeric = all(isinstance(row[number], int | float) for row in rows[:5]) and bool(rows)
         table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell(value)) for value in row))
+    for row in cells:
+        table.add_row(*(Text(value) for value in row))
     console.print(table)
+
+
+def _print_blocks(columns: Sequence[str], rows: Iterable[Sequence[str]], width: int) -> None:
+    """Each row as lines of name and value, for a terminal that is too narrow for a table."""
+    import textwrap
+
+    longest = max(map(len, columns))
+    for row in rows:
+        for name, value in zip(columns, row, strict=True):
+            lines = textwrap.wrap(value, max(8, width - longest - 2), break_on_hyphens=False) or [""]
+            print(f"{name:<{longest}}  {lines[0]}".rstrip())
+            for line in lines[1:]:
+                print(f"{'':<{longest}}  {line}")
+        print()
 
 
 def cell(value: Any) -> str:

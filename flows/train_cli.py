@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from flows import screen
-from flows.options import Json, flag, options
+from flows.options import Json, Quiet, flag, options
 from tasks.models.names import model_names, recipe_name, recipe_names
 from tasks.training.training_job import TrainJob
 
@@ -39,6 +39,7 @@ def train(
     *,
     dry_run: Annotated[bool, flag("Print what would happen, measured over some steps.")] = False,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a model by a recipe of the papers, or by a fast one of ours.
 
@@ -51,11 +52,13 @@ def train(
     segment-archive train ~/datasets/voc2012 out/ --recipe deeplab_v2_resnet101 --initial ~/models/resnet101
     """
     from flows import execution, jobs
+    from tasks.errors import require_packages
 
-    result: Any = execution.run(jobs.plan_training if dry_run else jobs.train_model, job, quiet=json)
+    require_packages("Training", "train", "torch", "ray", "matplotlib")
+    result: Any = execution.run(jobs.plan_training if dry_run else jobs.train_model, job, quiet=quiet or json)
     if json:
         screen.print_json(result)
-    else:
+    elif not quiet:
         (_show_plan if dry_run else _show)(result)
 
 

@@ -1,12 +1,12 @@
 """The console command `segment-archive tune-crf`."""
 
 from flows import screen
-from flows.options import Json, options
+from flows.options import Json, Quiet, options
 from tasks.evaluation.tuning import TuneJob
 
 
 @options(arguments=("scores", "images", "truth", "output"))
-def tune_crf(job: TuneJob, *, json: Json = False) -> None:
+def tune_crf(job: TuneJob, *, json: Json = False, quiet: Quiet = False) -> None:
     """Search the CRF parameters with the best mean IoU, coarse to fine, as the papers do.
 
     For example:
@@ -17,9 +17,10 @@ def tune_crf(job: TuneJob, *, json: Json = False) -> None:
     """
     from flows import execution, jobs
 
-    report = execution.run(jobs.tune_crf, job, quiet=json)
+    report = execution.run(jobs.tune_crf, job, quiet=quiet or json)
     if json:
         screen.print_json(report)
+    if json or quiet:
         return
     print(report.told())
     print(f"Best: {report.best}")

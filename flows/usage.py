@@ -29,13 +29,20 @@ def sentence(error: CycloptsError, tokens: Sequence[str], app: App, command: str
         return f"{name} must be {error.exception_message}, not {error.argument.value}."
     if isinstance(error, cyclopts.UnknownOptionError):
         typed = (error.token.keyword or error.token.value).partition("=")[0]
-        options = [name for argument in _arguments(app) for name in _spellings(argument)]
-        near = difflib.get_close_matches(typed, options, n=1, cutoff=0.7)
-        return f"There is no option {typed}." + (f" Did you mean {near[0]}?" if near else "")
+        # Without the dashes, which make everything alike
+        options = {name.lstrip("-"): name for argument in _arguments(app) for name in _spellings(argument)}
+        near = difflib.get_close_matches(typed.lstrip("-"), options, n=1, cutoff=0.7)
+        return f"There is no option {typed}." + (f" Did you mean {options[near[0]]}?" if near else "")
     if isinstance(error, cyclopts.UnknownCommandError) and error.unused_tokens:
         typed, known = error.unused_tokens[0], [name for name in app if not name.startswith("-")]
         near = difflib.get_close_matches(typed, known, n=1, cutoff=0.6)
-        return f"There is no command {typed}." + (f' Did you mean "{near[0]}"?' if near else "")
+        if near:
+            return f'There is no command {typed}. Did you mean "{near[0]}"?'
+        # A list of commands, such as `weights`, is short enough to be named
+        if not command:
+            return f"There is no command {typed}."
+        there = _listed([f"{command} {name}" for name in known], "and")
+        return f"There is no command {command} {typed}; there {'is' if len(known) == 1 else 'are'} {there}."
     return " ".join(str(error).split())
 
 
@@ -49,9 +56,8 @@ def _too_many(token: str, tokens: Sequence[str], app: App, command: str) -> str:
     names = [_name(argument) for argument in arguments if argument.index is not None]
     if not names:
         return f"{command} takes no arguments: {token!r} is one too many."
-    told = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
     blanks = " A path with blanks needs quotes."
-    return f"{command} takes {told}: {token!r} is one too many.{blanks}"
+    return f"{command} takes {_listed(names, 'and')}: {token!r} is one too many.{blanks}"
 
 
 def _no_such_value(name: str, value: str, kind: Any, argument: Any) -> str:
@@ -60,13 +66,18 @@ def _no_such_value(name: str, value: str, kind: Any, argument: Any) -> str:
         if typing.get_origin(each) is Literal:
             choices = [str(choice) for choice in typing.get_args(each)]
             near = difflib.get_close_matches(value, choices, n=1, cutoff=0.6)
-            told = f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else choices[0]
-            return f"{name} must be {told}, not {value!r}." + (f" Did you mean {near[0]}?" if near else "")
+            meant = f" Did you mean {near[0]}?" if near else ""
+            return f"{name} must be {_listed(choices, 'or')}, not {value!r}.{meant}"
     if bool in kinds:
         return _no_value(name, value, argument)
     words = {int: "a whole number", float: "a number"}
     told = next((words[each] for each in kinds if each in words), "something else")
     return f"{name} must be {told}, not {value!r}."
+
+
+def _listed(words: Sequence[str], last: str) -> str:
+    """a, b and c."""
+    return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else words[0]
 
 
 def _no_value(name: str, value: str, argument: Any) -> str:

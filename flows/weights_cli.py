@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from flows import screen
-from flows.options import Json, flag
+from flows.options import Json, Quiet, flag
 from tasks.errors import JobError
 
 weights = App(name="weights", help="Import or pull published weights.", help_format="plaintext")
@@ -28,6 +28,7 @@ def import_file(
     as_init: Annotated[bool, flag("Take the backbone only, to start training from.")] = False,
     replace: Annotated[bool, flag("Put it in the place of weights of that name.")] = False,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Import weights that others published; their layout is recognised.
 
@@ -44,7 +45,7 @@ def import_file(
         )
     except (ValueError, OSError) as error:
         raise JobError(str(error)) from None
-    _show(imported, name or model, json)
+    _show(imported, name or model, json, quiet)
 
 
 @weights.command
@@ -54,6 +55,7 @@ def pull(
     *,
     replace: Annotated[bool, flag("Fetch it again.")] = False,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Fetch, check and import published weights; continues a download that was interrupted.
 
@@ -68,17 +70,19 @@ def pull(
         print(f"\r{name}: {share}", end="", file=sys.stderr, flush=True)
 
     try:
-        pulled = weights.pull(name, replace=replace, progress=show if sys.stderr.isatty() and not json else None)
+        pulled = weights.pull(
+            name, replace=replace, progress=show if sys.stderr.isatty() and not (json or quiet) else None
+        )
     except (ValueError, OSError) as error:
         raise JobError(str(error)) from None
-    _show(pulled, name, json)
+    _show(pulled, name, json, quiet)
 
 
-def _show(told: str, name: str, json: bool) -> None:
+def _show(told: str, name: str, json: bool, quiet: bool) -> None:
     """What was made, and the name that --model finds it under."""
     if json:
         screen.print_json({"model": name, "told": told})
-    else:
+    elif not quiet:
         print(told)
 
 
@@ -122,6 +126,7 @@ def describe(
     scores_output: Annotated[str | None, Parameter(help="Name of the output, where there are several.")] = None,
     training_split: Annotated[str, Parameter(help="What the weights saw; guards the evaluation.")] = "unknown",
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the card of an ONNX file beside it, so that --model takes the file; asks for what the graph does not say.
 
@@ -140,7 +145,7 @@ def describe(
         output=scores_output or "",
         training_split=training_split,
     )
-    _show(told, file, json)
+    _show(told, file, json, quiet)
 
 
 @models.default

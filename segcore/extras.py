@@ -8,7 +8,7 @@ EXTRAS = {
     "matplotlib": "charts",
     "prefect": "prefect",
     "pydensecrf": "pydensecrf",
-    "ray": "cluster,train",
+    "ray": "cluster",
     "torch": "torch",
 }
 """Packages by their name in Python, and the extra of this project that installs each."""
@@ -22,7 +22,10 @@ def is_here(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def sentence(package: str, what: str = "This") -> str:
-    """One sentence: what needs a package of `EXTRAS` that is missing, and the remedy."""
+def sentence(package: str, what: str = "This", extra: str = "") -> str:
+    """One sentence: what needs a package of `EXTRAS` that is missing, and the remedy.
+
+    extra: what brings all that is needed, where that is more than the package.
+    """
     name = _NAMES.get(package, package)
-    return f"{what} needs {name}, which is not installed: pip install 'segment-archive[{EXTRAS[package]}]'."
+    return f"{what} needs {name}, which is not installed: pip install 'segment-archive[{extra or EXTRAS[package]}]'."

@@ -11,6 +11,13 @@ class InterruptedJobError(JobError):
     """The job has ended short of its promise for a reason that may pass: a node was lost, storage did not answer."""
 
 
+def require_packages(what: str, extra: str, *packages: str) -> None:
+    """Raise JobError unless these packages are here. what: what needs them. extra: what installs them all."""
+    for package in packages:
+        if not extras.is_here(package):
+            raise JobError(extras.sentence(package, what, extra))
+
+
 def missing_package(error: ModuleNotFoundError) -> str | None:
     """The sentence for a package that a light installation leaves out; None for any other module."""
     package = (error.name or "").partition(".")[0]

@@ -235,6 +235,53 @@ def nclx_profile(data: bytes) -> bytes | None:
     return coded_profile(primaries, transfer)
 
 
+def quarter_turns_and_mirrors(data: bytes) -> list[tuple[str, int]]:
+    """What turns the primary picture of an AVIF or HEIC, in order: ("irot", quarter turns anticlockwise) and ("imir", 0
+    for upside down, 1 for left and right). ISO/IEC 23008-12, 6.5.10 and 6.5.12; empty where the boxes say none.
+    """
+    try:
+        meta = next(found for kind, found in _boxes(data) if kind == b"meta")[4:]
+        inner = dict(_boxes(meta))
+        properties = dict(_boxes(inner[b"iprp"]))
+        listed = list(_boxes(properties[b"ipco"]))
+        primary = int.from_bytes(inner[b"pitm"][4 : 6 if inner[b"pitm"][0] == 0 else 8], "big")
+        used = [listed[number - 1] for number in _properties_of(primary, properties[b"ipma"]) if number]
+        turns = [(kind.decode(), value[0]) for kind, value in used if kind in (b"irot", b"imir")]
+    except (StopIteration, LookupError):
+        return []
+    return [(kind, value & (3 if kind == "irot" else 1)) for kind, value in turns]
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and contents of the boxes that follow one another (ISO/IEC 14496-12, 4.2)."""
+    at = 0
+    while at + 8 <= len(data):
+        size, start = int.from_bytes(data[at : at + 4], "big"), at + 8
+        if size == 1:
+            size, start = int.from_bytes(data[at + 8 : at + 16], "big"), at + 16
+        end = len(data) if size == 0 else at + size
+        yield data[at + 4 : at + 8], data[start:end]
+        if end <= at:
+            return
+        at = end
+
+
+def _properties_of(item: int, table: bytes) -> list[int]:
+    """Numbers of the properties of an item in an `ipma` box, in order, from 1."""
+    wide_ids, wide = table[0] > 0, table[3] & 1
+    at = 8
+    for _ in range(int.from_bytes(table[4:8], "big")):
+        step = 4 if wide_ids else 2
+        found, count = int.from_bytes(table[at : at + step], "big"), table[at + step]
+        at += step + 1
+        width = 2 if wide else 1
+        if found == item:
+            mask = 0x7FFF if wide else 0x7F  # The highest bit says that a reader must understand it
+            return [int.from_bytes(table[p : p + width], "big") & mask for p in range(at, at + count * width, width)]
+        at += count * width
+    return []
+
+
 def exif_orientation(exif: bytes) -> int:
     """Orientation 1 to 8 of an EXIF block, as far as it can be read; 1, upright, where it says none."""
     start = 6 if exif[:6] == b"Exif\0\0" else 0

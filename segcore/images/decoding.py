@@ -344,15 +344,28 @@ def fit_long_side(width: int, height: int, long_side_px: int | None) -> tuple[in
 
 
 def orientation(data: bytes) -> int:
-    """EXIF orientation of an image file, 1 to 8; 1, upright, where it says none. Just the header is read."""
+    """How a file turns its pixels upright, as an EXIF orientation, 1 to 8; 1 where it says nothing.
+
+    AVIF and HEIC turn them by boxes of the container, whatever their EXIF says. Just the header is read.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         bare = _bare(data)
         with Image.open(io.BytesIO(bare.data), formats=FORMATS) as opened:
+            if opened.format in ("AVIF", "HEIF"):
+                return _orientation_of_boxes(bare.data)
             if opened.format != "TIFF":
                 return containers.exif_orientation(bare.exif or opened.info.get("exif") or b"")
             said = opened.getexif().get(ExifTags.Base.Orientation, 1)
     return said if said in _TURNS else 1
+
+
+def _orientation_of_boxes(data: bytes) -> int:
+    """The orientation that does what the boxes of an AVIF or HEIC do, one after another."""
+    corners = turned = np.arange(4, dtype=np.uint8).reshape(2, 2)
+    for kind, value in containers.quarter_turns_and_mirrors(data):
+        turned = np.rot90(turned, value) if kind == "irot" else np.flip(turned, axis=value)
+    return next(number for number in range(1, 9) if np.array_equal(upright(corners, number), turned))
 
 
 def upright(labels: np.ndarray, orientation: int) -> np.ndarray:

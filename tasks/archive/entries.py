@@ -2,6 +2,7 @@
 
 import struct
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -85,6 +86,21 @@ _IMAGE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heif", b"mif1", b"msf1", 
 def is_image_name(name: str) -> bool:
     """Whether a member of an archive is an image by its name; hidden ones are none."""
     return suffix(name) in EXTENSIONS and not name.rpartition("/")[2].startswith(".")
+
+
+def is_image_member(name: str, first: Callable[[], bytes | None]) -> bool:
+    """Whether a member of an archive is an image: by its name, and where that says neither, by its first bytes.
+
+    first: reads 16 of them; None where they cannot be had. Such a member is listed, since it may be an image: its row
+    says why there are no bytes, and nothing vanishes.
+    """
+    last = name.rpartition("/")[2]
+    if not last or last.startswith(".") or suffix(last) in SIDECARS:
+        return False
+    if suffix(last) in EXTENSIONS:
+        return True
+    start = first()
+    return start is None or looks_like_image(start)
 
 
 def looks_like_image(first: bytes) -> bool:

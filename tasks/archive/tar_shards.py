@@ -22,14 +22,13 @@ from segcore.images.decoding import ErrorKind, ImageError
 from tasks import storage
 from tasks.archive.entries import (
     BROKEN,
-    SIDECARS,
     Entry,
     broken,
     encode_path,
     escape,
     first_line,
+    is_image_member,
     is_image_name,
-    looks_like_image,
     readable,
     suffix,
 )
@@ -200,13 +199,16 @@ def _members(opened: Any) -> Iterator[tarfile.TarInfo]:
 
 
 def _is_image(member: tarfile.TarInfo, opened: Any) -> bool:
-    if is_image_name(member.name):
-        return True
-    last = member.name.rpartition("/")[2]
-    if last.startswith(".") or suffix(last) in SIDECARS or not member.isreg() or member.issparse():
-        return False
+    return is_image_member(member.name, lambda: _first_bytes(member, opened))
+
+
+def _first_bytes(member: tarfile.TarInfo, opened: Any) -> bytes:
+    if not member.isreg():
+        return b""
+    if member.issparse() and not (member.sparse and member.sparse[0][0] == 0):
+        return b""  # It begins with a hole
     opened.seek(member.offset_data)
-    return looks_like_image(opened.read(min(member.size, 16)))
+    return bytes(opened.read(min(member.size, 16)))
 
 
 def _stored(member: tarfile.TarInfo) -> _Stored:
@@ -227,8 +229,11 @@ def _type(member: tarfile.TarInfo) -> str:
 
 
 def _follow(place: Location, links: list[_Link]) -> Iterator[tuple[_Link, _Stored | str]]:
-    """Each link under an image's name, and where the bytes lie that it leads to, or why there are none."""
-    asked = [link for link in links if is_image_name(link.name)]
+    """Each link to an image, and where the bytes lie that it leads to, or why there are none.
+
+    A link to nothing is one by its name alone.
+    """
+    asked = [link for link in links if is_image_member(link.name, lambda: None)]
     if not asked:
         return
     symbolic = {_normal(link.name): link.target for link in links if not link.hard}
@@ -236,18 +241,22 @@ def _follow(place: Location, links: list[_Link]) -> Iterator[tuple[_Link, _Store
     ways = [_way(link, symbolic, hard) for link in asked]
     wanted = {path for way, _ in ways for path in way}
     files: dict[str, list[_Stored]] = {}
+    starts: dict[int, bytes] = {}
     with _opened(place) as (opened, _):
         # A second pass over the headers, of shards with links alone: what they lead to is known only now
         for member in _members(opened):
             if member.isreg() and (name := _normal(member.name)) in wanted:
-                files.setdefault(name, []).append(_stored(member))
+                files.setdefault(name, []).append(stored := _stored(member))
+                starts[stored.position] = _first_bytes(member, opened)
     for link, (way, reason) in zip(asked, ways, strict=True):
         there = next((files[path] for path in way if path in files), [])
         # A hard link is another name of what came before it; a name may stand for several files of one archive
         before = [stored for stored in there if stored.position < link.at] if link.hard else there
         if there:
-            yield link, (before or there)[-1]
-        else:
+            stored = (before or there)[-1]
+            if is_image_member(link.name, lambda found=starts[stored.position]: found):  # type: ignore[misc]
+                yield link, stored
+        elif is_image_name(link.name):
             yield link, f"the link leads to {readable(link.target)[:200]!r}, {reason}"
 
 

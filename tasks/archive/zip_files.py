@@ -5,6 +5,7 @@ is. Nothing is unpacked to the disk.
 """
 
 import bz2
+import functools
 import stat
 import zipfile
 import zlib
@@ -14,14 +15,12 @@ from segcore.images.decoding import ErrorKind, ImageError
 from tasks import storage
 from tasks.archive.entries import (
     BROKEN,
-    SIDECARS,
     Entry,
     broken,
     encode_path,
     escape,
     first_line,
-    is_image_name,
-    looks_like_image,
+    is_image_member,
     readable,
     suffix,
 )
@@ -49,7 +48,7 @@ def list_zip(place: Location, file: StoredFile) -> Iterator[Entry]:
             for member in opened.infolist():
                 name = _name(member)
                 problem = _problem(member, file)
-                if member.is_dir() or not (is_image_name(name) or (not problem and _looks_like_image(opened, member))):
+                if member.is_dir() or not is_image_member(name, functools.partial(_first_bytes, opened, member)):
                     continue
                 yield Entry(
                     f"{archive}!/{readable(name)}",
@@ -110,8 +109,8 @@ def _name(member: zipfile.ZipInfo) -> str:
 
 def _problem(member: zipfile.ZipInfo, file: StoredFile) -> str:
     """Why a member's bytes cannot be had; empty where they can."""
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG):
+    if not _is_file(member):
+        kind = stat.S_IFMT(member.external_attr >> 16)
         return "the member is a symbolic link, and no file" if kind == stat.S_IFLNK else "the member is no file"
     if member.flag_bits & 1:
         return "the member is encrypted; unpack the archive with its password"
@@ -122,13 +121,20 @@ def _problem(member: zipfile.ZipInfo, file: StoredFile) -> str:
     return ""
 
 
-def _looks_like_image(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
-    """Whether a member without a known ending is an image, by its first bytes."""
-    last = _name(member).rpartition("/")[2]
-    if not last or last.startswith(".") or suffix(last) in SIDECARS or member.is_dir():
-        return False
+def _is_file(member: zipfile.ZipInfo) -> bool:
+    """Whether it is neither a link nor a device; archives of Windows do not say."""
+    return stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
+
+
+def _first_bytes(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | None:
+    if not _is_file(member):
+        return b""
     try:
         with opened.open(member) as content:
-            return looks_like_image(content.read(16))
-    except (*BROKEN, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
-        return False
+            return content.read(16)
+    except (*BROKEN, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # Encrypted, too
+        return None
+    except OSError:
+        if member.compress_type != zipfile.ZIP_BZIP2:  # Which says so of damaged bytes
+            raise
+        return None

@@ -260,7 +260,7 @@ def test_the_output_is_beside_the_source(tmp_path):
 
 @pytest.mark.parametrize(
     ("package", "extra"),
-    [("ray", "cluster,train"), ("prefect", "prefect"), ("torch", "torch"), ("matplotlib", "charts")],
+    [("ray", "cluster"), ("prefect", "prefect"), ("torch", "torch"), ("matplotlib", "charts")],
 )
 def test_what_is_not_installed_is_named_with_the_line_that_installs_it(package, extra):
     sentence, status = execution.sentence_of(ModuleNotFoundError(f"No module named '{package}.x'", name=f"{package}.x"))
@@ -281,7 +281,8 @@ def test_segmenting_on_one_machine_needs_neither_ray_nor_prefect():
         ("torch", ("show", "PHOTOGRAPHS/photo-0.jpg", "--model", "deeplab_v2_resnet101", "--untrained")),
         ("torch", ("show", "PHOTOGRAPHS/photo-0.jpg", "--mirror")),
         ("pydensecrf", ("show", "PHOTOGRAPHS/photo-0.jpg", "--crf-engine", "pydensecrf")),
-        ("cluster,train", ("run", "PHOTOGRAPHS", "OUT", "--engine", "ray")),
+        ("cluster", ("run", "PHOTOGRAPHS", "OUT", "--engine", "ray")),
+        ("train", ("train", "PHOTOGRAPHS", "OUT")),
         ("torch", ("weights", "import", "PHOTOGRAPHS/photo-0.jpg", "--model", "pspnet50")),
     ],
 )
@@ -316,7 +317,7 @@ def test_a_light_installation_segments_and_shows_the_result(photographs, tmp_pat
     assert not left, left
 
 
-def _functions():
+def functions():
     """Every command with its function."""
     for commands in flows.cli.COMMANDS.values():
         for name, (where, _) in commands.items():
@@ -331,7 +332,7 @@ def _functions():
 
 
 def test_every_command_has_an_example_and_prints_its_result_for_scripts():
-    for name, function in _functions():
+    for name, function in functions():
         assert "For example:\n\n    segment-archive" in function.__doc__, name
         if name != "completion":  # Its result is a script
             assert "json" in inspect.signature(function).parameters, name

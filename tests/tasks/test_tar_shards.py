@@ -158,6 +158,29 @@ def test_headers_of_1979_and_members_without_an_ending(tmp_path):
     }
 
 
+def test_links_and_sparse_files_without_an_ending_are_images_by_their_bytes(tmp_path):
+    jpeg = b"\xff\xd8\xff\xe0 a photograph without an ending"
+    links = []
+    for name, kind, target in (("a/17", tarfile.SYMTYPE, "../000017"), ("18", tarfile.LNKTYPE, "000017"),
+                               ("LATEST", tarfile.SYMTYPE, "text"), ("HEAD", tarfile.SYMTYPE, "nowhere"),
+                               ("17.json", tarfile.SYMTYPE, "000017")):  # fmt: skip
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, target
+        links.append((info, b""))
+    write(tmp_path / "a.tar", member("000017", jpeg), member("text", b"text"), *links)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    assert contents(tmp_path) == {
+        f"{tar}!/{name}": jpeg for tar in ("a.tar", "a.tar.gz") for name in ("000017", "a/17", "18")
+    }
+    if shutil.which("tar"):
+        (tmp_path / "s").mkdir()
+        with (tmp_path / "sparse").open("wb") as file:
+            file.write(jpeg)
+            file.truncate(2**20)
+        subprocess.run(["tar", "-cSf", str(tmp_path / "s" / "s.tar"), "-C", str(tmp_path), "sparse"], check=True)
+        assert contents(tmp_path / "s") == {"s.tar!/sparse": jpeg.ljust(2**20, b"\0")}
+
+
 def test_sparse_members_are_read_with_their_holes(tmp_path):
     tar = shutil.which("tar")
     if tar is None or "GNU" not in subprocess.run([tar, "--version"], capture_output=True, text=True).stdout:

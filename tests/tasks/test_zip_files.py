@@ -102,6 +102,29 @@ def test_what_cannot_be_read_says_why(tmp_path):
     assert "password" in said["secret.jpg"] and "damaged" in said["damaged.jpg"]
 
 
+def test_a_member_without_a_known_ending_that_cannot_be_looked_into_has_its_row(tmp_path):
+    names = ("000017", "frame.orig", "labels.json", ".hidden", "photo.raw7")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, JPEG)
+        archive.writestr("README", "text")
+        archive.writestr("packed", JPEG, zipfile.ZIP_LZMA)
+        archive.writestr("also packed", JPEG, zipfile.ZIP_BZIP2)
+        places = {info.filename: info for info in archive.infolist()}
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    for name in (*names, "also packed"):
+        start = places[name].header_offset + 30 + len(name)
+        data[start : start + 8] = b"\xff" * 8
+    directory = data.index(b"PK\1\2", data.rindex(b"PK\1\2", 0, data.rindex(b"photo.raw7")))
+    data[directory + 8] |= 1  # Encrypted
+    (tmp_path / "a.zip").write_bytes(data)
+    found, _ = contents(tmp_path)
+    said = {name.partition("!/")[2]: str(error) for name, error in found.items()}
+    assert said.keys() == {"000017", "frame.orig", "photo.raw7", "packed", "also packed"}
+    assert all("damaged" in said[name] for name in ("000017", "frame.orig", "also packed"))
+    assert "password" in said["photo.raw7"] and "method 14" in said["packed"]
+
+
 def test_cut_and_lying_archives(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.jpg", JPEG)

@@ -3,11 +3,13 @@ import zlib
 from dataclasses import replace
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image, ImageOps
 
 from segcore.datasets.label_set import VOC_LABELS, read_classes, with_void
 from segcore.datasets.pair_check import ADVICE, Kind, Level, check_pair
+from segcore.images import decoding
 from segcore.images.masks import decode_mask, encode_mask
 from segcore.voc import palette
 from tests.conftest import photograph
@@ -69,6 +71,53 @@ def test_sizes_that_differ():
     check = check_pair(jpeg((41, 30)), encode_mask(LABELS), VOC_LABELS)
     assert kinds(check) == [Kind.SIZE_MISMATCH] and not check.usable
     assert check.findings[0].detail == "image 41 x 30, mask 40 x 30 px"
+
+
+def coded(format_: str, orientation: int, image: Image.Image | None = None) -> bytes:
+    """An image of 40 x 30 px as coded, which its file turns by an orientation."""
+    image, buffer = image or photograph(1, (40, 30)), io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if format_ == "HEIF":  # Pillow's own way leaves the turn to EXIF, which no reader of HEIC honours
+        written = pillow_heif.from_pillow(image)
+        written.info["exif"] = exif.tobytes()
+        written.save(buffer, quality=90)
+    else:
+        image.save(buffer, format_, exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format_", ["JPEG", "AVIF", "HEIF", "WEBP", "PNG", "TIFF"])
+def test_a_mask_pairs_the_same_way_whatever_turns_its_image(format_, orientation):
+    image = coded(format_, orientation)
+    assert decoding.orientation(image) == orientation
+    as_coded, as_shown = LABELS, decoding.upright(LABELS, orientation)
+    assert decoding.decode(image).image.shape[:2] == as_shown.shape
+    checks = [check_pair(image, encode_mask(labels), VOC_LABELS) for labels in (as_coded, as_shown)]
+    if orientation == 1:
+        assert kinds(checks[0]) == []
+    elif orientation < 5:  # Both fit; nothing tells which of them the mask is
+        assert [kinds(check) for check in checks] == [[Kind.EXIF_UNCERTAIN]] * 2
+    else:
+        assert [kinds(check) for check in checks] == [[Kind.EXIF_ROTATED], []]
+        np.testing.assert_array_equal(decode_mask(checks[0].mask), as_shown)
+        np.testing.assert_array_equal(decode_mask(checks[1].mask), as_shown)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format_", ["AVIF", "HEIF"])
+def test_the_boxes_of_a_container_turn_as_the_decoder_does(format_, orientation):
+    corner = np.zeros((30, 40, 3), np.uint8)
+    corner[:10, :10] = 255
+    data = coded(format_, orientation, Image.fromarray(corner))
+    shown = decoding.decode(data).image[..., 0] > 128
+    expected = decoding.upright(corner[..., 0], decoding.orientation(data)) > 128
+    assert (shown == expected).mean() > 0.98
+    for kind in (b"ipma", b"ipco", b"pitm"):  # Boxes that are not there, and some that are cut
+        assert decoding._orientation_of_boxes(data.replace(kind, b"none")) == 1
+    for end in range(0, len(data), 7):
+        assert decoding._orientation_of_boxes(data[:end]) in (1, orientation)
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])

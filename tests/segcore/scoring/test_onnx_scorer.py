@@ -95,7 +95,4 @@ for asked in (dict(name_or_path="pspnet14"), dict(name_or_path="pspnet_lite2", u
 
 
 def test_the_sentence_names_what_is_missing_and_the_remedy():
-    assert (
-        extras.sentence("ray")
-        == "This needs Ray, which is not installed: pip install 'segment-archive[cluster,train]'."
-    )
+    assert extras.sentence("ray") == "This needs Ray, which is not installed: pip install 'segment-archive[cluster]'."
