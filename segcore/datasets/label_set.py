@@ -276,7 +276,11 @@ _RGB = rf"(?P<r>\d{{1,3}}){_GAP}(?P<g>\d{{1,3}}){_GAP}(?P<b>\d{{1,3}})"
 _HEX = r"#(?P<hex>[0-9a-fA-F]{6})"
 _NAME = r"(?P<name>[^\d\s#].*?|\d*[^\W\d].*?)"
 _NUMBER = r"(?P<number>-?\d{1,3})"
-_CVAT = re.compile(r"(?P<name>[^:]+):\s*(?P<r>\d+)\s*,\s*(?P<g>\d+)\s*,\s*(?P<b>\d+)\s*(?::.*)?")
+_BETWEEN = r"(?:\s*[,;]\s*|\s+)"
+_CVAT = re.compile(
+    rf"(?P<name>[^:]+):\s*(?:(?P<r>\d+){_BETWEEN}(?P<g>\d+){_BETWEEN}(?P<b>\d+)|#(?P<hex>[0-9a-fA-F]{{3}}|[0-9a-fA-F]{{6}}))"
+    r"\s*(?::.*)?"
+)
 _FORMS = tuple(
     re.compile(form)
     for form in (
@@ -359,7 +363,9 @@ def _of_cvat(origin: str, number: int, line: str) -> _Entry:
     match = _CVAT.fullmatch(line)
     colour = None if match is None else _colour(match.groupdict())
     if match is None or colour is None:
-        raise ValueError(f"{origin}, line {number}: {line!r} is not name:red,green,blue with 0 to 255.")
+        raise ValueError(
+            f"{origin}, line {number}: {line!r} is not name:red,green,blue with 0 to 255, nor name:#rrggbb."
+        )
     return _Entry(match["name"], None, colour)
 
 
@@ -407,7 +413,7 @@ def _taken(matches: list[re.Match[str]]) -> list[_Entry] | None:
 def _colour(groups: dict[str, str] | dict[str, str | Any]) -> Colour | None:
     if (code := groups.get("hex")) is not None:
         code = code.removeprefix("#")
-        return _of_hex(code) if re.fullmatch(r"[0-9a-fA-F]{6}", code) else None
+        return _of_hex(code) if re.fullmatch(r"[0-9a-fA-F]{6}|[0-9a-fA-F]{3}", code) else None
     values = [groups.get(channel) for channel in "rgb"]
     if any(value is None or not value.isdecimal() or int(value) > 255 for value in values):
         return None

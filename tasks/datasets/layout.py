@@ -100,11 +100,13 @@ _MASK_SUFFIX = re.compile(
     r"|gtfine_labeltrainids|gtfine_labelids|labeltrainids|labelids)$"
 )
 _IMAGE_SUFFIX = re.compile(r"[._ -](?:leftimg8bit|image|img|rgb)$")
-_LIST_NAME = re.compile(rf"({'|'.join(_SPLITS)})(?:[._ -]?(?:list|ids|set|files))?\.(?:txt|csv|lst)", re.IGNORECASE)
+_LIST_NAME = re.compile(
+    rf"({'|'.join(_SPLITS)})(?:[._ -]?(?:list|ids|set|files))?\.(?:txt|csv|lst|jsonl)", re.IGNORECASE
+)
 _WITHIN = re.compile(rf"(?:{'|'.join(map(re.escape, _IMAGE_ENDINGS))})[\"']?[\s,;]", re.IGNORECASE)
 """An ending of an image that more follows on: the text has several columns."""
 
-_LIST_ENDINGS = (".txt", ".csv", ".lst")
+_LIST_ENDINGS = (".txt", ".csv", ".lst", ".jsonl")
 _HEAD = re.compile(r"(?:images?|img|file|mask|label|annotation|name|id|path|[\s_,;])+", re.IGNORECASE)
 
 
@@ -616,7 +618,11 @@ class _Names:
         words = line.split()
         columns += [(" ".join(words[:k]), " ".join(words[k:])) for k in range(len(words) - 1, 0, -1)]
         columns = [(head, rest) for head, rest in columns if not _WITHIN.search(head)]
-        return next(((found, rest) for head, rest in columns if (found := self.find(head)) is not None), (None, ""))
+        for head, rest in columns:
+            if (found := self.find(head)) is not None:
+                return found, rest
+        counted = _INDEX.match(line)
+        return (None, "") if counted is None else self.resolve(line[counted.end() :])
 
 
 class _Pairing:
@@ -838,7 +844,7 @@ def _read_list(place: Location, name: str, resolve: Callable[[str], str | None],
     except ValueError as error:
         layout.findings.append((file, Finding(Kind.LIST_BROKEN, str(error))))
         return []
-    lines = [line.strip() for line in _lines_of(text) if line.strip()]
+    lines = _without_index([line.strip() for line in _lines_of(text) if line.strip()], resolve)
     found = [resolve(line) or resolve(urllib.parse.unquote(line.removeprefix("- "))) for line in lines]
     pairs = zip(lines, found, strict=True)
     kept = [(line, meant) for line, meant in pairs if meant is not None or not line.startswith(("# ", "//"))]
@@ -864,9 +870,50 @@ def _lines_of(text: str) -> list[str]:
     """Lines of a list, or what a JSON list has in their place; without the end that DOS puts behind a text."""
     with contextlib.suppress(ValueError, RecursionError):
         listed = json.loads(text)
-        if isinstance(listed, list) and all(isinstance(item, str) for item in listed):
-            return listed
-    return text.rstrip("\x1a").splitlines()
+        listed = listed.get("images") if isinstance(listed, dict) else listed
+        if isinstance(listed, list) and listed and all(_columns_of(item) for item in listed):
+            return [_columns_of(item) for item in listed]
+    lines = text.rstrip("\x1a").splitlines()
+    with contextlib.suppress(ValueError, RecursionError):
+        items = [_columns_of(json.loads(line)) for line in lines if line.strip()]
+        if items and all(items):
+            return items
+    return lines
+
+
+def _columns_of(item: object) -> str:
+    """What an entry of JSON names, as columns: the image, then its mask; empty where it names none."""
+    if isinstance(item, str):
+        return item
+    if isinstance(item, dict):
+        lowered = {key.lower(): value for key, value in item.items()}
+        image = next((lowered[key] for key in _IMAGE_KEYS if isinstance(lowered.get(key), str)), None)
+        mask = next((lowered[key] for key in _MASK_KEYS if isinstance(lowered.get(key), str)), None)
+        item = [] if image is None else [image, mask]
+    texts = [text for text in item if isinstance(text, str)] if isinstance(item, list) else []
+    return "\t".join(texts)
+
+
+_IMAGE_KEYS = (
+    *("image", "file_name", "filename", "image_path", "img_path", "img", "file", "path"),
+    *("image_id", "id", "name", "key"),
+)
+_MASK_KEYS = ("mask", "label", "annotation", "segmentation", "seg_map", "mask_path", "label_path", "seg_map_path")
+_INDEX = re.compile(r"[\"']?\d+[\"']?\s*[,;|\t]\s*")
+"""The number of a line in front of its other columns, as Pandas writes it."""
+
+
+def _without_index(lines: list[str], resolve: Callable[[str], str | None]) -> list[str]:
+    """Lines of a table without the column that counts them, where there is one; images may be named by numbers too."""
+    matches = [_INDEX.match(line) for line in lines]
+    start = 0 if matches and matches[0] else 1  # Behind a line that names the columns
+    numbers = [int(re.sub(r"\D", "", match[0])) for match in matches[start:] if match]
+    counted = len(numbers) == len(lines) - start > 0 and numbers in (
+        [*range(len(numbers))],
+        [*range(1, len(numbers) + 1)],
+    )
+    rest = [line[match.end() :] if match else line for line, match in zip(lines, matches, strict=True)]
+    return rest[start:] if counted and all(resolve(line) is not None for line in rest[start:]) else lines
 
 
 def _by_split_folder(ids: Iterable[str], split_of: dict[str, str]) -> dict[str, list[str]]:

@@ -467,6 +467,18 @@ def test_image_and_mask_side_by_side_under_one_name(tmp_path):
         b'["a", "b c"]',
         b'[\n "JPEGImages/a.jpg",\n "JPEGImages/b c.jpg"\n]\n',
         b"- a\n- b c\n",
+        b'{"image": "a.jpg", "mask": "a.png"}\n{"image": "b c.jpg", "mask": "b c.png"}\n',
+        b'{"file_name": "JPEGImages/a.jpg", "width": 8}\r\n{"file_name": "JPEGImages/b c.jpg", "width": 8}\r\n',
+        b'{"ID": "a", "Split": "train"}\n\n{"ID": "b c", "Split": "train"}\n',
+        b'["a.jpg", "a.png"]\n["b c.jpg", "b c.png"]\n',
+        b'"a"\n"b c"\n',
+        b'[{"path": "x/a.jpg"}, {"path": "x/b c.jpg"}]',
+        b'{"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b c.jpg"}], "annotations": []}',
+        b"0,a.jpg\n1,b c.jpg\n",
+        b",image\n0,a.jpg\n1,b c.jpg\n",
+        b'"","image"\r\n"1","a.jpg"\r\n"2","b c.jpg"\r\n',
+        b"17;a.jpg;a.png\n4;b c.jpg;b c.png\n",
+        b"0\ta\n1\tb c\n",
         b"file:///x/JPEGImages/a.jpg\nfile:///x/JPEGImages/b%20c.jpg\n",
         b"/home/me/data/JPEGImages/a.jpg /home/me/data/SegmentationClass/a.png\n/home/me/data/JPEGImages/b c.jpg x\n",
     ],
@@ -479,6 +491,29 @@ def test_lists_in_any_form(tmp_path, text):
     found = look(put(tmp_path, files))
     assert found.layout.lists == {"train": ["a", "b c"]} and pixels(found) == COUNTS
     assert set(kinds(found)) == {Kind.UNLISTED}
+
+
+def test_a_list_of_json_lines_is_found_by_its_name(tmp_path):
+    files: dict = {"classes.txt": "background\ncat\ndog\n"}
+    for name in ("a", "b"):
+        files |= {f"images/{name}.jpg": jpeg(1, SIZE), f"masks/{name}.png": encode_mask(LABELS)}
+    files |= {"train.jsonl": '{"file_name": "images/a.jpg"}\n', "val.jsonl": '{"file_name": "images/b.jpg"}\n'}
+    assert look(put(tmp_path, files)).layout.lists == {"train": ["a"], "val": ["b"]}
+
+
+def test_a_column_that_counts_is_no_name_even_where_images_are_numbers(tmp_path):
+    files: dict = {"classes.txt": "background\ncat\ndog\n"}
+    for name in ("0", "1", "2", "3"):
+        files |= {f"JPEGImages/{name}.jpg": jpeg(int(name), SIZE), f"SegmentationClass/{name}.png": encode_mask(LABELS)}
+    for text, ids in [
+        ("0,3.jpg\n1,2.jpg\n", ["3", "2"]),
+        ("1,3.jpg\n2,2.jpg\n", ["3", "2"]),
+        ("3,0.png\n2,1.png\n", ["3", "2"]),  # These numbers do not count
+        ("0\n1\n", ["0", "1"]),
+    ]:
+        place = tmp_path / str(len(list(tmp_path.iterdir())))
+        place.mkdir()
+        assert look(put(place, files | {"train.txt": text})).layout.lists["train"] == ids, text
 
 
 def test_a_list_that_names_masks_pairs_them(tmp_path):

@@ -28,6 +28,8 @@ def test_a_labelmap_is_read_with_its_colours():
 def test_what_makes_no_sense_names_the_line():
     with pytest.raises(ValueError, match=r"line 2: 'cat:red::' is not name:red,green,blue"):
         read_classes("background:0,0,0::\ncat:red::\n")
+    with pytest.raises(ValueError, match=r"line 1: 'cat:#12345::' is not .* nor name:#rrggbb"):
+        read_classes("cat:#12345::\n")
     with pytest.raises(ValueError, match="is not name"):
         read_classes("cat:0,0,256::")
     with pytest.raises(ValueError, match="the class cat to two labels"):
@@ -273,3 +275,19 @@ def test_label_maps_that_name_nothing_say_so():
         read_classes("item { name: 'cat' }", "label_map.pbtxt")
     with pytest.raises(ValueError, match="is no label map"):
         read_classes("cat\ndog\n", "label_map.pbtxt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "background:0,0,0::\ncat:255,128,0::\n",
+        "background:#000000::\ncat:#ff8000::\n",
+        "# label:color:parts:actions\nbackground:#000::\ncat: #FF8000 ::\n",
+        "background:0;0;0::\ncat:255;128;0::\n",
+        "background: 0 0 0::\ncat: 255 128 0::\n",
+        "background:#000000\ncat:#FF8000\n",
+    ],
+)
+def test_colours_of_cvat_in_any_notation(text):
+    label_set = read_classes(text, "labelmap.txt")
+    assert label_set.classes == ("background", "cat") and label_set.colours[1] == (255, 128, 0)
