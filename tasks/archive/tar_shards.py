@@ -205,7 +205,8 @@ def _is_image(member: tarfile.TarInfo, opened: Any) -> bool:
 def _first_bytes(member: tarfile.TarInfo, opened: Any) -> bytes:
     if not member.isreg():
         return b""
-    if member.issparse() and not (member.sparse and member.sparse[0][0] == 0):
+    pieces: Any = member.sparse if member.issparse() else [(0, member.size)]
+    if not pieces or pieces[0][0]:
         return b""  # It begins with a hole
     opened.seek(member.offset_data)
     return bytes(opened.read(min(member.size, 16)))
