@@ -1,4 +1,4 @@
-"""Console commands about models: `segment-archive models`, `presets`, and `weights import`, `pull` and `list`."""
+"""Console commands about models: `segment-archive models`, `presets`, `weights import`, `export`, `pull` and `list`."""
 
 import sys
 from typing import Annotated
@@ -9,7 +9,7 @@ from flows import screen
 from flows.options import Json, Quiet, flag
 from tasks.errors import JobError
 
-weights = App(name="weights", help="Import or pull published weights.", help_format="plaintext")
+weights = App(name="weights", help="Import, export or pull weights.", help_format="plaintext")
 
 
 @weights.command(name="import")
@@ -76,6 +76,32 @@ def pull(
     except (ValueError, OSError) as error:
         raise JobError(str(error)) from None
     _show(pulled, name, json, quiet)
+
+
+@weights.command
+def export(
+    name: Annotated[str, Parameter(help="Name of a model, or path or URI of a model directory.")],
+    file: Annotated[str, Parameter(help="ONNX file to write, in a folder of its own.")],
+    /,
+    *,
+    untrained: Annotated[bool, flag("Seeded random weights, where there are no trained ones.")] = False,
+    replace: Annotated[bool, flag("Overwrite the file and its card.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Write a model as an ONNX file for pictures of any size, and its card beside it, so that --model takes the file.
+
+    For example:
+
+    segment-archive weights export pspnet_lite2 net/model.onnx
+    """
+    from tasks.models import weights
+
+    try:
+        exported = weights.export_weights(name, file, untrained=untrained, replace=replace)
+    except (ValueError, OSError) as error:
+        raise JobError(str(error)) from None
+    _show(exported, file, json, quiet)
 
 
 def _show(told: str, name: str, json: bool, quiet: bool) -> None:

@@ -6,10 +6,12 @@ import importlib.util
 EXTRAS = {
     "google": "torch",
     "matplotlib": "charts",
+    "onnx": "onnx",
     "prefect": "prefect",
     "pydensecrf": "pydensecrf",
     "ray": "cluster",
     "torch": "torch",
+    "transformers": "hf",
 }
 """Packages by their name in Python, and the extra of this project that installs each."""
 

@@ -55,7 +55,7 @@ class LiteSegmenter(nn.Module):
         height, width = images.shape[2:]
         # Up to a rectangle on whose corners every grid has a position
         stride = self.trunk.output_stride
-        rows, columns = (-(-(side - 1) // stride) for side in (height, width))
+        rows, columns = ((side - 2) // stride + 1 for side in (height, width))  # ONNX rounds towards 0
         images = F.pad(images, (0, columns * stride + 1 - width, 0, rows * stride + 1 - height))
         features = self.trunk.forward_with_taps(images)
         fine: Tensor = self.skip(features[_SKIP_STAGE - 1])

@@ -55,12 +55,17 @@ class PyramidPooling(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         size = (features.shape[2], features.shape[3])
-        pool = F.adaptive_avg_pool2d if self.pooling == "average" else F.adaptive_max_pool2d
         levels = [features]
         for side, reduce in zip(self.bins, self.reductions, strict=True):
-            level = reduce(pool(features, side))
+            level = reduce(self.pool(features, side))
             levels.append(resize_scores(F.relu(level) if self.reduction else level, size))
         return torch.cat(levels, dim=1)
+
+    def pool(self, features: Tensor, cells: int) -> Tensor:
+        """(N, C, cells, cells): averages or maxima over the cells."""
+        pool = F.adaptive_avg_pool2d if self.pooling == "average" else F.adaptive_max_pool2d
+        pooled: Tensor = pool(features, cells)
+        return pooled
 
 
 class PspHead(nn.Module):
@@ -123,7 +128,7 @@ class CompactPspNet(PspNet):
         # A rectangle on whose corners both grids have a position, then the part of it that the images are
         height, width = images.shape[2:]
         cell = math.lcm(self.pitch_px, 8)
-        rows, columns = -(-(height - 1) // cell), -(-(width - 1) // cell)
+        rows, columns = (height - 2) // cell + 1, (width - 2) // cell + 1  # ONNX rounds towards 0
         padded = F.pad(images, (0, columns * cell + 1 - width, 0, rows * cell + 1 - height))
         scores = resize_scores(self._scores(padded), (rows * cell // 8 + 1, columns * cell // 8 + 1))
         return scores[:, :, : (height - 1) // 8 + 1, : (width - 1) // 8 + 1]

@@ -154,8 +154,9 @@ class OnnxScorer:
         """By somebody else's graph: scores at the size of the image, or by the convention "caffe" on its own grid."""
         height, width = image.shape[:2]
         stride, more = self._stride, int(self._aligned)
+        least = 33 if self._aligned else 1  # As `padded_px`
         rows, columns = (
-            given or max(1, -(-(side - more) // stride)) * stride + more
+            given or -(-(max(side, least) - more) // stride) * stride + more
             for side, given in zip((height, width), ends.size, strict=True)
         )
         if rows < height or columns < width:

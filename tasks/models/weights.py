@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from segcore import models
+from segcore import extras, models
 from segcore.models import checkpoint
 from segcore.models.variants import VARIANTS
 from tasks.download import CHUNK_BYTES, MAX_DOWNLOAD_BYTES, Progress, download
+from tasks.models.remote import local_model
 
 CATALOGUE = Path(__file__).with_name("weights_catalogue.toml")
 
@@ -139,6 +140,37 @@ def import_weights(
     if imported.card.untrained:
         told += " It initialises training; its masks mean nothing yet."
     return told
+
+
+def export_weights(name_or_uri: str, file: str | Path, *, untrained: bool = False, replace: bool = False) -> str:
+    """Write a model as an ONNX file and its card beside it, for `--model FILE`; a sentence about what was made.
+
+    name_or_uri: as `--model`. ValueError in one sentence: a model that is not there, or is an ONNX file already; files
+    that are there; a folder that is not.
+    """
+    path = Path(file)
+    card_path = path.parent / checkpoint.CARD_FILE
+    if path.suffix != ".onnx":
+        raise ValueError(f"An ONNX file ends in .onnx, got {path.name}.")
+    if not path.parent.is_dir():
+        raise ValueError(f"The folder {path.parent} does not exist: make it first.")
+    for there in (path, card_path):
+        if there.exists() and not replace:
+            raise ValueError(f"{there} is there already: choose a folder of its own for the model, or give --replace.")
+    if not extras.is_here("torch"):
+        raise ValueError(extras.sentence("torch", "The export"))
+    from segcore.models.onnx_export import export
+
+    content, card = export(checkpoint.load(local_model(name_or_uri), untrained=untrained))
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.unfinished")
+    try:
+        unfinished.write_bytes(content)
+        card_path.write_text(card.to_json(), encoding="utf-8")
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    size = f"{len(content) / 1e6:.0f} MB"
+    return f"{path} ({size}) and {card_path.name} are {card.shown_name} as ONNX; --model {path} takes it."
 
 
 def pull(
