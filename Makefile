@@ -7,6 +7,7 @@ MODULES := $(shell find flows tasks segcore -name '*.py' | LC_ALL=C sort | cksum
 STAMP := $(VENV)/.installed-$(MODULES)
 SEGMENT_ARCHIVE_DATA ?= ../shared/data
 DEFAULT := .run/default-model
+N ?= 100
 ENGINE := $(wildcard segcore/crf/engine/* segcore/models/layers_cpu/* CMakeLists.txt)
 # Tests of one group (tests/conftest.py) share a process, and run in the order in which they were collected
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
@@ -17,7 +18,7 @@ WHEEL_PYTHONS ?= $(shell for version in 3.11 3.12; do python$$version -c 'import
 WHEEL_TOOLS := .run/wheel-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheel check test test-slow faults fuzz demo default-model bench up down sanitize clang aarch64 lock clean
+.PHONY: help setup wheel check test test-slow faults kills prove fuzz demo default-model bench up down sanitize clang aarch64 lock clean
 
 help:  ## This list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -58,6 +59,12 @@ test-slow: setup  ## The tests that take minutes: kills, real servers
 
 faults: setup  ## Kill and break everything under a real job: what is lost? All, or FAULTS="driver scorer"; goes on after a stop
 	$(BIN)/python -m tests.faults $(FAULTS)
+
+kills: setup  ## N=100 random kills of real jobs, both engines, disk and S3: what is lost? Goes on after a stop
+	$(BIN)/python -m tests.faults kills-local-disk kills-local-bucket kills-ray-disk kills-ray-bucket --times $(N)
+
+prove: setup  ## The commit protocol in every order, N=100000 histories of its code, and planted bugs; goes on after a stop
+	$(BIN)/python -m tests.protocol --histories $(if $(filter file,$(origin N)),100000,$(N))
 
 fuzz: setup  ## 10,000 hostile images, and hostile files of models, datasets and results: what becomes of each
 	$(BIN)/python -m tests.hostile

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -44,3 +44,6 @@ class StoredFile:
 
     problem: str = ""
     """Why nothing can be read under this name."""
+
+    mark: str = field(default="", compare=False)
+    """Of a local file: eight hexadecimal digits of its inode and change time, for two of one modification time."""

@@ -100,7 +100,7 @@ def read_bytes(location: Location, version: str = "") -> bytes:
 
 
 def read_versioned(location: Location) -> tuple[bytes, str]:
-    """Contents of one file, and the version that they are of, whatever replaces it meanwhile.
+    """Contents of one file, and the version that they are of, whatever replaces it meanwhile; locally with its mark.
 
     Raises OSError for a file that changes faster than it can be read.
     """
@@ -120,7 +120,7 @@ def read_versioned(location: Location) -> tuple[bytes, str]:
                 data = file.read()
                 after = os.fstat(file.fileno())
             if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, len(data)):
-                return data, str(after.st_mtime_ns)
+                return data, f"{after.st_mtime_ns}-{_mark(after)}"
         else:
             version = stat(location).version
             data = read_bytes(location)
@@ -302,7 +302,7 @@ def stat(location: Location) -> StoredFile:
     """Size and version of one file. Raises FileNotFoundError."""
     if location.protocol == "file":
         status = Path(location.path).stat()
-        return StoredFile(location.name, status.st_size, str(status.st_mtime_ns))
+        return StoredFile(location.name, status.st_size, str(status.st_mtime_ns), mark=_mark(status))
     info = retried(lambda: filesystem(location).info(location.path, refresh=True))
     return StoredFile(location.name, int(info.get("size") or 0), _version(info))
 
@@ -451,6 +451,10 @@ def _sync_folder(folder: Path) -> None:
         os.close(opened)
 
 
+def _mark(status: os.stat_result) -> str:
+    return hashlib.blake2b(f"{status.st_ino} {status.st_ctime_ns}".encode(), digest_size=4).hexdigest()
+
+
 def _version(info: dict[str, Any]) -> str:
     for key in ("ETag", "etag", "LastModified", "mtime", "created"):
         if info.get(key):
@@ -496,7 +500,7 @@ def _walk_local(
             if problems:  # No files of an archive; reading one may never end
                 yield StoredFile(prefix + entry.name, 0, "", "it is a pipe, a socket or a device, and no file")
             continue
-        yield StoredFile(prefix + entry.name, status.st_size, str(status.st_mtime_ns))
+        yield StoredFile(prefix + entry.name, status.st_size, str(status.st_mtime_ns), mark=_mark(status))
 
 
 def _list_s3(folder: Location) -> Iterator[StoredFile]:

@@ -1,9 +1,11 @@
 """One image of a source: its identity and the way to its bytes; encoding of paths that are not UTF-8."""
 
+import hashlib
+import re
 import struct
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -39,12 +41,15 @@ class Entry:
     """Bytes of the image, where the listing tells."""
 
     version: str
-    """Changes when the bytes are replaced: etag or modification time of the file or container."""
+    """Changes when the bytes are replaced: etag or modification time of the file or container. Of a local file of its
+    own `<modification time in ns>-<mark>`, with `#<digest of the bytes>` where it was young when it was listed."""
 
     note: str = ""
     """Parquet: the image column. Tar: how it is compressed, and "sparse". Zip: how, and into how many
     bytes. Broken: the reason."""
 
+
+_MARKED = re.compile(r"\d+-[0-9a-f]{8}(#[0-9a-f]{16})?")
 
 BROKEN = (tarfile.TarError, pa.ArrowException, ValueError, ArithmeticError, LookupError, struct.error, RecursionError)
 """What readers of containers raise of contents, and no network does."""
@@ -53,7 +58,31 @@ BROKEN = (tarfile.TarError, pa.ArrowException, ValueError, ArithmeticError, Look
 def file_entry(place: Location, file: StoredFile) -> Entry:
     """The entry of a file of its own."""
     path = escape(readable(file.path))
-    return Entry(path, readable(place.uri), "file", encode_path(place.path), 0, file.size, file.version)
+    version = f"{file.version}-{file.mark}" if file.mark else file.version
+    return Entry(path, readable(place.uri), "file", encode_path(place.path), 0, file.size, version)
+
+
+DIGEST_BYTES = 64 * 2**20
+"""Larger files are told by their times alone."""
+
+
+def with_digest(entry: Entry, data: bytes) -> Entry:
+    """The entry of a file whose bytes are these: two writes within one tick of a clock have equal times."""
+    digest = hashlib.blake2b(data, digest_size=8).hexdigest()
+    return replace(entry, version=f"{entry.version.partition('#')[0]}#{digest}")
+
+
+def is_listed_as(listed: str, read: str, data: bytes) -> bool:
+    """Whether bytes that were read with a version are of the version that was listed, maybe by an earlier program."""
+    base, _, digest = listed.partition("#")
+    if digest and hashlib.blake2b(data, digest_size=8).hexdigest() != digest:
+        return False
+    return base == read or base == without_mark(read)
+
+
+def without_mark(version: str) -> str:
+    """The version of a local file as programs before marks listed it; any other as it is."""
+    return version.partition("-")[0] if _MARKED.fullmatch(version) else version
 
 
 def broken(place: Location, file: StoredFile, reason: str) -> Entry:

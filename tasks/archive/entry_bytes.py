@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from segcore.images.decoding import ErrorKind, ImageError
 from tasks import storage, storage_faults
-from tasks.archive.entries import Entry, decode_path, first_line
+from tasks.archive.entries import Entry, decode_path, first_line, is_listed_as
 from tasks.archive.parquet_rows import read_rows
 from tasks.archive.tar_shards import MAX_FILE_BYTES, read_tar
 from tasks.archive.zip_files import read_zip
@@ -69,7 +69,7 @@ def _read_file(protocol: str, entry: Entry) -> tuple[Entry, bytes | ImageError]:
     except Exception as error:  # Whatever the storage says of one image is that image's reason
         _require_no_outage(place, error)
         return entry, ImageError(ErrorKind.UNREADABLE, f"the storage did not give the bytes: {first_line(error)}")
-    same = version == entry.version and len(data) == entry.size
+    same = is_listed_as(entry.version, version, data) and len(data) == entry.size
     return (entry if same else replace(entry, version=version, size=len(data))), data
 
 

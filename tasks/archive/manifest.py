@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from tasks import storage
 from tasks.ahead import ahead
-from tasks.archive.entries import Entry
+from tasks.archive.entries import DIGEST_BYTES, Entry, decode_path, with_digest, without_mark
 from tasks.parquet_files import whole_parquet
 from tasks.storage import Location
 
@@ -164,13 +164,15 @@ class Manifest:
         if not len(high) or not entries:
             return known, changed
         asked = _hash_ids([e.image_id for e in entries])
-        asked_versions = _hash_versions([e.size for e in entries], [e.version for e in entries])
+        sizes = [e.size for e in entries]
+        asked_versions = _hash_versions(sizes, [e.version for e in entries])
+        earlier = _hash_versions(sizes, [without_mark(e.version) for e in entries])
         first = np.searchsorted(high, asked[:, 0])
         for i, at in enumerate(first):
             while at < len(high) and high[at] == asked[i, 0]:
                 if low[at] == asked[i, 1]:
                     known[i] = True
-                    changed[i] = versions[at] != asked_versions[i]
+                    changed[i] = versions[at] not in (asked_versions[i], earlier[i])
                     break
                 at += 1  # Two identities that share 64 bits of their hash
         return known, changed
@@ -252,6 +254,8 @@ def extend(
     again: list[Entry] = []
     while batch := list(itertools.islice(entries, SEGMENT_IMAGES)):
         known, changed = manifest.compare(batch)
+        for i in np.flatnonzero(changed):  # Young when it was listed, and old by now: its bytes tell
+            changed[i] = _changed_since_young(manifest, batch[i])
         new = [entry for entry, is_known in zip(batch, known, strict=True) if not is_known]
         if room is not None:
             new, room = new[:room], room - len(new[:room])
@@ -275,6 +279,17 @@ def extend(
     if again:
         _write_segment(manifest.folder, sequence, again, refresh=True)
     return listing
+
+
+def _changed_since_young(manifest: Manifest, entry: Entry) -> bool:
+    is_local = without_mark(entry.version) != entry.version
+    if entry.kind != "file" or not is_local or (entry.size or 0) > DIGEST_BYTES:
+        return True
+    try:
+        data = storage.read_bytes(Location("file", decode_path(entry.path)))
+    except OSError:
+        return True
+    return bool(manifest.compare([with_digest(entry, data)])[1][0])
 
 
 def part_size(num_images: int) -> int:

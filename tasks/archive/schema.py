@@ -35,7 +35,11 @@ MASKS = pa.schema(
         _field("run_id", pa.string(), "run that made the row; equal parameters, equal run", False),
         _field("uri", pa.string(), "where the photograph was read", False),
         _field("source_size", pa.int64(), "bytes of the photograph"),
-        _field("source_etag", pa.string(), "etag, or modification time in ns, of the photograph when it was listed"),
+        _field(
+            "source_etag",
+            pa.string(),
+            "etag, or modification time in ns and a mark of the file, of the photograph when it was listed",
+        ),
         _field("width", pa.int32(), "width of the photograph in px, upright"),
         _field("height", pa.int32(), "height of the photograph in px, upright"),
         _field("mask_width", pa.int32(), "width of the mask in px: the photograph's, or the working size on request"),

@@ -5,13 +5,25 @@ means for the job is `manifest.py`'s business.
 """
 
 import collections
+import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from segcore.images.decoding import EXTENSIONS
 from tasks import storage, storage_faults
-from tasks.archive.entries import SIDECARS, Entry, broken, escape, file_entry, readable, suffix
+from tasks.archive.entries import (
+    DIGEST_BYTES,
+    SIDECARS,
+    Entry,
+    broken,
+    escape,
+    file_entry,
+    readable,
+    suffix,
+    with_digest,
+)
 from tasks.archive.output import OWN
 from tasks.archive.parquet_rows import Table, list_rows, survey, twin_of_a_file, with_identities
 from tasks.archive.tar_shards import is_tar, list_tar
@@ -22,6 +34,9 @@ from tasks.words import counted
 
 LITTER = frozenset({"Thumbs.db", "desktop.ini", "Icon\r", "_SUCCESS", "_metadata", "_common_metadata"})
 """Files that systems leave among photographs and tables; like hidden files, no part of an archive."""
+
+YOUNG_NS = 2_000_000_000
+"""Of a file that is younger when it is listed the bytes are looked at: clocks of NFS, SMB and FAT are that coarse."""
 
 CONTAINERS = {
     ".arrow": "an Arrow file is not read; write it as Parquet: datasets.load_from_disk(FOLDER).to_parquet(FILE)",
@@ -194,7 +209,7 @@ def _list_files(
             yield broken(place, file, CONTAINERS[ending])
         else:
             has_files, has_images = True, has_images or ending in EXTENSIONS
-            yield file_entry(place, file)
+            yield _own_file(place, file)
     rows = 0
 
     def others() -> Iterator[str]:
@@ -209,7 +224,16 @@ def _list_files(
         if has_archives or rows:
             aside.note(f"{suffix(file.path)} file", f"{suffix(file.path)} files", readable(file.path))
         else:
-            yield file_entry(location if single else location / file.path, file)
+            yield _own_file(location if single else location / file.path, file)
+
+
+def _own_file(place: Location, file: StoredFile) -> Entry:
+    """A file of its own; a young one with the digest of its bytes, since its time may be that of a later write too."""
+    entry = file_entry(place, file)
+    if file.mark and 0 < file.size <= DIGEST_BYTES and abs(time.time_ns() - int(file.version)) < YOUNG_NS:
+        with contextlib.suppress(OSError):  # Reading it will say what is wrong
+            return with_digest(entry, storage.read_bytes(place))
+    return entry
 
 
 def _list_tables(

@@ -1,6 +1,6 @@
 """Prints the table of docs/reliability.md: what each fault has lost, duplicated or changed, and how long it has cost.
 
-    python -m tests.faults [NAME ...] [--again] [--trials N] [--minutes M]
+    python -m tests.faults [NAME ...] [--again] [--trials N | --times N] [--minutes M]
 
 Trials that have been done are kept in `.run/faults` and not done again, so that it goes on where it was stopped;
 --again forgets them. Ends with status 1 where anything was lost, duplicated or differs, or a trial is still to be done.
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(fault.name for fault in FAULTS)}")
     parser.add_argument("--again", action="store_true", help="forget the trials that have been done")
     parser.add_argument("--trials", type=int, help="how many of each, instead of each fault's own number")
+    parser.add_argument("--times", type=int, help="trials until these faults have struck this often, all together")
     parser.add_argument("--minutes", type=float, help="begin no trial after this time")
     args = parser.parse_args()
     if unknown := set(args.names) - {fault.name for fault in FAULTS}:
@@ -49,19 +50,29 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # So that what a trial has started is ended
     ends = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
     failed: set[str] = set()
-    for trial in range(max(args.trials or fault.trials for fault in wanted)):  # One of each, then the next of each
-        for fault in wanted:
-            if len(outcomes(fault)) != trial or trial >= (args.trials or fault.trials) or fault.name in failed:
+    share = -(-args.times // len(wanted)) if args.times else None
+
+    def left(fault: Fault) -> int:
+        """Trials, or strikes, that are still to be done."""
+        if share is not None:
+            return max(0, share - sum(outcome.times for outcome in outcomes(fault)))
+        return max(0, (args.trials or fault.trials) - len(outcomes(fault)))
+
+    while to_do := [fault for fault in wanted if left(fault) and fault.name not in failed]:
+        if time.monotonic() >= ends:
+            break
+        trial = min(len(outcomes(fault)) for fault in to_do)  # One of each, then the next of each
+        for fault in to_do:
+            if len(outcomes(fault)) != trial:
                 continue
             if time.monotonic() < ends and not attempt(bench, fault, trial):
                 failed.add(fault.name)
     print(f"\n{conditions()}")
     print(f"{NUM_PHOTOGRAPHS} photographs and a file of each kind that is none, {LONG_SIDE_PX} px, default model.\n")
     print(table(wanted))
-    left = sum(max(0, (args.trials or fault.trials) - len(outcomes(fault))) for fault in wanted)
-    if left:
-        print(f"\n{left} trials are still to be done: the same command goes on.")
-    sys.exit(bool(left or not all(outcome.clean for fault in wanted for outcome in outcomes(fault))))
+    if remains := sum(map(left, wanted)):
+        print(f"\n{remains} {'strikes' if args.times else 'trials'} are still to be done: the same command goes on.")
+    sys.exit(bool(remains or not all(outcome.clean for fault in wanted for outcome in outcomes(fault))))
 
 
 def attempt(bench: Bench, fault: Fault, trial: int) -> bool:

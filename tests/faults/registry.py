@@ -1,6 +1,6 @@
 """All faults, in the order of the table."""
 
-from tests.faults import driver, node, poison, prefect, weather, workers
+from tests.faults import driver, kills, node, poison, prefect, weather, workers
 from tests.faults.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
@@ -10,4 +10,5 @@ FAULTS: tuple[Fault, ...] = (
     *node.FAULTS,
     *prefect.FAULTS,
     *weather.FAULTS,
+    *kills.FAULTS,
 )

@@ -70,7 +70,7 @@ def store(place: Path, source: Path) -> Iterator[FaultProxy]:
         storage_client.refresh()
 
 
-def start(bench: Bench, place: Path, proxy: FaultProxy) -> Job:
+def start(bench: Bench, place: Path, proxy: FaultProxy, engine: str = "local") -> Job:
     """The job, bucket to bucket, through the proxy."""
     profile = place / "credentials"
     if not profile.exists():
@@ -82,7 +82,7 @@ def start(bench: Bench, place: Path, proxy: FaultProxy) -> Job:
         "AWS_ACCESS_KEY_ID": "",
         "AWS_SECRET_ACCESS_KEY": "",
     }
-    return bench.start("s3://masks/out", place / "log", "s3://photographs", **environment)
+    return bench.start("s3://masks/out", place / "log", "s3://photographs", engine, **environment)
 
 
 def write_key(profile: Path, key: str) -> None:

@@ -55,7 +55,8 @@ def _seal_before_files(put: Any) -> None:
 
     def early(place: Any, tables: Any) -> Any:
         folder = storage.Location(place.protocol, place.path.rpartition("/")[0])
-        storage.write_whole(folder / seals.seal_name(1), b'{"since": "2026-01-01T00:00:00+00:00", "sizes": [1]}')
+        storage.write_whole(folder / seals.seal_name(1), b"{}")
+        sealing._make_alone(folder)
         return write(place, tables)
 
     put(sealing, "_write_file", early)
@@ -204,7 +205,7 @@ def _clock_of_somebody(put: Any) -> None:
 
 
 BUGS = (
-    Bug("seal-before-files", "the seal is written before the files that it says are whole", _seal_before_files),
+    Bug("seal-before-files", "the seal that stands alone is written before its files", _seal_before_files),
     Bug("name-without-run", "mask files of all runs lie in one folder", _name_without_run),
     Bug("name-of-session", "a file's name says who wrote it, not only which part it is", _name_of_session),
     Bug("no-fsync-of-files", "a file is renamed without fsync of its bytes", _no_fsync_of_files),

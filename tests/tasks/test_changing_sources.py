@@ -1,6 +1,7 @@
 """Sources that are written to while they are read: real writers beside real readers, thousands of times."""
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import os
@@ -15,8 +16,10 @@ import pytest
 
 from segcore.images.decoding import ErrorKind, ImageError
 from tasks import storage
+from tasks.archive import sources
 from tasks.archive.entries import Entry
 from tasks.archive.entry_bytes import read_entries
+from tasks.archive.manifest import Manifest, extend
 from tasks.archive.sources import Source, list_source
 from tasks.storage import locate
 
@@ -47,6 +50,10 @@ def read_often(root, entries, times):
         yield from read_entries(root, entries)
 
 
+def time_of(entry):
+    return int(entry.version.partition("-")[0])
+
+
 def replace(place, data):
     beside = place.with_name(".beside")
     beside.write_bytes(data)
@@ -57,21 +64,21 @@ def test_a_file_that_is_replaced_comes_with_the_identity_of_its_bytes(tmp_path):
     photo = tmp_path / "a.jpg"
     photo.write_bytes(OLD)
     entries = list(list_source(Source(locate(str(tmp_path)))))
-    known = {}  # By version: what was put under it
+    known = {}  # By modification time: what was put under it
 
     def change(turn):
         data = (OLD, NEW)[turn % 2]
         beside = tmp_path / ".beside"
         beside.write_bytes(data)
         os.utime(beside, ns=(turn * 10**9, turn * 10**9))
-        known[str(turn * 10**9)] = data
+        known[turn * 10**9] = data
         beside.replace(photo)
 
-    known[entries[0].version] = OLD
+    known[time_of(entries[0])] = OLD
     with meanwhile(change):
         seen = [(entry, data) for entry, data in read_often(locate(str(tmp_path)), entries, 800)]
     for entry, data in seen:
-        assert known[entry.version] == data and entry.size == len(data)
+        assert known[time_of(entry)] == data and entry.size == len(data)
 
 
 def test_a_file_that_is_written_over_is_taken_when_it_holds_still(tmp_path):
@@ -94,7 +101,7 @@ def test_a_file_that_is_written_over_is_taken_when_it_holds_still(tmp_path):
             assert entry.size == len(data)
     photo.write_bytes(NEW)
     ((entry, data),) = read_entries(locate(str(tmp_path)), entries)
-    assert data == NEW and (entry.size, entry.version) == (len(NEW), str(photo.stat().st_mtime_ns))
+    assert data == NEW and (entry.size, time_of(entry)) == (len(NEW), photo.stat().st_mtime_ns)
     assert len(seen) == 1500 and steady
 
 
@@ -107,6 +114,58 @@ def test_a_file_of_the_same_time_and_another_size_has_its_own_size(tmp_path):
     os.utime(photo, ns=(times.st_atime_ns, times.st_mtime_ns))
     ((entry, data),) = read_entries(locate(str(tmp_path)), entries)
     assert (data, entry.size) == (b"the second", 10)
+
+
+@pytest.mark.parametrize("told_by", ["inode and change time", "bytes"])
+def test_a_file_that_is_replaced_within_one_tick_of_the_clock_is_noticed(told_by, tmp_path, monkeypatch):
+    folder, place = tmp_path / "photographs", locate(str(tmp_path / "manifest"))
+    folder.mkdir()
+    if told_by == "bytes":  # Written in place, on a server whose clock is coarse
+        monkeypatch.setattr(storage, "_mark", lambda status: "00000000")
+    else:
+        monkeypatch.setattr(sources, "YOUNG_NS", 0)
+    for name in ("a.jpg", "b.jpg"):
+        (folder / name).write_bytes(b"first")
+    times = (folder / "a.jpg").stat()
+
+    def listing():
+        return extend(Manifest(place), list_source(Source(locate(str(folder)))), refresh_changed=True)
+
+    assert listing().added == 2
+    (folder / "a.jpg").write_bytes(b"other")
+    os.utime(folder / "a.jpg", ns=(times.st_atime_ns, times.st_mtime_ns))
+    monkeypatch.setattr(sources, "YOUNG_NS", 0)  # Some seconds later
+    found = listing()
+    assert (found.added, found.changed, found.refreshed) == (0, 1, 1)
+    again = listing()
+    assert (again.added, again.changed) == (0, 0)
+
+
+def test_what_a_worker_reads_within_the_tick_of_the_listing_is_not_taken_for_what_was_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_mark", lambda status: "00000000")
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(b"first")
+    [listed] = list_source(Source(locate(str(tmp_path))))
+    ((entry, _),) = read_entries(locate(str(tmp_path)), [listed])
+    assert entry == listed and "#" in listed.version
+    times = photo.stat()
+    photo.write_bytes(b"other")
+    os.utime(photo, ns=(times.st_atime_ns, times.st_mtime_ns))
+    ((entry, data),) = read_entries(locate(str(tmp_path)), [listed])
+    assert data == b"other" and entry.version != listed.version
+
+
+def test_what_an_earlier_program_listed_by_its_time_alone_is_no_other_file(tmp_path):
+    photo, place = tmp_path / "photographs" / "a.jpg", locate(str(tmp_path / "manifest"))
+    photo.parent.mkdir()
+    photo.write_bytes(b"first")
+    [entry] = list_source(Source(locate(str(photo.parent))))
+    earlier = dataclasses.replace(entry, version=str(photo.stat().st_mtime_ns))
+    extend(Manifest(place), iter([earlier]))
+    found = extend(Manifest(place), list_source(Source(locate(str(photo.parent)))), refresh_changed=True)
+    assert (found.added, found.changed) == (0, 0)
+    ((read, _),) = read_entries(locate(str(photo.parent)), [earlier])
+    assert read == earlier
 
 
 def test_an_object_that_is_replaced_comes_with_the_etag_of_its_bytes(bucket, monkeypatch):

@@ -108,11 +108,24 @@ def test_large_files_are_read_row_group_by_row_group(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "_WHOLE_FILE_BYTES", 10)
     rows = small_rows(tmp_path / "photographs", num_images=9)
     write_run(str(tmp_path / "out"), "r", rows, per_file=9)
+    [file] = open_results(str(tmp_path / "out")).files
+    pq.write_table(pa.Table.from_pylist(rows, schema=reading.MASKS), file.place.path, row_group_size=2)
     opened = open_results(str(tmp_path / "out"))
-    pq.write_table(pa.Table.from_pylist(rows, schema=reading.MASKS), opened.files[0].place.path, row_group_size=2)
     tables = list(opened.tables(["image_id", "mask"]))
     assert [len(table) for table in tables] == [2, 2, 2, 2, 1]
     assert [row["image_id"] for row in opened.rows_of(["001.jpg", "006.jpg"], ["image_id"])] == ["001.jpg", "006.jpg"]
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_a_file_that_is_written_again_is_not_read_for_the_one_that_was_listed(where, tmp_path, request):
+    output = str(tmp_path / "out") if where == "local" else f"s3://{request.getfixturevalue('bucket').name}/out"
+    rows = [error_row(name, name) for name in ("a", "b", "c")]
+    write_run(output, "r", rows)
+    opened = open_results(output)
+    write_rows(opened.files[0].place, rows[1:])
+    for read in (lambda: list(opened.rows()), lambda: list(opened.rows(["mask"])), lambda: opened.row("a")):
+        with pytest.raises(JobError, match=r"is gone since the run was opened: .*Open it again"):
+            read()
 
 
 def test_a_run_in_a_bucket_is_read_like_one_on_a_disk(bucket, tmp_path):
