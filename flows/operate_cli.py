@@ -10,6 +10,7 @@ from flows.options import Json, Quiet, flag
 from flows.run_cli import NO_ARCHIVE, trial_options
 from tasks.errors import JobError
 from tasks.segmentation.archive_job import ArchiveJob
+from tasks.words import counted
 
 
 def _least(low: float) -> Parameter:
@@ -52,7 +53,7 @@ def estimate(
     if json:
         screen.print_json({"sample": found, "estimate": result})
         return
-    print(f"{found.images_listed} images; measured on {found.images} of them, scored on {found.device}:")
+    print(f"{counted(found.images_listed, 'image')}; measured on {found.images} of them, scored on {found.device}:")
     for stage, seconds in found.seconds.items():
         print(f"  {stage:<7} {seconds * 1000:8.1f} ms an image")
     if found.errors:

@@ -8,6 +8,7 @@ from flows import screen
 from flows.options import Found, Json, Quiet, UsageError, flag, options
 from tasks.datasets.layout import OwnData
 from tasks.datasets.prepare import DatasetJob
+from tasks.words import counted
 
 _CHECK = Parameter(group="Check")
 
@@ -70,16 +71,16 @@ def _prepare(job: DatasetJob, json: bool, quiet: bool) -> None:
         screen.print_json(report)
     if json or quiet:
         return
-    splits = f"{report.name}: {say_splits(report.splits)} images"
+    splits = f"{report.name}: {say_splits(report.splits)} {'image' if sum(report.splits.values()) == 1 else 'images'}"
     if report.unchanged:
         print(f"Nothing to do: {splits} are in {report.output}.")
     else:
-        size = f"{report.bytes / 1e6:,.1f} MB in {report.files} files, {report.written_now} written now"
+        size = f"{report.bytes / 1e6:,.1f} MB in {counted(report.files, 'file')}, {report.written_now} written now"
         print(f"{splits}; {size}, in {report.seconds:.1f} s.")
     if report.mended:
         print(f"Masks mended on the way: {report.mended:,}.")
     if report.left_out:
-        print(f"Left out: {report.left_out:,} images; manifest.json names them, findings.csv says why.")
+        print(f"Left out: {counted(report.left_out, 'image')}; manifest.json names each, findings.csv says why.")
     seen = sorted(report.classes.items(), key=lambda item: -item[1][0])
     print("Images by class: " + ", ".join(f"{name} {images:,}" for name, (images, _) in seen[:8]))
     print(f"Void: {report.void_share:.1%} of the pixels. Look at {report.output}/gallery.png.")
@@ -125,7 +126,7 @@ def _check(
     for file in changed[:show]:
         print(f"mended: {file}")
     if changed:
-        print(f"{len(changed):,} files mended; what was there is kept in before-fix/.")
+        print(f"{counted(len(changed), 'file')} mended; what was there is kept in before-fix/.")
         print(doctor.verdict(found.examined))
     elif fix:
         print("There is nothing that can be mended safely.")

@@ -12,6 +12,7 @@ from tasks.results.export import ExportJob
 from tasks.results.query import FindJob
 from tasks.results.report import ReportJob
 from tasks.results.sealing import CompactJob
+from tasks.words import counted
 
 Output = Annotated[str, Parameter(help="Folder or s3://bucket/prefix that `segment-archive run` wrote.")]
 Run = Annotated[str | None, Parameter(help="Run to read.", show_default="the one that finished last")]
@@ -48,7 +49,7 @@ def query(
     if json:
         screen.print_json({"run": run_id, "status": status, "model": model, "images": images, "views": asking.VIEWS})
         return
-    print(f"Run {run_id} ({status}): {images} images by {model}. Its views:")
+    print(f"Run {run_id} ({status}): {counted(images, 'image')} by {model}. Its views:")
     print(asking.views_told())
     print(
         'For example: segment-archive query OUTPUT "SELECT class, count(*) FROM objects GROUP BY ALL ORDER BY 2 DESC"'
@@ -107,11 +108,12 @@ def report(
         screen.print_json(made)
     if json or quiet:
         return
-    print(f"{made.shown} of {made.matching} images in {made.seconds:.1f} s.")
+    print(f"{made.shown:,} of {counted(made.matching, 'image')} in {made.seconds:.1f} s.")
     if made.matching > made.shown and job.images > MOST_IMAGES:
         print(f"A gallery holds {MOST_IMAGES} at most; choose with --where and --order.")
     if made.photographs_missing:
-        print(f"{made.photographs_missing} photographs could not be read any more; their masks are shown alone.")
+        missing = counted(made.photographs_missing, "photograph")
+        print(f"{missing} could not be read any more: the gallery shows the mask alone.")
     if made.sheet:
         print(f"Contact sheet: {made.sheet}")
     print(f"Gallery: {made.index}")
@@ -139,10 +141,13 @@ def export(job: ExportJob, *, json: Json = False, quiet: Quiet = False) -> None:
         return
     if done.done_before == done.masks:
         print("Nothing to do: the export is complete.")
-    regions = f", {done.annotations} regions" if done.format == "coco" else ""
-    print(f"{done.masks} masks{regions} of run {done.run_id} as {done.format}; {done.without_mask} images have none.")
+    regions = f", {counted(done.annotations, 'region')}" if done.format == "coco" else ""
+    without = f"{counted(done.without_mask, 'image')} {'has' if done.without_mask == 1 else 'have'} none"
+    print(f"{counted(done.masks, 'mask')}{regions} of run {done.run_id} as {done.format}; {without}.")
     if job.photographs:
-        print(f"{done.photographs} photographs copied, {done.photographs_missing} could not be read any more.")
+        print(
+            f"{counted(done.photographs, 'photograph')} copied, {done.photographs_missing} could not be read any more."
+        )
     print(f"In {done.destination}")
 
 
@@ -171,8 +176,8 @@ def diff(
     if json or quiet:
         return
     print(
-        f"{found.images} images in both runs, {found.equal} equal in every pixel; {found.agreement:.2%} of the pixels "
-        f"have the same label. {found.only_a} only in {found.run_a}, {found.only_b} only in {found.run_b}."
+        f"{counted(found.images, 'image')} in both runs, {found.equal} equal in every pixel; {found.agreement:.2%} of "
+        f"the pixels have the same label. {found.only_a} only in {found.run_a}, {found.only_b} only in {found.run_b}."
     )
     rows = [
         (name, None if c.agreement is None else round(c.agreement, 4), c.pixels_a, c.pixels_b)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from tasks.words import counted
+
 SHOWN_ROWS = 60
 """Rows of a table on the screen; a file holds all."""
 
@@ -127,7 +129,7 @@ def show_answer(answer: Any, format_: Format | None, to: str | None) -> None:
                 count = _write_text(answer, chosen, file)
         except OSError as error:
             raise JobError(f"Cannot write {to}: {error.strerror}.") from None
-        print(f"{count} rows in {to}", file=sys.stderr)
+        print(f"{counted(count, 'row')} in {to}", file=sys.stderr)
     elif chosen == "table":
         rows = [row for _, row in zip(range(SHOWN_ROWS + 1), answer.rows(), strict=False)]
         print_table(answer.columns, rows[:SHOWN_ROWS])
@@ -153,7 +155,7 @@ def _write_parquet(answer: Any, to: str) -> None:
     place = storage.locate(to)
     with storage.explained(place):
         storage.write_whole(place, buffer.getvalue())
-    print(f"{table.num_rows} rows in {to}", file=sys.stderr)
+    print(f"{counted(table.num_rows, 'row')} in {to}", file=sys.stderr)
 
 
 def _write_text(answer: Any, format_: str, file: Any) -> int:

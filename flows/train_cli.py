@@ -6,6 +6,7 @@ from flows import screen
 from flows.options import Json, Quiet, flag, options
 from tasks.models.names import model_names, recipe_name, recipe_names
 from tasks.training.training_job import TrainJob
+from tasks.words import counted
 
 
 @options(
@@ -81,13 +82,13 @@ def recipes(*, json: Json = False) -> None:
 
 def _show(report: Any) -> None:
     if not report.steps_now:
-        print(f"Nothing to do: all {report.steps} steps are done.")
+        print(f"Nothing to do: {'the one step is' if report.steps == 1 else f'all {report.steps:,} steps are'} done.")
     else:
         going_on = f" (from step {report.resumed_from})" if report.resumed_from else ""
-        restarts = f", workers restarted {report.restarts} times" if report.restarts else ""
+        restarts = f", workers restarted {counted(report.restarts, 'time')}" if report.restarts else ""
         print(
-            f"{report.steps_now} steps{going_on} in {report.seconds:.1f} s: {report.images_per_s:.1f} images/s, "
-            f"device busy {100 * report.device_busy:.0f} %{restarts}."
+            f"{counted(report.steps_now, 'step')}{going_on} in {report.seconds:.1f} s: "
+            f"{report.images_per_s:.1f} images/s, device busy {100 * report.device_busy:.0f} %{restarts}."
         )
     print(f"Loss of the last steps {report.loss:.4f}.")
     if report.mean_iou is not None:
@@ -105,13 +106,13 @@ def _show_plan(plan: Any) -> None:
         )
     print(f"  frozen {plan.frozen:>12,}")
     print(
-        f"{plan.images} images, each seen {plan.epochs:.1f} times; {plan.dataset_bytes / 2**20:.0f} MiB as stored, "
-        "which each worker keeps in memory."
+        f"{counted(plan.images, 'image')}, each seen {plan.epochs:.1f} times; {plan.dataset_bytes / 2**20:.0f} MiB as "
+        "stored, which each worker keeps in memory."
     )
     print(
-        f"{plan.num_workers} worker{'s' if plan.num_workers > 1 else ''} on {plan.device}: "
+        f"{counted(plan.num_workers, 'worker')} on {plan.device}: "
         f"{plan.seconds_per_step:.2f} s a step, {plan.images_per_s:.1f} images/s, "
         f"device busy {100 * plan.device_busy:.0f} %, peak memory {plan.peak_bytes / 2**30:.1f} GiB a worker."
     )
     hours, minutes = divmod(round(plan.seconds_left / 60), 60)
-    print(f"{plan.steps} steps to do: {hours} h {minutes} min, validations not counted.")
+    print(f"{counted(plan.steps, 'step')} to do: {hours} h {minutes} min, validations not counted.")

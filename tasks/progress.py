@@ -12,6 +12,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from tasks.words import counted
+
 _LINE_EVERY_S = 10.0
 _REDRAW_EVERY_S = 0.1
 
@@ -57,7 +59,7 @@ class State:
         parts = [f"{self.done / scale:,.0f}{of} {name}"]
         parts += [f"{self.rate / scale:,.1f} {name}/s"] if self.rate else []
         parts += [self.note] if self.note else []
-        parts += [f"{self.errors} errors"] if self.errors else []
+        parts += [counted(self.errors, "error")] if self.errors else []
         left = self.left_s
         parts += [f"{duration(left)} left"] if left is not None else []
         return ", ".join(parts)

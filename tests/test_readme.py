@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "infra/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
 NOT_RUN = {
-    "pip install dist/segment_archive-*.whl": "python -m benchmarks.install does, in an environment of its own",
+    "pip install --no-compile dist/segment_archive-*.whl": "benchmarks.install does, in an environment of its own",
 }
 """Commands of the README that the test does not run, and why."""
 

@@ -21,6 +21,7 @@ from tasks.datasets import layout as dataset_layout
 from tasks.datasets import shards
 from tasks.datasets.check import Examined, Reported, label_counts
 from tasks.datasets.layout import OwnData
+from tasks.words import counted
 
 _WIDTH_WITHOUT_TERMINAL = 160
 _BAR = 20
@@ -116,14 +117,15 @@ def verdict(examined: Examined) -> str:
     """The check in a sentence or two."""
     layout = examined.layout
     lists = ", ".join(f"{name} {len(ids):,}" for name, ids in layout.lists.items())
-    head = f"{layout.name}: {len(examined.checks):,} pairs read, {len(layout.label_set.classes)} classes of "
+    head = f"{layout.name}: {counted(len(examined.checks), 'pair')} read, "
+    head += f"{counted(len(layout.label_set.classes), 'class', 'classes')} of "
     head += f"{layout.label_set.origin}; {lists}."
     levels = [found.level for found in examined.findings]
     if not levels:
         return f"{head} Nothing is wrong."
     errors, warnings = levels.count(Level.ERROR), levels.count(Level.WARNING)
     notes = len(levels) - errors - warnings
-    return f"{head} {errors:,} errors, {warnings:,} warnings, {notes:,} notes."
+    return f"{head} {counted(errors, 'error')}, {counted(warnings, 'warning')}, {counted(notes, 'note')}."
 
 
 def gallery(examined: Examined, lists: dict[str, list[str]]) -> bytes | None:

@@ -5,6 +5,7 @@ archives and unpacked files below `work`, what was read of each pair in `<output
 their contents. The manifest is written last.
 """
 
+import contextlib
 import hashlib
 import time
 from pathlib import Path
@@ -134,7 +135,13 @@ class DatasetReport(BaseModel, frozen=True, use_attribute_docstrings=True):
 def fetch_archives(job: DatasetJob) -> dict[str, Fetched]:
     """Bring what the dataset is made of: archives whose checksum is right, or folders."""
     _require_sense(job)
-    storage.require_writable(storage.locate(job.output))
+    output = storage.locate(job.output)
+    above = [Path(output.path), *Path(output.path).parents] if output.protocol == "file" else []
+    made = [folder for folder in above if not folder.exists()]
+    storage.require_writable(output)
+    for folder in made:  # A job that is refused after this leaves nothing behind
+        with contextlib.suppress(OSError):
+            folder.rmdir()
     archives = _work(job) / "archives"
     if (data := job.data or job.images) is not None:
         place = storage.locate(data)

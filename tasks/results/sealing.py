@@ -32,6 +32,7 @@ from tasks.errors import JobError
 from tasks.parquet_files import naming_damage
 from tasks.results.reading import REMEDY
 from tasks.storage import Location, StoredFile
+from tasks.words import counted
 
 _FILE_BYTES = 128 * 2**20
 """Bytes of small files that go into one large file: what a sealing holds in memory, twice."""
@@ -95,12 +96,13 @@ class CompactReport:
         """What was done, in words."""
         lines = [f"Nothing to compact in run {self.run_id}."]
         if self.files:
+            were = f"{counted(self.sources, 'file')} {'is' if self.sources == 1 else 'are'}"
             lines = [
-                f"{self.rows} rows of run {self.run_id}: {self.sources} files are now {self.files}, "
+                f"{counted(self.rows, 'row')} of run {self.run_id}: {were} now {self.files}, "
                 f"{self.size / 2**20:.1f} MiB, in {self.seconds:.1f} s."
             ]
         if self.removed:
-            lines.append(f"{self.removed} small files were removed.")
+            lines.append(f"{counted(self.removed, 'small file')} {'was' if self.removed == 1 else 'were'} removed.")
         if self.waiting:
             lines.append(
                 f"{self.waiting} small files that nobody needs any more are kept; --expire removes them "

@@ -19,6 +19,22 @@ def test_prepare_says_what_came_of_it(tmp_path):
     assert "Traceback" not in shown.output
 
 
+def test_what_is_refused_leaves_no_folder_and_one_image_is_no_images(tmp_path):
+    for wrong in (tmp_path / "nowhere", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        shown = run(str(tmp_path / "a" / "out"), "--data", str(wrong))
+        assert shown.exit_code == 1 and not (tmp_path / "a").exists(), shown.output
+    (tmp_path / "kept").mkdir()
+    assert (
+        run(str(tmp_path / "kept"), "--data", str(tmp_path / "empty")).exit_code == 1 and (tmp_path / "kept").is_dir()
+    )
+    mine = make_dataset(tmp_path / "mine", 1, num_val=0)
+    (mine / "ImageSets/Segmentation/val.txt").unlink()
+    told = run(str(tmp_path / "out"), "--data", str(mine)).stdout
+    assert "train 1 image;" in told and "in 1 file," in told
+    assert "1 pair read" in run("--check", str(mine)).stdout
+
+
 def test_check_shows_a_table_and_mends(tmp_path):
     mine = make_dataset(tmp_path / "mine")
     assert run("--check", str(mine)).exit_code == 0
@@ -30,7 +46,7 @@ def test_check_shows_a_table_and_mends(tmp_path):
     assert "take it out of the training list" in shown.stdout and "cat" in shown.stdout
     assert "in train and in val" in report.read_text() and gallery.stat().st_size > 1000
     shown = run("--check", str(mine), "--fix")
-    assert shown.exit_code == 0 and "1 files mended" in shown.stdout and "Nothing is wrong" in shown.stdout
+    assert shown.exit_code == 0 and "1 file mended" in shown.stdout and "Nothing is wrong" in shown.stdout
 
 
 def test_what_makes_no_sense_is_one_sentence(tmp_path):
