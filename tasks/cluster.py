@@ -120,6 +120,7 @@ def connected() -> Iterator[None]:
         try:
             with _quiet_start(), _own_signals():
                 _start_local(quiet)
+            _mark_session()
         except OSError as error:
             if storage_faults.is_full(error):
                 raise JobError(storage_faults.explain(error, scratch())) from None
@@ -130,6 +131,29 @@ def connected() -> Iterator[None]:
     finally:
         with _own_signals():
             ray.shutdown()
+        if not address:
+            _remove_session()
+
+
+def _mark_session() -> None:
+    """Say whose Ray's folder of this session is, so that the next run removes what a killed one left there."""
+    for left in Path(scratch().path).glob(f"session_*/{_MARK}"):
+        pid = left.parent.name.rpartition("_")[2]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left.parent, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for own in Path(scratch().path).glob(f"session_*_{os.getpid()}"):
+            (own / _MARK).touch()
+
+
+def _remove_session() -> None:
+    """Remove Ray's folder of this session: logs and sockets, by megabytes, that nothing reads any more."""
+    for own in Path(scratch().path).glob(f"session_*_{os.getpid()}"):
+        if (own / _MARK).exists():
+            shutil.rmtree(own, ignore_errors=True)
+
+
+_MARK = "of-segment-archive"
 
 
 @contextlib.contextmanager

@@ -1,6 +1,11 @@
+import os
 import re
 import signal
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -115,3 +120,18 @@ def test_the_reason_is_dug_out_of_rays_wrapping(ray_cluster):
         ray.get(fail.remote())
     explained = cluster.explain(caught.value)
     assert "No space left on device" in explained and "\n" not in explained and "Traceback" not in explained
+
+
+@pytest.mark.slow
+def test_a_local_cluster_leaves_no_session_and_sweeps_those_of_killed_runs():
+    with tempfile.TemporaryDirectory() as short:  # Paths of sockets have 107 bytes at most
+        code = "import os, signal\nfrom tasks import cluster\nwith cluster.connected(): {}"
+        environment = {**os.environ, "RAY_TMPDIR": short, "HOME": short}
+        environment.pop("RAY_ADDRESS", None)
+        killed = code.format("os.kill(os.getpid(), signal.SIGKILL)")
+        assert subprocess.run([sys.executable, "-c", killed], env=environment).returncode == -signal.SIGKILL
+        [left] = Path(short, "ray").glob("session_2*")
+        Path(short, "ray", f"session_2000_{left.name.rpartition('_')[2]}").mkdir()  # Of another program
+        subprocess.run([sys.executable, "-c", code.format("pass")], env=environment, check=True)
+        [other] = Path(short, "ray").glob("session_2*")
+        assert other.name.startswith("session_2000_")
