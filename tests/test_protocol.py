@@ -1,12 +1,17 @@
 """The commit protocol: its model explored in full, its code in simulated histories; `make prove` plays many more."""
 
 import dataclasses
+import random
 
 import pytest
 
+from tasks import storage
+from tasks.storage import locate
 from tests.protocol import model
 from tests.protocol.bugs import BUGS
-from tests.protocol.history import play
+from tests.protocol.history import History, Plan, in_place, play
+from tests.protocol.store import Bucket
+from tests.protocol.turns import Turns, Weather
 
 RULES = [field.name for field in dataclasses.fields(model.Rules)]
 
@@ -31,6 +36,29 @@ def test_histories_keep_the_promise():
 def test_a_history_is_played_again_from_its_seed():
     first, second = play(8), play(8)
     assert first.turns.log == second.turns.log and len(first.turns.log) > 100
+
+
+@pytest.mark.parametrize(("condition", "wins"), [("honoured", True), ("ignored", False), ("refused", False)])
+def test_whether_a_bucket_has_one_winner_is_tried(condition, wins):
+    turns = Turns(random.Random(0))
+    bucket = Bucket(turns)
+    bucket.conditional = condition
+    with in_place(History(Plan.of(0), turns, bucket)):
+        place = locate("s3://masks/out")
+        assert storage.one_winner(place) is wins
+        assert storage.write_once(place / "x", b"first") and not storage.write_once(place / "x", b"second")
+    assert bucket.objects == {"masks/out/x": b"first"}
+
+
+def test_an_answer_that_is_lost_is_no_other_winner():
+    """The same call again is refused by what the first has written: it stands."""
+    turns = Turns(random.Random(1), Weather(error=0.15))
+    bucket = Bucket(turns)
+    with in_place(History(Plan.of(0), turns, bucket)):
+        for number in range(20):
+            turns.start(str(number), lambda n=number: storage.write_once(locate("s3://masks") / f"{n}", b"x"), "m")
+        turns.run(4000)
+    assert sum(key.startswith("masks/") and ".tmp" not in key for key in bucket.objects) == 20
 
 
 @pytest.mark.slow

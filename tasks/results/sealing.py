@@ -129,8 +129,8 @@ def compact(job: CompactJob, advance: Callable[[int, int], None] | None = None) 
         look = _with_own_seals(output, run_id)
         todo = [s for s in verified if s not in look.seals and len(look.small.get(s, ())) > 1]
         total = sum(len(look.small[segment]) for segment in todo)
-        for start in range(0, len(todo), _BATCH_SEGMENTS):
-            batch = {segment: look.small[segment] for segment in todo[start : start + _BATCH_SEGMENTS]}
+        for first in range(0, len(todo), _BATCH_SEGMENTS):
+            batch = {segment: look.small[segment] for segment in todo[first : first + _BATCH_SEGMENTS]}
             _seal_batch(output, run_id, batch, report, lambda: advance and advance(report.sources, total))
         look, others = output.look(run_id), seals.by_prefix(folder)
         ready = [s for s in look.seals.values() if _older_than(_facts(folder / s.prefix, s), job.grace_minutes)]

@@ -224,7 +224,8 @@ def _drop_foreign(output: Output, run_id: str, held: _Held, wanted: set[str]) ->
         return
     [place] = held.places  # Also where nothing is left: a session that began before could commit it again
     table = read_parquet(place, REMEDY)
-    write_rows(place, table.filter(pa.array([image_id in wanted for image_id in table["image_id"].to_pylist()])))
+    ours = [image_id in wanted for image_id in table["image_id"].to_pylist()]
+    write_rows(place, table.filter(pa.array(ours, pa.bool_())))  # Another finish may have emptied it by now
 
 
 def _add(report: ArchiveReport, errors: collections.Counter[str], check: _Check) -> None:

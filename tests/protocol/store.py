@@ -53,6 +53,7 @@ class Bucket:
             self._past.append((self.turns.now, dict(self.objects)))
         if data is None:
             self.objects.pop(key, None)
+            self.turns.removed[key] = self.turns.name
         else:
             self.objects[key] = data
             self.ever.setdefault(key, set()).add(data)
@@ -232,6 +233,7 @@ class Disk:
         for path, inode in names:
             if inode is None:
                 self.names.pop(path, None)
+                self.turns.removed[path] = self.turns.name
             else:
                 self.names[path] = inode
                 inode.ctime_ns = self._tick()

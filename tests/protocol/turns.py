@@ -68,6 +68,9 @@ class Turns:
     tasks: list[Task] = field(default_factory=list)
     current: Task | None = None
     log: list[str] = field(default_factory=list)
+    removed: dict[str, str] = field(default_factory=dict)
+    """Who has removed what was under a name."""
+
     kills: int = 0
     after: Callable[[], None] = lambda: None
     """Called when a store has changed."""
@@ -132,9 +135,13 @@ class Turns:
         """What the clock of this task's machine shows."""
         return self.now + (self.clocks.get(self.current.machine, 0.0) if self.current else 0.0)
 
+    @property
+    def name(self) -> str:
+        """Of the task whose turn it is."""
+        return self.current.name if self.current else "-"
+
     def note(self, what: str) -> None:
-        name = self.current.name if self.current else "-"
-        self.log.append(f"{self.now - 1.8e9:9.3f} {name:12} {what}")
+        self.log.append(f"{self.now - 1.8e9:9.3f} {self.name:12} {what}")
 
     def kill(self, task: Task) -> None:
         """End a task; its children may live on for a moment."""

@@ -163,8 +163,10 @@ def test_rows_and_masks_are_the_same_in_few_files(tmp_path):
     expected, masks = list(before.rows(MASKS.names)), dict(before.masks())
     questions = "SELECT class, count(*), sum(pixels) FROM objects GROUP BY 1 ORDER BY 1"
     answer = list(ask(output, questions).rows())
+    began = time.monotonic()
     report = compact(CompactJob(output=output))
     assert (report.sources, report.files, report.rows, report.waiting) == (8, 1, 31, 8)
+    assert report.seconds <= time.monotonic() - began  # It had said the seconds since the machine began
     after = open_results(output)
     assert len(before.files) == 8 and len(after.files) == 1
     assert list(after.rows(MASKS.names)) == expected

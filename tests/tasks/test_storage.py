@@ -48,6 +48,28 @@ def test_write_read_list_remove(place):
         storage.read_bytes(place / "a.bin")
 
 
+def test_what_is_written_once_stays(place):
+    """Also where the server accepts If-None-Match and ignores it, as the one of the tests does."""
+    assert storage.one_winner(place) is (place.protocol == "file")
+    assert storage.write_once(place / "deep" / "x", b"first")
+    assert not storage.write_once(place / "deep" / "x", b"second")
+    assert storage.read_bytes(place / "deep" / "x") == b"first"
+    assert [f.path for f in storage.list_files(place)] == ["deep/x"]
+    if place.protocol == "file":
+        assert [f.name for f in Path(place.path).rglob("*") if f.is_file()] == ["x"]
+
+
+def test_a_folder_without_hard_links_asks_for_the_name(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", none)
+    place = locate(str(tmp_path / "no-links"))
+    assert not storage.one_winner(place)
+    assert storage.write_once(place / "x", b"first") and not storage.write_once(place / "x", b"second")
+    assert storage.read_bytes(place / "x") == b"first"
+
+
 def test_a_replaced_file_has_another_version(place):
     storage.write_whole(place / "x", b"one")
     before = next(storage.list_files(place))
