@@ -2,7 +2,7 @@
 
 FOLDER is what `benchmarks.default_model_data` wrote; EVALUATIONS the output of `segment-archive evaluate MODEL DATASET
 EVALUATIONS --split val475`. Prints, for every evaluation there, mean IoU over seven classes of the 300 photographs and
-over all of the 475, without and with CRF, with the interval that holds 95 % of 1,000 bootstrap samples of photographs;
+over all of the 475, without and with CRF, with the 95 % interval over photographs (`evaluation.with_interval`);
 the same on the halves that choose and report; IoU and recall of each class.
 
 The metrics of a bundled model go into its card. With TRAINING, the output of `segment-archive train`, the model it made
@@ -12,6 +12,7 @@ is put into `segcore/weights_bundled` first, in bfloat16 and without its auxilia
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -62,11 +63,12 @@ def metrics_of(counts: Counts, folder: Path) -> dict[str, float]:
             of = counts.of(stage)[rows]
             prefix = f"voc2012-{subset[:-3]}-{subset[-3:]}/{stage.replace(' ', '_').lower()}"
             chosen = np.array(classes)
-            low, high = np.percentile(100 * evaluation.bootstrap_mean_iou(of, chosen), [2.5, 97.5])
             total = of.sum(0)
-            mean = 100 * float(evaluation.mean_iou(total, chosen))
-            for which, value in (("percent", mean), ("low", low), ("high", high)):
-                found[f"{prefix}/miou_{len(classes)}_{which}"] = round(float(value), 2)
+            ends = evaluation.with_interval(
+                functools.partial(evaluation.mean_iou, over=chosen), evaluation.resampling(len(of), 1000, 0), of
+            )
+            for which, value in zip(("percent", "low", "high"), ends, strict=True):
+                found[f"{prefix}/miou_{len(classes)}_{which}"] = round(100 * float(value), 2)
             if subset.startswith("val"):
                 recall = total[:, 0] / np.maximum(total[:, 1], 1)
                 for label in classes:

@@ -1,11 +1,12 @@
 """The evaluation: counting and trimaps against plain NumPy loops, the reference figures, and how the alarm behaves.
 
-Usage: python -m benchmarks.evaluation [speed reference calibration]
+Usage: python -m benchmarks.evaluation [speed reference calibration intervals]
 Data: SEGMENT_ARCHIVE_DATA, by default ../shared/data beside the repository: 300 real photographs with the scores of a
 public network.
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 
@@ -96,15 +97,69 @@ def reference(images: list[Photograph]) -> None:
                 for image, scores, truth in images
             ]
         )
-        sums = evaluation.resampled_sums(counts, evaluation.resampling(len(counts), 1000, seed=0))
+        weights = evaluation.resampling(len(counts), 1000, seed=0)
         told = []
-        for value, samples in (
-            (evaluation.mean_iou(counts.sum(axis=0), labels), evaluation.mean_iou(sums, labels)),
-            (evaluation.pixel_accuracy(counts.sum(axis=0)), evaluation.pixel_accuracy(sums)),
-        ):
-            low, high = evaluation.interval(samples)
+        for measure in (functools.partial(evaluation.mean_iou, over=labels), evaluation.pixel_accuracy):
+            value, low, high = evaluation.with_interval(measure, weights, counts)
             told.append(f"{100 * float(value):.2f} ({100 * float(low):.2f} to {100 * float(high):.2f})")
         print(f"| {what} | {' | '.join(told)} |", flush=True)
+
+
+WIDTHS_PX = (1, 5, 10, 20, 40)
+
+
+def intervals(images: list[Photograph], splits: int = 2000) -> None:
+    """How often 95 % intervals over samples of the photographs hold what all of them have."""
+    counts, bands = [], []
+    for image, scores, truth in images:
+        labels = refine_scores(image, scores, None).labels
+        counts.append(evaluation.count_pixels(truth, labels, 21))
+        bands.append(np.cumsum(evaluation.trimap_counts(truth, labels, 21, "void"), axis=0)[np.array(WIDTHS_PX) - 1])
+    # One row of numbers a photograph: classes, pixels, bands
+    rows = np.concatenate([np.stack(counts)[:, None], np.stack(bands)], axis=1)
+    chosen = np.array(FREQUENT)
+
+    def measures(sums: np.ndarray) -> np.ndarray:
+        whole, banded = sums[..., 0, :, :], sums[..., 1:, :, :]
+        first = [evaluation.mean_iou(whole, chosen)[..., None], evaluation.pixel_accuracy(whole)[..., None]]
+        return np.concatenate(
+            [*first, evaluation.iou(whole[..., chosen, :]), evaluation.mean_iou(banded, chosen)], axis=-1
+        )
+
+    truth = measures(rows.sum(axis=0))
+    names = ["mean IoU", "pixel accuracy", *(CLASSES[label] for label in chosen), *(f"trimap {w}" for w in WIDTHS_PX)]
+    holding = rows[:, 0, chosen, 1] > 0
+    random = np.random.default_rng(1)
+    print(f"\n### What 95 % intervals hold, of {splits} samples of n photographs, percent\n")
+    print(
+        "A class is counted in the samples with 20 photographs of it or more. Percentiles: of the bootstrap as it is.\n"
+    )
+    found: list[list[str]] = [[] for _ in names]
+    sizes = (50, 300, 1449)
+    for size in sizes:
+        weights = evaluation.resampling(size, 1000, seed=0)
+        held, plain, counted = (np.zeros(len(names)) for _ in range(3))
+        for _ in range(splits):
+            drawn = random.integers(0, len(rows), size)
+            sample = rows[drawn]
+            value = measures(sample.sum(axis=0))
+            samples = measures(evaluation.resampled_sums(sample, weights))
+            images_of = evaluation.effective_images(value - measures(sample.sum(axis=0) - sample))
+            enough = np.ones(len(names), bool)
+            enough[2 : 2 + len(chosen)] = holding[drawn].sum(axis=0) >= 20
+            low, high = evaluation.interval(samples, images_of)
+            held += enough & (low <= truth) & (truth <= high)
+            low, high = np.quantile(samples, [0.025, 0.975], axis=0)
+            plain += enough & (low <= truth) & (truth <= high)
+            counted += enough
+        for index, of in enumerate(counted):
+            few = of < splits / 20
+            found[index].append("" if few else f"{100 * held[index] / of:.1f} | {100 * plain[index] / of:.1f}")
+            found[index][-1] = found[index][-1] or " | "
+    print("| | " + " | ".join(f"n = {size} | percentiles" for size in sizes) + " |")
+    print("|---|" + "---|---|" * len(sizes))
+    for name, cells in zip(names, found, strict=True):
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def noisy(
@@ -222,7 +277,9 @@ def calibration(images: list[Photograph], nights: int = 100) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["speed", "reference"], help="speed, reference, calibration")
+    parser.add_argument(
+        "parts", nargs="*", default=["speed", "reference"], help="speed, reference, calibration, intervals"
+    )
     parser.add_argument("--nights", type=int, default=100)
     args = parser.parse_args()
     images = photographs(300)
@@ -232,7 +289,7 @@ def main() -> None:
         if part == "calibration":
             calibration(images, args.nights)
         else:
-            {"speed": speed, "reference": reference}[part](images)
+            {"speed": speed, "reference": reference, "intervals": intervals}[part](images)
 
 
 if __name__ == "__main__":

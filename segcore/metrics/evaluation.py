@@ -5,8 +5,10 @@ is measured is a function of counts of single images, so a subset, a sum or a bo
 Whether one model is worse than another is decided in `comparison.py`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -182,13 +184,73 @@ def resampled_sums(counts: NDArray[Any], weights: NDArray[np.float64]) -> NDArra
     return np.asarray((weights @ flat).reshape(len(weights), *counts.shape[1:]))
 
 
-def interval(samples: NDArray[np.float64], level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(samples, ...) to the two ends of the percentile interval, each (...,); samples that are NaN are left out."""
-    tail = (1 - level) / 2
-    all_missing = ~np.isfinite(samples).any(axis=0)
-    filled = np.where(all_missing, 0.0, samples)
-    low, high = np.nanquantile(filled, [tail, 1 - tail], axis=0)
-    return np.where(all_missing, np.nan, low), np.where(all_missing, np.nan, high)
+_AT_ONCE = 256
+"""Images that are left out one by one in one step: bounds the memory."""
+
+
+def interval(
+    samples: NDArray[np.float64], images: NDArray[np.float64], level: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The two ends of the expanded percentile interval of values, each (...,) (Hesterberg 2015, section 5.3).
+
+    A plain percentile interval of few images is too narrow, as one with a normal instead of a t distribution is, and
+    without their n / (n - 1): over 50 photographs it holds the truth in 86 of 100 cases (`python -m
+    benchmarks.evaluation intervals`). So its tails are cut where a t distribution has them.
+    samples: (samples, ...), of `resampled_sums`; NaN is left out. images: (...,), `effective_images`.
+    """
+    normal = NormalDist()
+    shape = samples.shape[1:]
+    ends = np.full((2, math.prod(shape)), np.nan)
+    for index, (column, n) in enumerate(
+        zip(samples.reshape(len(samples), -1).T, np.broadcast_to(images, shape).ravel(), strict=True)
+    ):
+        known = column[np.isfinite(column)]
+        if len(known):
+            tail = normal.cdf(-math.sqrt(n / (n - 1)) * _t_quantile((1 + level) / 2, float(n) - 1))
+            ends[:, index] = np.quantile(known, [tail, 1 - tail])
+    return ends[0].reshape(shape), ends[1].reshape(shape)
+
+
+def effective_images(change: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many images a value rests on, where all those mattered alike (Kish): (...,), 3 at least.
+
+    change: (N, ...), by how much leaving out an image changes the value. A few images with large objects decide the IoU
+    of a rare class, and the others do not count for it.
+    """
+    square = np.nan_to_num(change) ** 2
+    fourth = (square**2).sum(axis=0)
+    found = np.divide(square.sum(axis=0) ** 2, fourth, out=np.full(fourth.shape, 1e9), where=fourth > 0)
+    return np.asarray(np.maximum(found, 3.0))
+
+
+def _t_quantile(probability: float, degrees: float) -> float:
+    """Of Student's t distribution, by its expansion in 1 / degrees (Abramowitz and Stegun 26.7.5); 3 % low at 2."""
+    z = NormalDist().inv_cdf(probability)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return sum(term / degrees**power for power, term in enumerate(terms))
+
+
+def with_interval(
+    measure: Callable[..., NDArray[np.float64]], weights: NDArray[np.float64], *counts: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """A measure of summed counts, and the ends of its 95 % interval over images: (...,) each.
+
+    measure: takes one array of sums, (k, ...) or (...), for each of `counts`, and gives (k, ...) or (...) values.
+    weights: of `resampling`. counts: (N, ...) each, of the same images in the same order.
+    """
+    sums = [of.sum(axis=0) for of in counts]
+    value = np.asarray(measure(*sums))
+    without = [
+        measure(*(total - of[start : start + _AT_ONCE] for total, of in zip(sums, counts, strict=True)))
+        for start in range(0, len(counts[0]), _AT_ONCE)
+    ]
+    samples = measure(*(resampled_sums(of, weights) for of in counts))
+    return value, *interval(samples, effective_images(value - np.concatenate(without)))
 
 
 def bootstrap_mean_iou(
@@ -215,8 +277,7 @@ def paired_difference(
     """
     if first.shape != second.shape:
         raise ValueError(f"Only results on the same images can be compared; these are {first.shape}, {second.shape}.")
-    value = measure(second.sum(axis=0)) - measure(first.sum(axis=0))
-    low, high = interval(measure(resampled_sums(second, weights)) - measure(resampled_sums(first, weights)))
+    value, low, high = with_interval(lambda one, two: measure(two) - measure(one), weights, first, second)
     return Figure(float(value), float(low), float(high))
 
 

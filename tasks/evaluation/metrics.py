@@ -1,5 +1,6 @@
 """The metrics of an evaluation with their intervals, from the counts of its images."""
 
+import functools
 from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from typing import Any
@@ -41,12 +42,10 @@ def _of_stage(
     classes: tuple[str, ...],
 ) -> dict[str, Any]:
     """Metrics of a stage. single: (N, C, 3). bands: (N, 40, C, 3). over: (C,), in_bands: (40, C), the classes."""
-    summed, resampled = single.sum(axis=0), evaluation.resampled_sums(single, weights)
     found: dict[str, Any] = {"images": len(single)}
     for name in ("mean_iou", "pixel_accuracy", "class_accuracy"):
-        found[name] = _figure(_measure(name, summed, over), _measure(name, resampled, over))
-    by_class, samples = evaluation.iou(summed), evaluation.iou(resampled)
-    low, high = evaluation.interval(samples)
+        [found[name]] = _figures(evaluation.with_interval(functools.partial(_measure, name, over), weights, single))
+    by_class, low, high = evaluation.with_interval(evaluation.iou, weights, single)
     holding = (single[..., 1] > 0).sum(axis=0)
     found["absent"] = [name for name, compared in zip(classes, over, strict=True) if not compared]
     found["iou"] = {}
@@ -55,16 +54,11 @@ def _of_stage(
         ends = {"low": float(low[c]) if certain else None, "high": float(high[c]) if certain else None}
         value = float(np.nan_to_num(by_class[c], nan=0.0))  # Another stage predicts it
         found["iou"][classes[c]] = {"value": value, **ends, "images": int(holding[c])}
-    band_sums, band_samples = bands.sum(axis=0), evaluation.resampled_sums(bands, weights)
     found["trimap"] = {}
     for name in ("mean_iou", "pixel_accuracy", "class_accuracy"):
-        values, of_samples = _measure(name, band_sums, in_bands), _measure(name, band_samples, in_bands)
-        if not np.isfinite(values).all():
-            continue  # Nothing has a border: one class everywhere
-        low, high = evaluation.interval(of_samples)
-        found["trimap"][name] = [
-            asdict(Figure(float(v), float(a), float(b))) for v, a, b in zip(values, low, high, strict=True)
-        ]
+        curve = evaluation.with_interval(functools.partial(_measure, name, in_bands), weights, bands)
+        if np.isfinite(curve[0]).all():  # Otherwise nothing has a border: one class everywhere
+            found["trimap"][name] = _figures(curve)
     return found
 
 
@@ -88,13 +82,13 @@ def in_percent(figure: dict[str, float]) -> str:
     return f"{100 * figure['value']:.2f} ({100 * figure['low']:.2f} to {100 * figure['high']:.2f})"
 
 
-def _measure(name: str, counts: NDArray[Any], over: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _measure(name: str, over: NDArray[np.bool_], counts: NDArray[Any]) -> NDArray[np.float64]:
     """A measure of (..., C, 3) counts, (...,)."""
     if name == "mean_iou":
         return evaluation.mean_iou(counts, over)
     return evaluation.pixel_accuracy(counts) if name == "pixel_accuracy" else evaluation.class_accuracy(counts)
 
 
-def _figure(value: NDArray[Any], samples: NDArray[np.float64]) -> dict[str, float]:
-    low, high = evaluation.interval(samples)
-    return asdict(Figure(float(value), float(low), float(high)))
+def _figures(ends: tuple[NDArray[np.float64], ...]) -> list[dict[str, float]]:
+    """Value, low and high of one or more figures as JSON values."""
+    return [asdict(Figure(*map(float, of))) for of in zip(*map(np.atleast_1d, ends), strict=True)]

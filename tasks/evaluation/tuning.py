@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
@@ -346,7 +346,7 @@ def _search(job: TuneJob, search: Search) -> TuneReport:
         factor = factor**0.5
     best = _best(scored)
     counts = search.counts(best, "best")
-    low, high = np.quantile(evaluation.bootstrap_mean_iou(counts, classes, seed=job.seed), [0.025, 0.975])
+    _, low, high = evaluation.with_interval(_over(classes), evaluation.resampling(len(counts), 1000, job.seed), counts)
     report = TuneReport(
         best=best,
         mean_iou=scored[best],
@@ -385,6 +385,10 @@ def _best(scored: dict[CrfParams, float]) -> CrfParams:
     return max(scored, key=lambda params: scored[params])
 
 
+def _over(classes: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    return functools.partial(evaluation.mean_iou, over=classes)
+
+
 def _mean_iou(counts: np.ndarray, classes: np.ndarray) -> float:
     return float(evaluation.mean_iou(counts.sum(axis=0), classes))
 
@@ -396,15 +400,15 @@ def _held_out(
         return None
     of = {"best": best, "preset": preset, "none": None}
     counts = {name: judge_all(job, search.held_out, params) for name, params in of.items()}
-    samples = {name: evaluation.bootstrap_mean_iou(counts[name], classes, seed=job.seed) for name in ("best", "preset")}
-    low, high = np.quantile(samples["best"] - samples["preset"], [0.025, 0.975])
+    weights = evaluation.resampling(len(counts["best"]), 1000, job.seed)
+    gain = evaluation.paired_difference(counts["preset"], counts["best"], _over(classes), weights)
     means = {name: _mean_iou(of, classes) for name, of in counts.items()}
     return {
         "best": means["best"],
         "preset": means["preset"],
         "without_crf": means["none"],
-        "gain_low": float(low),
-        "gain_high": float(high),
+        "gain_low": gain.low,
+        "gain_high": gain.high,
     }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from segcore.crf.dense_crf import CrfParams, refine_scores
 from segcore.metrics import evaluation
@@ -142,8 +143,8 @@ def test_resampled_sums_are_weighted_sums_that_leave_no_image_out() -> None:
     np.testing.assert_allclose(weights.var(axis=0), 5 / 7, atol=0.15)
     np.testing.assert_allclose(resampled_sums(counts, weights)[3], (weights[3, :, None, None] * counts).sum(axis=0))
     np.testing.assert_array_equal(weights, resampling(6, 1000, seed=1))
-    low, high = interval(np.array([[np.nan, 1.0], [np.nan, 3.0]]), level=0.5)
-    assert np.isnan(low[0]) and (low[1], high[1]) == (1.5, 2.5)
+    low, high = interval(np.array([[np.nan, 1.0], [np.nan, 3.0]]), np.full(2, 1e9), level=0.5)
+    assert np.isnan(low[0]) and (low[1], high[1]) == pytest.approx((1.5, 2.5))
 
 
 def test_a_class_that_one_result_alone_predicts_counts_in_both() -> None:
@@ -196,6 +197,38 @@ def test_every_resampling_has_the_classes_of_all_images() -> None:
     assert abs(samples.mean() - np.mean(apart)) < 0.01 and samples.std() < 0.03
 
 
+def test_intervals_of_few_images_hold_the_truth_as_often_as_they_say() -> None:
+    """A class in large and small objects, as in photographs, on 40 of them."""
+    random = np.random.default_rng(0)
+    size = random.lognormal(6, 1.2, 4000)
+    found = size * random.beta(6, 2, size.shape)
+    images = np.stack([found, size, found + 0.1 * size], axis=-1)[:, None]  # (N, 1, 3)
+    truth = float(iou(images.sum(axis=0))[0])
+    weights = resampling(40, 1000, seed=0)
+    held, plain = 0, 0
+    for _ in range(400):
+        sample = images[random.integers(0, len(images), 40)]
+        _, low, high = evaluation.with_interval(iou, weights, sample)
+        held += bool(low[0] <= truth <= high[0])
+        low, high = np.quantile(iou(resampled_sums(sample, weights)), [0.025, 0.975], axis=0)
+        plain += bool(low[0] <= truth <= high[0])
+    assert plain < 0.94 * 400 <= held
+
+
+def test_effective_images_and_the_t_distribution() -> None:
+    assert evaluation.effective_images(np.array([[1.0, 1, 0], [-1, 0, 0], [1, 0, 0], [1, 0, 0]])).tolist() == [
+        4,
+        3,
+        1e9,
+    ]
+    samples = np.linspace(0, 1, 10_001)[:, None]
+    for images in (3.0, 5.0, 30.0, 1e6):
+        low, high = interval(samples, np.array([images]))
+        tail = stats.norm.cdf(-np.sqrt(images / (images - 1)) * stats.t.ppf(0.975, images - 1))
+        assert low[0] == pytest.approx(tail, rel=0.25 if images == 3 else 0.01, abs=2e-4)
+        assert low[0] + high[0] == pytest.approx(1)
+
+
 def test_a_paired_difference_is_surer_than_two_intervals() -> None:
     random = np.random.default_rng(0)
     truth = random.integers(0, 3, (40, 12, 12)).astype(np.uint8)
@@ -208,7 +241,7 @@ def test_a_paired_difference_is_surer_than_two_intervals() -> None:
     )
     weights = resampling(40, 1000, seed=0)
     paired = evaluation.paired_difference(first, second, pixel_accuracy, weights)
-    alone = interval(pixel_accuracy(resampled_sums(first, weights)))
+    _, *alone = evaluation.with_interval(pixel_accuracy, weights, first)
     assert paired.low < paired.value < paired.high < 0
     assert paired.high - paired.low < 0.5 * float(alone[1] - alone[0])
     with pytest.raises(ValueError, match="same images"):
