@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from flows import screen
 from flows.options import PRINTING, Found, Json, Quiet, flag, options
 from tasks.models.names import model_names, presets
-from tasks.segmentation.archive_job import ArchiveJob, output_beside
+from tasks.segmentation.archive_job import ArchiveJob, output_beside, require_no_web_address
 from tasks.words import counted
 
 ARCHIVE_GROUPS = {
@@ -66,6 +66,7 @@ def run(
     """
     from flows import execution, jobs
 
+    require_no_web_address(job.source)
     report = execution.run(jobs.segment_archive, job, quiet=quiet or json)
     if json:
         screen.print_json(report)

@@ -15,6 +15,7 @@ from tasks import storage
 from tasks.errors import JobError
 from tasks.evaluation.record import evaluation_of, read_record
 from tasks.storage import Location
+from tasks.words import counted
 
 
 @dataclass
@@ -82,7 +83,8 @@ class Night:
         """What a person is told first."""
         if self.alarms:
             return "; ".join(alarm.sentence.rstrip(".") for alarm in self.alarms) + "."
-        told = [f"{sum(1 for m in self.models if m.evaluations)} models on {self.images} images of {self.dataset}"]
+        models = counted(sum(1 for m in self.models if m.evaluations), "model")
+        told = [f"{models} on {counted(self.images, 'image')} of {self.dataset}"]
         compared = sum(m.compared for m in self.models)
         if compared:
             told.append(f"{compared} compared with their baseline, none worse")

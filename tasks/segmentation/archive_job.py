@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -365,10 +366,20 @@ def _unit_images(inference: InferenceParams, parameters: int) -> int:
     return max(1, min(PART_IMAGES, int(PART_IMAGES / max(work, pixels))))
 
 
+def require_no_web_address(source: str) -> None:
+    """A web server lists nothing. Raises JobError that names the command for one photograph of it."""
+    if source.startswith(("http://", "https://")):
+        raise JobError(
+            f"{source} is a web address, and an archive lies in a folder or a bucket: for one photograph, "
+            f"segment-archive show {shlex.quote(source)}."
+        )
+
+
 def output_beside(source: str) -> str:
     """Where masks go if nobody says: SOURCE-masks, beside the source. JobError where there is no such place."""
+    require_no_web_address(source)
     place = storage.locate(source)
     within = place.path.strip("/")
-    if place.protocol in ("http", "https") or not within or (place.protocol != "file" and "/" not in within):
+    if not within or (place.protocol != "file" and "/" not in within):
         raise JobError(f"There is no place beside {source} for the masks; name one: segment-archive run SOURCE OUTPUT.")
     return f"{place.uri.rstrip('/')}-masks"

@@ -2,6 +2,7 @@
 
 import http.client
 import shlex
+import urllib.parse
 import urllib.request
 from pathlib import PurePosixPath
 
@@ -40,6 +41,8 @@ class ShowReport(BaseModel, frozen=True, use_attribute_docstrings=True):
 
 def picture_name(photograph: str) -> str:
     """Where the picture goes if nobody says: NAME-overlay.png in the current folder."""
+    if "://" in photograph:
+        photograph = urllib.parse.unquote(photograph.partition("?")[0]).replace("?", "-")
     name = PurePosixPath(photograph.partition("?")[0].replace("\\\\", "/")).stem
     return f"{name or 'photograph'}-overlay.png"
 

@@ -105,6 +105,16 @@ def test_an_answer_can_be_read_in_a_narrow_terminal(columns, small_output, monke
     assert Path(first["image_id"]).name in told
 
 
+def test_a_web_address_is_shown_and_is_no_archive(tmp_path):
+    from tasks.segmentation.show import picture_name
+
+    for arguments in (("http://example.org/a.jpg",), ("https://example.org/a%20b.jpg", tmp_path / "out")):
+        told = invoke(app, "run", *arguments)
+        assert told.exit_code == 1 and f"segment-archive show {arguments[0]}." in told.stderr
+    assert picture_name("https://example.org/a%20b.jpg?size=9") == "a b-overlay.png"
+    assert picture_name("a%20b.jpg") == "a%20b-overlay.png"
+
+
 def test_what_is_near_is_proposed_and_what_is_not_is_not():
     for words, there, absent in [
         (("run", "a", "--bogus"), "There is no option --bogus.", "mean"),
