@@ -249,7 +249,8 @@ def test_a_file_that_was_replaced_comes_with_its_new_version(tmp_path, bucket):
     for root, entry in ((locate(str(tmp_path)), local), (locate(f"s3://{bucket.name}"), remote)):
         ((read, data),) = read_entries(root, [entry])
         assert data == b"newer" and read.size == 5
-        assert read.version == next(list_source(Source(root))).version != entry.version
+        now = next(list_source(Source(root))).version.partition("#")[0]  # Without the digest of a young file
+        assert read.version == now != entry.version.partition("#")[0]
 
 
 def test_an_outage_is_no_images_fault(tmp_path, bucket, monkeypatch):
