@@ -81,8 +81,8 @@ def _prepare(job: DatasetJob, json: bool, quiet: bool) -> None:
         print(f"Masks mended on the way: {report.mended:,}.")
     if report.left_out:
         print(f"Left out: {counted(report.left_out, 'image')}; manifest.json names each, findings.csv says why.")
-    seen = sorted(report.classes.items(), key=lambda item: -item[1][0])
-    print("Images by class: " + ", ".join(f"{name} {images:,}" for name, (images, _) in seen[:8]))
+    seen = sorted(((images, name) for name, (images, _) in report.classes.items() if images), reverse=True)
+    print("Images by class: " + ", ".join(f"{name} {images:,}" for images, name in seen[:8]))
     print(f"Void: {report.void_share:.1%} of the pixels. Look at {report.output}/gallery.png.")
     if report.findings:
         print("Findings: " + ", ".join(f"{number:,} x {kind}" for kind, number in report.findings.items()))
