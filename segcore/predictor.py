@@ -18,10 +18,12 @@ from segcore.crf import dense_crf
 from segcore.crf.dense_crf import Backend, CrfParams, Refined
 from segcore.images import decoding
 from segcore.images.decoding import MAX_PIXELS, Photograph
+from segcore.models.card import PYTHON
 from segcore.scoring.inference import InferenceParams, ScoreMap, Scorer
 
 if TYPE_CHECKING:
     from segcore.models.checkpoint import LoadedModel
+    from segcore.scoring.hf_scorer import HfScorer
     from segcore.scoring.onnx_scorer import OnnxScorer
 
 PIPELINE_VERSION = 2
@@ -100,7 +102,7 @@ class Predictor:
         self._load = model if callable(model) else None
         self._model = None if callable(model) else model
         self._device, self._num_threads, self._batch_size = device, num_threads, batch_size
-        self._scorer: Scorer | OnnxScorer | None = None
+        self._scorer: Scorer | OnnxScorer | HfScorer | None = None
 
     @property
     def model(self) -> LoadedModel:
@@ -111,16 +113,30 @@ class Predictor:
         return self._model
 
     @property
-    def scorer(self) -> Scorer | OnnxScorer:
+    def scorer(self) -> Scorer | OnnxScorer | HfScorer:
         """The network on its device, brought there by the first use.
 
         By torch; by ONNX Runtime where torch is not installed, or would compute in float32 on a CPU what ONNX Runtime
         can compute, in about half the time (`python -m benchmarks.onnx`).
         """
         if self._scorer is None:
-            from segcore.scoring.onnx_scorer import OnnxScorer, is_better
+            from segcore.scoring.onnx_scorer import OnnxScorer, is_better, require_usable
 
-            if is_better(self.model, self.params.inference, self._device):
+            if self.model.hf is not None:
+                from segcore.scoring.hf_scorer import HfScorer
+
+                require_usable(self.model.card, self.params.inference)
+                self._scorer = HfScorer(
+                    self.model, self.params.inference, device=self._device, num_threads=self._num_threads
+                )
+            elif self.model.card.variant == PYTHON:
+                from segcore.scoring.python_scorer import PythonScorer
+
+                require_usable(self.model.card, self.params.inference)
+                self._scorer = PythonScorer(
+                    self.model, self.params.inference, device=self._device, num_threads=self._num_threads
+                )
+            elif is_better(self.model, self.params.inference, self._device):
                 self._scorer = OnnxScorer(
                     self.model, self.params.inference, device=self._device, num_threads=self._num_threads
                 )

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import IO
@@ -66,14 +67,28 @@ def without_pandas() -> Iterator[None]:
     try:
         yield
     finally:
+        allow_pandas()
+
+
+def allow_pandas() -> None:
+    """End what `without_pandas` began: code of others may need it."""
+    if _NoPandas in sys.meta_path:
         sys.meta_path.remove(_NoPandas)
 
 
 class _NoPandas(MetaPathFinder):
     @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> None:
-        if name == "pandas":
-            raise ModuleNotFoundError("pandas is not needed here", name=name)
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        # A specification that cannot be loaded: torch and transformers ask for it without an import
+        return ModuleSpec(name, _Refusing()) if name == "pandas" else None
+
+
+class _Refusing(Loader):
+    def create_module(self, spec: ModuleSpec) -> None:
+        raise ModuleNotFoundError("pandas is not needed here", name=spec.name)
+
+    def exec_module(self, module: object) -> None:
+        """Never reached."""
 
 
 def ending(code: int) -> str:

@@ -25,10 +25,16 @@ SPLITS = ("none", "unknown", "imagenet", "coco", "voc2012-train", "voc2012-train
 ONNX = "onnx"
 """Variant of a card whose network is an ONNX file rather than one of `segcore.models.NAMES`."""
 
+HUGGING_FACE = "huggingface"
+"""Variant of the card that is made of a folder of Hugging Face's layout (`hf_folder.py`)."""
+
+PYTHON = "python"
+"""Variant of the card of a torch module that a function made (`python_model.py`)."""
+
 CONVENTIONS = ("caffe", "deeplab-pytorch", "semseg", "areas")
 """Whose arithmetic the views of an image are made and fused by (`scoring/tta.py`): DeepLab's and PSPNet's Caffe, with
-corners aligned, as this project trains; kazuto1011/deeplab-pytorch; hszhao/semseg. "areas" is of ONNX files
-alone: pixels are areas (`align_corners=False`), sides are padded to multiples of the stride."""
+corners aligned, as this project trains; kazuto1011/deeplab-pytorch; hszhao/semseg. "areas" is of networks
+of others alone: pixels are areas (`align_corners=False`), sides are padded to multiples of the stride."""
 
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Characters that move a cursor or end a line, and halves of such
 
@@ -38,7 +44,7 @@ class ModelCard:
     """Everything about a network but its weights."""
 
     variant: str
-    """Name in `segcore.models.NAMES`, or "onnx"."""
+    """Name in `segcore.models.NAMES`, "onnx", "huggingface" or "python"."""
 
     classes: tuple[str, ...]
     """Class names by label, 1 to 255 of them, each once."""
@@ -73,13 +79,13 @@ class ModelCard:
     """One of `CONVENTIONS`: that of the source of the weights."""
 
     def __post_init__(self) -> None:
-        if self.variant == ONNX:
+        if self.variant in (ONNX, PYTHON):
             _check_onnx_options(self.options)
-        else:
+        elif self.variant != HUGGING_FACE:
             models.variant(self.variant)
         if self.convention not in CONVENTIONS:
             raise ValueError(f"convention is one of {', '.join(CONVENTIONS)}, got {_shown(self.convention)}.")
-        if (self.variant == ONNX) != (self.convention == "areas") and self.convention != "caffe":
+        if self._is_of_others != (self.convention == "areas") and self.convention != "caffe":
             raise ValueError(f"the convention {self.convention} is not one of {self.variant} models.")
         if not 1 <= len(self.classes) <= 255 or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"A card names 1 to 255 classes, each once; got {len(self.classes)}.")
@@ -90,15 +96,20 @@ class ModelCard:
             raise ValueError("The metrics of a card are finite numbers.")
 
     @property
+    def _is_of_others(self) -> bool:
+        """Whether the network is none of `segcore.models.NAMES`."""
+        return self.variant in (ONNX, HUGGING_FACE, PYTHON)
+
+    @property
     def parameters(self) -> int:
         """Parameters of the network: what it costs, roughly."""
-        if self.variant == ONNX:
+        if self._is_of_others:
             return int(self.options.get("parameters", 0))
         return models.variant(self.variant).parameters
 
     @property
     def shown_name(self) -> str:
-        name = str(self.options.get("name", self.variant)) if self.variant == ONNX else self.variant
+        name = str(self.options.get("name", self.variant)) if self._is_of_others else self.variant
         return f"{name} (untrained)" if self.untrained else name
 
     @property
@@ -121,7 +132,7 @@ class ModelCard:
         """What in the card decides the output, as JSON values."""
         return {
             "variant": self.variant,
-            "options": {key: value for key, value in self.options.items() if self.variant != ONNX or key != "name"},
+            "options": {key: value for key, value in self.options.items() if not self._is_of_others or key != "name"},
             "classes": list(self.classes),
             "preprocessing": self.preprocessing.to_json(),
             # Runs of cards that were written before there was a choice keep their name

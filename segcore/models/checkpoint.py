@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-import struct
+import tempfile
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +21,11 @@ import numpy as np
 
 from segcore import extras, models, names, voc
 from segcore.datasets.seen_images import SEEN_FILE, SeenImages
+from segcore.models import hf_folder, python_model
 from segcore.models.card import ONNX, ModelCard
+from segcore.models.hf_folder import HfFolder
 from segcore.models.preprocessing import Preprocessing
+from segcore.models.safetensors_header import read_header
 from segcore.user_folder import user_folder
 
 if TYPE_CHECKING:
@@ -37,8 +40,6 @@ CARD_FILE = "card.json"
 # Written here and not in `models/untrained.py` so that a digest needs no torch; a test holds the two together.
 UNTRAINED_VERSION = 1
 
-# A header of names and shapes: ResNet-269 has about 1,400 tensors of some 100 bytes each.
-_MAX_HEADER_BYTES = 16 << 20
 _MAX_CARD_BYTES = 4 << 20
 _MAX_PROBLEMS_CHARACTERS = 20_000
 
@@ -68,6 +69,9 @@ class LoadedModel:
     onnx: bytes | None = None
     """Of a model that is an ONNX file: its content; `module` is None then."""
 
+    hf: HfFolder | None = None
+    """Of a model in Hugging Face's layout: its configuration; `module` is a network of `transformers` then."""
+
     def __post_init__(self) -> None:
         self.name = self.name or self.card.shown_name
 
@@ -80,7 +84,8 @@ def cache_directory() -> Path:
 def load(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0) -> LoadedModel:
     """The model of a name or of a path.
 
-    name_or_path: one of `models.NAMES`, a model directory, or its `.safetensors` or `.onnx` file, card beside it.
+    name_or_path: one of `models.NAMES`, a model directory, its `.safetensors` or `.onnx` file with the card beside it,
+        a folder of Hugging Face's layout, or `module:function`, whose code runs.
     untrained: build the named network with seeded weights instead; it is marked as untrained in every output.
     ValueError in one sentence: unknown name, no weights at hand, damaged file, names or shapes that do not fit (all
     of them), a card that does not make sense, a network that needs torch where it is not installed.
@@ -100,7 +105,19 @@ def load(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0) ->
         initialise_untrained(module, seed, card.preprocessing.input_std)
         return LoadedModel(module.eval(), card, _untrained_digest(card, seed))
 
-    return load_packed(pack(name_or_path))
+    if python_model.is_name(str(name_or_path)):
+        module, card, content = python_model.load(str(name_or_path))
+        return LoadedModel(module, card, _file_digest(content, card))
+    weights = find(name_or_path)
+    if weights.name == hf_folder.CONFIG:
+        return _load_hf(weights.parent)
+    return load_packed(pack(weights))
+
+
+def _load_hf(folder: Path) -> LoadedModel:
+    found = hf_folder.look(folder)
+    digest = _file_digest(hf_folder.digest_parts(folder, found), found.card)
+    return LoadedModel(hf_folder.build(folder, found), found.card, digest, hf=found)
 
 
 @dataclass(frozen=True)
@@ -116,16 +133,34 @@ class PackedModel:
     where: str
     """Path of the weights where they come from, for messages."""
 
+    files: dict[str, bytes] | None = None
+    """Of a folder of Hugging Face's layout: the content of each file that is read, by name; the others are empty."""
+
 
 def pack(name_or_path: str | Path) -> PackedModel:
     """The files of a model with trained weights; the same ValueErrors as `load` for what is not there."""
+    if python_model.is_name(str(name_or_path)):
+        raise ValueError(
+            f"{name_or_path} is code of this machine, which is not sent to others: run it with --engine local."
+        )
     weights = find(name_or_path)
+    if weights.name == hf_folder.CONFIG:
+        names = hf_folder.look(weights.parent).files
+        files = {name: (weights.parent / name).read_bytes() for name in names}
+        return PackedModel(b"", b"", str(weights), files)
     return PackedModel(weights.read_bytes(), _card_bytes(weights), str(weights))
 
 
 def load_packed(packed: PackedModel) -> LoadedModel:
     """The model of its bytes; the same ValueErrors as `load`."""
     weights = Path(packed.where)
+    if packed.files is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / weights.parent.name
+            place.mkdir()
+            for name, whole in packed.files.items():
+                (place / name).write_bytes(whole)
+            return _load_hf(place)
     card = ModelCard.from_json(packed.card, where=str(weights.parent / CARD_FILE))
     content = hashlib.sha256(packed.weights).hexdigest()
     if (card.variant == ONNX) != (weights.suffix == ".onnx"):
@@ -145,7 +180,7 @@ def load_packed(packed: PackedModel) -> LoadedModel:
     except Exception as error:  # Options of a card are anybody's, and torch raises all kinds
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{weights.parent / CARD_FILE} asks for a network that cannot be built: {reason}") from error
-    _check_tensors(weights, _read_header(weights, packed.weights), module)
+    _check_tensors(weights, read_header(weights, packed.weights), module)
     from safetensors.torch import load as parse
 
     try:
@@ -169,7 +204,7 @@ def _without_torch(packed: PackedModel, card: ModelCard) -> dict[str, np.ndarray
 
     if not onnx_network.takes(card):
         raise ValueError(extras.sentence("torch", card.shown_name))
-    shapes = _read_header(Path(packed.where), packed.weights)
+    shapes = read_header(Path(packed.where), packed.weights)
     start = 8 + int.from_bytes(packed.weights[:8], "little")
     header = json.loads(packed.weights[8:start])
     found = {}
@@ -211,7 +246,12 @@ def digest_of(name_or_path: str | Path, *, untrained: bool = False, seed: int = 
     """The `digest` that `load` would give, without building the network; the same ValueErrors for what is not there."""
     if untrained:
         return _untrained_digest(_untrained_card(name_or_path, seed), seed)
+    if python_model.is_name(str(name_or_path)):
+        return load(name_or_path).digest
     weights = find(name_or_path)
+    if weights.name == hf_folder.CONFIG:
+        found = hf_folder.look(weights.parent)
+        return _file_digest(hf_folder.digest_parts(weights.parent, found), found.card)
     with weights.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     return _file_digest(content, _read_card(weights))
@@ -220,6 +260,8 @@ def digest_of(name_or_path: str | Path, *, untrained: bool = False, seed: int = 
 def describe(name_or_path: str | Path, *, untrained: bool = False, seed: int = 0) -> tuple[ModelCard, str]:
     """Card and digest of what `load` would give, without building the network; the same ValueErrors."""
     digest = digest_of(name_or_path, untrained=untrained, seed=seed)
+    if python_model.is_name(str(name_or_path)) and not untrained:
+        return load(name_or_path).card, digest
     return (_untrained_card(name_or_path, seed) if untrained else _read_card(find(name_or_path))), digest
 
 
@@ -236,6 +278,8 @@ def find(name_or_path: str | Path) -> Path:
             f"or give the path of a model directory."
         )
     path = Path(name_or_path)
+    if path.is_dir() and hf_folder.is_one(path):
+        return path / hf_folder.CONFIG
     if path.is_dir():
         path = path / (ONNX_FILE if (path / ONNX_FILE).is_file() else WEIGHTS_FILE)
     if path.is_file():
@@ -254,6 +298,8 @@ def find(name_or_path: str | Path) -> Path:
 
 def seen_images(name_or_path: str | Path) -> SeenImages | None:
     """Digests of the images that a model was trained on; None where it has none. ValueError for a damaged file."""
+    if python_model.is_name(str(name_or_path)):
+        return None
     path = find(name_or_path).parent / SEEN_FILE
     return SeenImages.from_bytes(path.read_bytes(), str(path)) if path.is_file() else None
 
@@ -333,6 +379,8 @@ def _digest(value: dict[str, Any]) -> str:
 
 
 def _read_card(weights: Path) -> ModelCard:
+    if weights.name == hf_folder.CONFIG:
+        return hf_folder.look(weights.parent).card
     return ModelCard.from_json(_card_bytes(weights), where=str(weights.parent / CARD_FILE))
 
 
@@ -348,26 +396,6 @@ def _card_bytes(weights: Path) -> bytes:
     if len(content) > _MAX_CARD_BYTES:
         raise ValueError(f"{path} is larger than {_MAX_CARD_BYTES} bytes; that is no model card.")
     return content
-
-
-def _read_header(path: Path, content: bytes) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a safetensors file, without reading the tensors."""
-    length = struct.unpack("<Q", content[:8])[0] if len(content) >= 8 else -1
-    if not 2 <= length <= min(len(content) - 8, _MAX_HEADER_BYTES):
-        raise ValueError(f"{path} is no safetensors file, or is cut short: its header does not fit into it.")
-    try:
-        header = json.loads(content[8 : 8 + length], object_pairs_hook=_each_once)
-        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no safetensors file: its header is not readable ({str(error)[:200]}).") from error
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. ValueError for a name that stands there twice: two readers would take different ones."""
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a name stands there twice")
-    return value
 
 
 def _check_tensors(path: Path, found: dict[str, tuple[int, ...]], module: nn.Module) -> None:

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from segcore.models.card import ModelCard
-
 if TYPE_CHECKING:
     import onnxruntime
 
@@ -120,12 +118,6 @@ def ends(session: onnxruntime.InferenceSession, where: str, output: str = "", cl
     if classes is not None and number not in (None, classes):
         raise ValueError(f"{where} gives scores of {number} classes, its card names {classes}: correct the card.")
     return Ends(inputs[0].name, channels_last, (size[0], size[1]), maps[0].name, number, last)
-
-
-def options_of(card: ModelCard) -> tuple[int, str, bool]:
-    """Of a card: stride in px, name of the output ("" for the only one), whether scores are probabilities."""
-    options = card.options
-    return int(options.get("stride", 32)), str(options.get("output", "")), bool(options.get("probabilities", False))
 
 
 class _BrokenError(Exception):

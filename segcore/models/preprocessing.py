@@ -50,3 +50,11 @@ PSPNET_CAFFE = Preprocessing("BGR", (103.939, 116.779, 123.68))
 
 # EfficientNet-Lite as TensorFlow trained it: (pixel - 127) / 128.
 EFFICIENTNET_LITE = Preprocessing("RGB", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
+
+BY_RANGE = {
+    "imagenet": IMAGENET_RGB,
+    "0..1": Preprocessing("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
+    "-1..1": Preprocessing("RGB", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+    "0..255": Preprocessing("RGB", (0.0, 0.0, 0.0)),
+}
+"""Usual ones of models of others by the range that pixels are brought to."""

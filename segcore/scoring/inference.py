@@ -65,6 +65,10 @@ PSPNET_MULTI_SCALE = InferenceParams(
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
+LOWEST = -65504.0
+"""Of float16."""
+
+
 class ScoreMap(NamedTuple):
     """Scores of one image on the network's grid."""
 
@@ -285,7 +289,18 @@ def _to_float16(scores: torch.Tensor) -> torch.Tensor:
     import torch
 
     scores = torch.where(torch.isfinite(scores), scores, torch.nan)
-    return (scores - scores.amax(dim=1, keepdim=True)).clamp_(min=-65504.0).half()
+    return (scores - scores.amax(dim=1, keepdim=True)).clamp_(min=LOWEST).half()
+
+
+def score_map(scores: np.ndarray, extent_px: tuple[int, int], name: str) -> ScoreMap:
+    """A score map of (C, h, w) float32 scores: each position's best class becomes 0, far ones stop at -65504.
+
+    ValueError for scores that are not finite; name: of the model, for the message.
+    """
+    with np.errstate(invalid="ignore"):
+        scores = np.where(np.isfinite(scores), scores, np.nan)
+        scores = np.maximum(scores - scores.max(axis=0), LOWEST).astype(np.float16)
+    return ScoreMap(finite(scores, name), extent_px)
 
 
 def finite(scores: np.ndarray, name: str) -> np.ndarray:

@@ -10,15 +10,12 @@ import numpy as np
 from segcore import extras
 from segcore.images.decoding import ErrorKind, ImageError
 from segcore.models import onnx_file, onnx_network
-from segcore.models.card import ONNX, ModelCard
+from segcore.models.card import HUGGING_FACE, ONNX, PYTHON, ModelCard
 from segcore.models.checkpoint import LoadedModel
-from segcore.scoring.inference import InferenceParams, ScoreMap, check_images, check_params, finite, padded_px
+from segcore.scoring.inference import InferenceParams, ScoreMap, check_images, check_params, padded_px, score_map
 
 # ONNX Runtime reports to its maker by default, and keeps a database for that in the home folder. Read at its import
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-_LOWEST = -65504.0
-"""Of float16."""
 
 
 def is_better(model: LoadedModel, params: InferenceParams, device: str) -> bool:
@@ -41,6 +38,12 @@ def require_usable(card: ModelCard, params: InferenceParams) -> None:
     if card.variant == ONNX:
         _require_plain(card, params, "auto")
         return
+    if card.variant in (HUGGING_FACE, PYTHON):
+        _require_one_pass(card, params)
+        for package in ("torch", "transformers") if card.variant == HUGGING_FACE else ("torch",):
+            if not extras.is_here(package):
+                raise ValueError(extras.sentence(package, card.shown_name))
+        return
     if not extras.is_here("torch") and (obstacle := _obstacle(card, params, "auto")) is not None:
         raise ValueError(extras.sentence("torch", obstacle))
 
@@ -59,18 +62,22 @@ def _obstacle(card: ModelCard, params: InferenceParams, device: str) -> str | No
     return None
 
 
-def _require_plain(card: ModelCard, params: InferenceParams, device: str) -> None:
-    """ValueError for what is asked of an ONNX file that only networks of torch do."""
+def _require_one_pass(card: ModelCard, params: InferenceParams) -> None:
+    """ValueError for what is asked of a network of others that only ours do."""
     for asked, what, remedy in (
-        (device not in ("auto", "cpu"), f"the device {device!r}", "leave it out"),
         (params.precision not in ("auto", "fp32"), f"precision {params.precision}", "leave --precision out"),
         (params.scales != (1.0,) or params.mirror, "several views of an image", "leave --scales and --mirror out"),
         (params.crop_px is not None, "sliding windows", "leave --crop out"),
     ):
         if asked:
-            raise ValueError(
-                f"An ONNX model is scored on the CPU in float32 and in one pass, without {what}: {remedy}."
-            )
+            raise ValueError(f"{card.shown_name} is scored in float32 and in one pass, without {what}: {remedy}.")
+
+
+def _require_plain(card: ModelCard, params: InferenceParams, device: str) -> None:
+    """ValueError for what is asked of an ONNX file that only networks of torch do."""
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"An ONNX model is scored on the CPU, without the device {device!r}: leave it out.")
+    _require_one_pass(card, params)
 
 
 class OnnxScorer:
@@ -83,6 +90,9 @@ class OnnxScorer:
     place = "cpu/fp32"
     """Device and precision, as `Scorer.place`."""
 
+    _ends: onnx_file.Ends | None = None
+    """Of somebody else's graph; None of a network of ours."""
+
     def __init__(
         self,
         model: LoadedModel,
@@ -92,20 +102,12 @@ class OnnxScorer:
         num_threads: int | None = None,
     ) -> None:
         check_params(params)
-        self.name = model.name
-        preprocessing = model.card.preprocessing
-        self._channels = [2, 1, 0] if preprocessing.colour_order == "BGR" else [0, 1, 2]
-        self._mean = np.array(preprocessing.mean, np.float32)
-        self._std = np.array(preprocessing.std, np.float32)
-        self._num_classes = len(model.card.classes)
-        self._matrices: dict[tuple[int, int], dict[str, np.ndarray]] = {}
-        self._ends: onnx_file.Ends | None = None
+        self._read(model)
         if model.onnx is not None:
             _require_plain(model.card, params, device)
             self._session = onnx_file.open_session(model.onnx, model.name, num_threads)
-            self._stride, output, self._probabilities = onnx_file.options_of(model.card)
+            output = str(model.card.options.get("output", ""))
             self._ends = onnx_file.ends(self._session, model.name, output, self._num_classes)
-            self._aligned = model.card.convention == "caffe"
             return
         if (obstacle := _obstacle(model.card, params, device)) is not None:
             raise ValueError(extras.sentence("torch", obstacle))
@@ -117,6 +119,19 @@ class OnnxScorer:
         except ValueError as error:
             raise ValueError(f"The weights of {model.name} do not fit its card: {error}.") from None
         self._session = onnx_file.open_session(self._network.model, model.name, num_threads)
+
+    def _read(self, model: LoadedModel) -> None:
+        """What the card says."""
+        preprocessing = model.card.preprocessing
+        self.name = model.name
+        self._channels = [2, 1, 0] if preprocessing.colour_order == "BGR" else [0, 1, 2]
+        self._mean = np.array(preprocessing.mean, np.float32)
+        self._std = np.array(preprocessing.std, np.float32)
+        self._num_classes = len(model.card.classes)
+        self._stride = int(model.card.options.get("stride", 32))
+        self._probabilities = bool(model.card.options.get("probabilities", False))
+        self._aligned = model.card.convention == "caffe"
+        self._matrices: dict[tuple[int, int], dict[str, np.ndarray]] = {}
 
     def __call__(self, images: Sequence[np.ndarray], each_batch: Callable[[], None] | None = None) -> list[ScoreMap]:
         """Score maps in the order of the images, as `Scorer.__call__`; each image is a batch.
@@ -148,7 +163,9 @@ class OnnxScorer:
             self._matrices[rows, columns] = self._network.matrices(rows, columns)
         canvas = self._canvas(image, rows, columns)
         (scores,) = self._run(None, {"images": canvas, **self._matrices[rows, columns]}, (height, width))
-        return self._map(scores[0, :, : (extent_px[0] - 1) // 8 + 1, : (extent_px[1] - 1) // 8 + 1], extent_px)
+        return score_map(
+            scores[0, :, : (extent_px[0] - 1) // 8 + 1, : (extent_px[1] - 1) // 8 + 1], extent_px, self.name
+        )
 
     def _score_given(self, image: np.ndarray, ends: onnx_file.Ends) -> ScoreMap:
         """By somebody else's graph: scores at the size of the image, or by the convention "caffe" on its own grid."""
@@ -179,9 +196,9 @@ class OnnxScorer:
         if self._probabilities:
             found = np.log(np.maximum(found, 1e-30))
         if self._aligned:
-            return self._map(found, (rows, columns))
+            return score_map(found, (rows, columns), self.name)
         found = _resized(found, (rows, columns))[:, :height, :width]
-        return self._map(found, (height, width))
+        return score_map(found, (height, width), self.name)
 
     def _canvas(self, image: np.ndarray, rows: int, columns: int) -> np.ndarray:
         """(1, 3, rows, columns) float32, normalised; the padding at the bottom and on the right is 0, the mean."""
@@ -203,12 +220,6 @@ class OnnxScorer:
                 ) from None
             raise
         return found
-
-    def _map(self, scores: np.ndarray, extent_px: tuple[int, int]) -> ScoreMap:
-        with np.errstate(invalid="ignore"):
-            scores = np.where(np.isfinite(scores), scores, np.nan)
-            scores = np.maximum(scores - scores.max(axis=0), _LOWEST).astype(np.float16)
-        return ScoreMap(finite(scores, self.name), extent_px)
 
 
 def _resized(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:

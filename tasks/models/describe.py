@@ -2,19 +2,12 @@
 
 from pathlib import Path
 
+from segcore.datasets.label_set import decode_text, read_classes
 from segcore.models import onnx_file
 from segcore.models.card import ONNX, ModelCard
 from segcore.models.checkpoint import CARD_FILE, ONNX_FILE
-from segcore.models.preprocessing import IMAGENET_RGB, Preprocessing
+from segcore.models.preprocessing import BY_RANGE
 from tasks.errors import JobError
-
-PREPROCESSINGS = {
-    "imagenet": IMAGENET_RGB,
-    "0..1": Preprocessing("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
-    "-1..1": Preprocessing("RGB", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
-    "0..255": Preprocessing("RGB", (0.0, 0.0, 0.0)),
-}
-"""Usual ones by the range that pixels are brought to; others are written into the card by hand."""
 
 
 def describe_onnx(
@@ -29,8 +22,9 @@ def describe_onnx(
 ) -> str:
     """Write the card beside an ONNX file; a sentence about what was made.
 
-    classes: names by label, separated by commas, or the path of a text file with one a line. preprocessing: one of
-    `PREPROCESSINGS`. Raises JobError: a file that is no such model, everything that is missing, a card that is there.
+    classes: names by label, separated by commas, or the path of a file that `read_classes` reads. preprocessing: one of
+    `BY_RANGE`; others are written into the card by hand. Raises JobError: a file that is no such model, everything that
+    is missing, a card that is there.
     """
     path = Path(file)
     try:
@@ -46,13 +40,12 @@ def describe_onnx(
         if classes is None:
             number = f"{ends.classes:,} classes" if ends.classes else "its classes"
             questions.append(f"what {number} are called: --classes with their names by label, or a file of them")
-        if preprocessing not in PREPROCESSINGS:
-            questions.append(f"what its pixels are: --preprocessing {', '.join(PREPROCESSINGS)}")
+        if preprocessing not in BY_RANGE:
+            questions.append(f"what its pixels are: --preprocessing {', '.join(BY_RANGE)}")
         if questions:
             raise ValueError(f"{path} does not say {'; nor '.join(questions)}.")
         assert classes is not None and preprocessing is not None
-        text = Path(classes).read_text("utf-8") if Path(classes).is_file() else classes.replace(",", "\n")
-        names = tuple(line.strip() for line in text.splitlines() if line.strip())
+        names = _class_names(classes)
         if ends.classes is not None and len(names) != ends.classes:
             raise ValueError(f"{path} scores {ends.classes} classes, but {len(names)} names were given.")
         options = {
@@ -65,7 +58,7 @@ def describe_onnx(
         card = ModelCard(
             variant=ONNX,
             classes=names,
-            preprocessing=PREPROCESSINGS[preprocessing],
+            preprocessing=BY_RANGE[preprocessing],
             options=options,
             training_split=training_split,
             convention="areas",
@@ -74,3 +67,16 @@ def describe_onnx(
     except (ValueError, OSError) as error:
         raise JobError(str(error)) from None
     return f"{card_path} describes {path.name}: {len(names)} classes; --model {path} takes it."
+
+
+def _class_names(given: str) -> tuple[str, ...]:
+    """Names by label, of a file or separated by commas; void keeps its number, since a network may score it."""
+    if Path(given).is_file():
+        found = read_classes(decode_text(Path(given).read_bytes()), Path(given).name)
+    else:
+        found = read_classes("\n".join(part.strip() for part in given.split(",")), "--classes")
+    names = list(found.classes)
+    for number in found.void_values:
+        names += [f"unused {k}" for k in range(len(names), number + 1)]
+        names[number] = "void"
+    return tuple(names)

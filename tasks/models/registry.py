@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segcore import models
+from segcore.models import python_model
 from segcore.models.checkpoint import CARD_FILE, WEIGHTS_FILE
 from tasks import storage
 from tasks.errors import JobError
@@ -28,12 +29,17 @@ class RegisteredModel:
 def list_models(registry: str) -> list[RegisteredModel]:
     """The models of a registry, in the order of their names.
 
-    registry: a folder or prefix of model directories, one model directory, or a model's name (its weights are looked
-        for where `segment-archive run` finds them). A directory with either of the two files of a model counts: one
-        without the other is a broken model, not none.
+    registry: a folder or prefix of model directories, one model directory, or what `segment-archive run --model` takes
+        that is no folder: a model's name, an ONNX file, hf:org/name, module:function. A directory with either of the
+        two files of a model counts: one without the other is a broken model, not none.
     Raises JobError where there is none.
     """
-    if registry in models.NAMES:
+    if (
+        registry in models.NAMES
+        or registry.startswith("hf:")
+        or registry.endswith(".onnx")
+        or python_model.is_name(registry)
+    ):
         return [RegisteredModel(registry, registry)]
     place = storage.locate(registry)
     with storage.explained(place):

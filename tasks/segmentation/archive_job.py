@@ -55,7 +55,8 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     """URI that manifest, masks and run records are written under."""
 
     model: str = DEFAULT_MODEL
-    """Name of a model, path of an ONNX file, or path or URI of a model directory."""
+    """Name of a model, path of an ONNX file, path or URI of a model directory, hf:org/name of the Hugging Face hub or a
+    folder in its layout, or module:function, whose code runs."""
 
     untrained: bool = False
     """Use seeded random weights where no trained ones exist; every output says so."""

@@ -3,6 +3,7 @@ import pytest
 from tasks.errors import JobError
 from tasks.segmentation.archive_job import START_S, ArchiveJob
 from tasks.segmentation.estimate import Nodes, Sample, estimate, measure
+from tests.segcore.models.test_onnx_file import described
 
 
 def test_the_sample_goes_through_all_stages_and_nothing_is_kept(photographs, tmp_path):
@@ -35,3 +36,10 @@ def test_time_and_price():
         estimate(sample, Nodes(1, 4, 1, 0.0))
     with pytest.raises(JobError, match="more CPUs"):
         estimate(sample, Nodes(1, 1, 1, 0.0), gpu_images_per_s=10)
+
+
+def test_a_model_as_onnx_is_measured(photographs, tmp_path):
+    (tmp_path / "net").mkdir()
+    path = described(tmp_path / "net", 3)
+    sample = measure(ArchiveJob(source=str(photographs), output=str(tmp_path / "out"), model=str(path)), num_sample=3)
+    assert sample.images == 3 and sample.device == "cpu/fp32"

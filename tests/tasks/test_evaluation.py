@@ -20,6 +20,7 @@ from tasks.evaluation.metrics import compared_names, figures, mean_iou_over
 from tasks.evaluation.record import evaluation_of, read_record, write_record
 from tasks.models.registry import RegisteredModel, list_models
 from tasks.models.remote import local_model
+from tasks.models.weights import export_weights
 from tasks.storage import locate
 from tests.evaluation_data import INFERENCE, judged_in_process, save_model, small_dataset
 
@@ -216,3 +217,20 @@ def test_a_record_is_read_back(place: Path, tmp_path: Path) -> None:
     record = write_record(output, asked, read_counts(output, asked))
     assert read_record(output, asked.id) == record and asked.stages == ("without CRF",)
     assert evaluation_of(record) == asked
+
+
+def test_an_onnx_file_is_judged_as_the_network_that_it_is_of(place: Path, tmp_path: Path, local_engine: None) -> None:
+    (tmp_path / "net").mkdir()
+    file = tmp_path / "net" / "model.onnx"
+    export_weights(str(place / "models" / "good"), file)
+    record = {}
+    for models in (str(file), str(tmp_path / "net"), str(place / "models")):
+        job = job_of(place, tmp_path / "out", models=models)
+        (model,) = list_models(job.models)
+        (asked,) = evaluations_of(job, model, open_dataset(job)[0])
+        record[models] = evaluate(job, asked)["figures"]
+    # The truth is what the network sees; graphs round otherwise than torch
+    assert record[str(file)]["without CRF"]["mean_iou"]["value"] > 0.99
+    assert record[str(file)] == record[str(tmp_path / "net")]
+    of_torch = record[str(place / "models")]["with CRF"]["mean_iou"]["value"]
+    assert record[str(file)]["with CRF"]["mean_iou"]["value"] == pytest.approx(of_torch, abs=0.01)

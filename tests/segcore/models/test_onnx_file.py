@@ -91,3 +91,29 @@ def test_hostile_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     unknown = _integer(1, 8) + _part(7, _part(1, _part(2, b"y") + _part(4, b"Evil"))) + _part(8, _integer(2, 17))
     with pytest.raises(ValueError, match="cannot be run by ONNX Runtime"):
         onnx_file.open_session(unknown, "net.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("names.txt", "sky\ngrass\nwater\n"),
+        ("names.txt", "0: sky\n1: grass\n2: water\n"),
+        ("names.json", '["sky", "grass", "water"]'),
+        ("names.yaml", "names:\n  0: sky\n  1: grass\n  2: water\n"),
+        ("", "sky, grass,water"),
+    ],
+)
+def test_class_names_are_read_as_those_of_a_dataset(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(given_model(3)[0])
+    if name:
+        (tmp_path / name).write_text(content)
+    describe_onnx(str(path), classes=str(tmp_path / name) if name else content, preprocessing="imagenet", stride=4)
+    assert checkpoint.load(path).card.classes == ("sky", "grass", "water")
+
+
+def test_void_that_a_network_scores_keeps_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(given_model(3)[0])
+    describe_onnx(str(path), classes="sky,void,water", preprocessing="imagenet", stride=4)
+    assert checkpoint.load(path).card.classes == ("sky", "void", "water")
