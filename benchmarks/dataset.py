@@ -89,7 +89,8 @@ def plain_check(args: argparse.Namespace, folder: Path) -> None:
 def check(args: argparse.Namespace, folder: Path) -> None:
     from tasks import cluster
     from tasks.datasets.check import examine, label_counts
-    from tasks.datasets.layout import OwnData, read_layout
+    from tasks.datasets.folders import read_layout
+    from tasks.datasets.layout import OwnData
     from tasks.storage import locate
 
     ids = folder / "ids.txt"

@@ -17,8 +17,8 @@ from segcore.images.pictures import side_by_side
 from segcore.voc import IGNORE_LABEL
 from tasks import storage
 from tasks.datasets import check as dataset_check
+from tasks.datasets import folders, shards
 from tasks.datasets import layout as dataset_layout
-from tasks.datasets import shards
 from tasks.datasets.check import Examined, Reported, label_counts
 from tasks.datasets.layout import OwnData
 from tasks.words import counted
@@ -61,7 +61,7 @@ class Consultation:
 
     def _examine(self) -> Examined:
         folder, given = self._arguments
-        layout = dataset_layout.read_layout(storage.locate(folder), given)
+        layout = folders.read_layout(storage.locate(folder), given)
         return dataset_check.examine(layout)
 
 

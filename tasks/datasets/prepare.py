@@ -18,7 +18,7 @@ from segcore.user_folder import user_folder
 from segcore.voc import IGNORE_LABEL
 from tasks import progress, storage
 from tasks.datasets import check as dataset_check
-from tasks.datasets import doctor, fetch, shards, unpack
+from tasks.datasets import doctor, fetch, folders, shards, unpack
 from tasks.datasets import layout as dataset_layout
 from tasks.datasets import store as dataset_store
 from tasks.datasets.fetch import Fetched
@@ -161,20 +161,20 @@ def fetch_archives(job: DatasetJob) -> dict[str, Fetched]:
 
 def unpack_archives(job: DatasetJob, fetched: dict[str, Fetched]) -> Sources:
     """Take images, masks and lists out of the archives; folders stay where they are."""
-    folders = {}
+    places = {}
     for name, source in fetched.items():
         if source.folder is not None:
-            folders[name] = source.folder.uri
+            places[name] = source.folder.uri
             continue
         assert source.archive is not None
         key = source.origin.get("md5") or _stamp(source.archive)
         target = _work(job) / "unpacked" / f"{name}-{key[:12]}"
         wanted = _wanted_of_sbd if name == "sbd" else _wanted_of_voc if name == "voc" else _wanted_of_data
         unpack.unpack(source.archive, target, wanted, key=key, title=f"unpacking {source.archive.name}")
-        folders[name] = str(target)
-    voc = folders.get("data") or folders["voc"]
+        places[name] = str(target)
+    voc = places.get("data") or places["voc"]
     origins = {name: source.origin for name, source in fetched.items()}
-    return Sources(voc=voc, sbd=folders.get("sbd"), origins=origins)
+    return Sources(voc=voc, sbd=places.get("sbd"), origins=origins)
 
 
 def check_pairs(job: DatasetJob, sources: Sources) -> CheckSummary:
@@ -264,9 +264,9 @@ def _layout(job: DatasetJob, sources: Sources) -> Layout:
     voc = storage.locate(sources.voc)
     if (data := job.data or job.images) is not None:
         name = job.name or storage.locate(data).name.partition(".")[0]
-        return dataset_layout.read_layout(voc, job, name=name)
+        return folders.read_layout(voc, job, name=name)
     sbd = None if sources.sbd is None else storage.locate(sources.sbd)
-    layout = dataset_layout.read_voc_with_sbd(voc, sbd, prefer_sbd=job.prefer == "sbd")
+    layout = folders.read_voc_with_sbd(voc, sbd, prefer_sbd=job.prefer == "sbd")
     layout.name = job.name or layout.name
     for name, ids in layout.lists.items():
         if len(ids) != OFFICIAL_COUNTS[name]:

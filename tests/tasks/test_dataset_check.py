@@ -11,7 +11,7 @@ from segcore.images.masks import decode_mask, encode_mask
 from segcore.voc import palette
 from tasks.datasets import check as dataset_check
 from tasks.datasets.check import examine, findings_csv, fix
-from tasks.datasets.layout import read_layout
+from tasks.datasets.folders import read_layout
 from tasks.errors import JobError
 from tasks.storage import locate
 from tests.datasets import jpeg, labels_of, make_dataset, write_list

@@ -14,7 +14,7 @@ from segcore.voc import CLASSES
 from segcore.voc import palette as voc_palette
 from tasks import storage
 from tasks.datasets.check import mended_mask
-from tasks.datasets.layout import read_layout
+from tasks.datasets.folders import read_layout
 from tasks.errors import JobError
 from tasks.results import export
 from tasks.results.export import ExportJob, export_run

@@ -4,7 +4,8 @@ import pytest
 
 from segcore.datasets.pair_check import Kind
 from segcore.images.masks import encode_mask
-from tasks.datasets.layout import OwnData, divide, read_layout, read_voc_with_sbd
+from tasks.datasets.folders import divide, read_layout, read_voc_with_sbd
+from tasks.datasets.layout import OwnData
 from tasks.errors import JobError
 from tasks.storage import locate
 from tests.datasets import CLASSES, jpeg, labels_of, make_dataset, write_list

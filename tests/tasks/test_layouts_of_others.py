@@ -13,7 +13,8 @@ from segcore.datasets.pair_check import ADVICE, Kind, Level
 from segcore.images.masks import encode_mask
 from segcore.voc import palette
 from tasks.datasets.check import Examined, examine, label_counts
-from tasks.datasets.layout import OwnData, read_layout
+from tasks.datasets.folders import read_layout
+from tasks.datasets.layout import OwnData
 from tasks.errors import JobError
 from tasks.storage import locate
 from tests.datasets import jpeg
