@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from segcore.datasets.label_set import ASSUMED, VOC_LABELS, LabelSet, decode_text, read_classes, with_void
+from segcore.datasets.class_lists import decode_text
+from segcore.datasets.label_set import ASSUMED, VOC_LABELS, LabelSet, read_classes, with_void
 from segcore.datasets.pair_check import Finding, Kind
 from tasks import storage
 from tasks.datasets.layout import Layout, OwnData, relative

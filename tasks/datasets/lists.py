@@ -6,7 +6,7 @@ import re
 import urllib.parse
 from collections.abc import Callable
 
-from segcore.datasets.label_set import decode_text
+from segcore.datasets.class_lists import decode_text
 from segcore.datasets.pair_check import Finding, Kind
 from tasks import storage
 from tasks.datasets.layout import LISTS, SPLITS, Layout, ending_of, relative

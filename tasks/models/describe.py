@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from segcore.datasets.label_set import decode_text, read_classes
+from segcore.datasets.class_lists import decode_text
+from segcore.datasets.label_set import read_classes
 from segcore.models import onnx_file
 from segcore.models.card import ONNX, ModelCard
 from segcore.models.checkpoint import CARD_FILE, ONNX_FILE

@@ -4,7 +4,8 @@ import re
 import numpy as np
 import pytest
 
-from segcore.datasets.label_set import VOC_LABELS, LabelSet, decode_text, labels_of_colours, read_classes, with_void
+from segcore.datasets.class_lists import decode_text
+from segcore.datasets.label_set import VOC_LABELS, LabelSet, labels_of_colours, read_classes, with_void
 from segcore.voc import CLASSES, palette
 
 
