@@ -113,8 +113,8 @@ def build(folder: Path, found: HfFolder) -> nn.Module:
     from safetensors.torch import load
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     network = getattr(transformers, NETWORKS[found.config["model_type"]][0])
     tensors: dict[str, Any] = {}
     for name in found.weights:
