@@ -123,7 +123,7 @@ def test_what_is_near_is_proposed_and_what_is_not_is_not():
         (("run", "a", "--crf-preset", "nonsense"), "--crf-preset: There is no CRF preset 'nonsense'", "--crf:"),
         (("run", "a", "--crf-preset", "dense_inference", "--crf-iterations", "0"), "--crf-iterations: ", "--crf:"),
         (("baseline", "out"), "There is no command baseline out; there is baseline accept.", "mean"),
-        (("weights", "foo"), "there are weights import, weights pull and weights list.", "mean"),
+        (("weights", "foo"), "there are weights import, weights pull, weights export and weights list.", "mean"),
     ]:
         told = invoke(app, *words)
         assert told.exit_code == 2 and there in told.stderr, told

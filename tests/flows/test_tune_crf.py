@@ -36,4 +36,4 @@ def test_flow_ends_with_words(
 
     refused = tune_crf(job.model_copy(update={"num_images": 4}), return_state=True)
     assert refused.is_failed()
-    assert "holds the scores of 3 images" in str(refused.message)
+    assert "has 3 images, 4 are asked for" in str(refused.message)

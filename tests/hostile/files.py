@@ -19,7 +19,7 @@ from tasks.datasets import shards
 from tasks.datasets.unpack import unpack
 from tasks.errors import JobError
 from tasks.results.reading import Results
-from tasks.storage import locate
+from tasks.storage import list_files, locate
 from tests.hostile.file_bombs import MARK, bombs
 from tests.hostile.mutants import mutant
 from tests.hostile.sound_files import CLASSES, FOLDER, VARIANT, originals
@@ -151,8 +151,8 @@ def _read_manifest(place: Path) -> str:
 
 def _read_masks(place: Path) -> str:
     location = locate(str(place.parent))
-    size = place.stat().st_size
-    results = Results(Output(location), "r", {}, (MaskFile(location / place.name, size, "1"),))
+    [file] = [file for file in list_files(location) if file.path == place.name]
+    results = Results(Output(location), "r", {}, (MaskFile(location / place.name, file.size, file.version),))
     assert len(results) >= 0 and results.to_arrow().num_rows >= 0
     for image_id, labels in results.masks():
         assert labels.ndim == 2 and isinstance(image_id, str | None)
