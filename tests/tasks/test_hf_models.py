@@ -19,7 +19,7 @@ from tests.segcore.models.test_hf_folder import small_model
 from tests.tasks.test_archive import job_of, rows_of, run
 
 
-@pytest.mark.parametrize("kind", ["segformer", "mask2former"])
+@pytest.mark.parametrize("kind", ["segformer", pytest.param("mask2former", marks=pytest.mark.slow)])
 def test_both_engines_and_the_library_give_the_same_masks(photographs, tmp_path, ray_cluster, kind):
     folder = small_model(tmp_path / "net", kind)
     options = {"model": str(folder), "untrained": False, "inference": {"long_side_px": 129}, "crf": None}
