@@ -1,6 +1,5 @@
 """Console commands about results: `segment-archive query`, `find`, `report`, `export`, `diff` and `compact`."""
 
-import webbrowser
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -103,7 +102,7 @@ def report(
     with screen.Counter("images", quiet=quiet or json) as counter:
         made = build_report(job, counter)
     if open_:
-        webbrowser.open(made.address)
+        screen.open_page(made.address)
     if json:
         screen.print_json(made)
     if json or quiet:

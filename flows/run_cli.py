@@ -2,7 +2,6 @@
 
 import functools
 import shlex
-import webbrowser
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -73,7 +72,7 @@ def run(
     elif not quiet:
         print_report(report, job.source)
     if open_ and report.gallery:
-        webbrowser.open(screen.address(report.gallery))
+        screen.open_page(screen.address(report.gallery))
 
 
 def print_report(report: Any, source: str) -> None:
@@ -144,4 +143,4 @@ def show(
         if shown.mask is not None:
             print(f"Mask: {shown.mask}")
     if open_:
-        webbrowser.open(screen.address(shown.picture))
+        screen.open_page(screen.address(shown.picture))
