@@ -13,7 +13,7 @@ from tasks.segmentation.archive_job import ArchiveJob, output_beside, require_no
 from tasks.words import counted
 
 ARCHIVE_GROUPS = {
-    "Input": ("source", "output", "limit", "refresh_changed", "id_column", "image_column"),
+    "Input": ("source", "output", "limit", "refresh_changed", "id_column", "image_column", "raw", "ignore_profiles"),
     "Model": ("model", "untrained", "seed", "inference"),
     "CRF": ("crf", "crf_engine"),
     "Output": ("png", "mask_size", "keep_mask_before_crf", "gallery_images"),

@@ -17,7 +17,7 @@ from annotated_types import Interval
 from segcore.crf import dense_crf
 from segcore.crf.dense_crf import Backend, CrfParams, Refined
 from segcore.images import decoding
-from segcore.images.decoding import MAX_PIXELS, Photograph
+from segcore.images.decoding import MAX_PIXELS, Photograph, Reading
 from segcore.models.card import PYTHON
 from segcore.scoring.inference import InferenceParams, ScoreMap, Scorer
 
@@ -49,6 +49,9 @@ class PredictParams:
     max_pixels: Annotated[int, Interval(ge=1, le=MAX_PIXELS)] = 100_000_000
     """Images with more pixels are refused before they are decoded."""
 
+    reading: Reading = field(default_factory=Reading)
+    """What is taken of a file where there is a choice."""
+
     def resolved(self) -> PredictParams:
         """The same with the engine that "auto" means here. ValueError for an engine that is not here."""
         return replace(self, crf_engine=dense_crf.choose_engine(self.crf_engine))
@@ -58,7 +61,7 @@ class PredictParams:
 
         model_digest: `LoadedModel.digest`, or `checkpoint.describe` without loading the model.
         """
-        return {
+        fingerprint: dict[str, Any] = {
             "model": model_digest,
             "inference": asdict(self.inference),
             "crf": None if self.crf is None else asdict(self.crf),
@@ -67,6 +70,9 @@ class PredictParams:
             "max_pixels": self.max_pixels,
             "pipeline_version": PIPELINE_VERSION,
         }
+        if self.reading != Reading():  # Left out by default: runs of before there was a choice go on
+            fingerprint["reading"] = asdict(self.reading)
+        return fingerprint
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,8 @@ class Predictor:
 
     def decode(self, data: bytes) -> Photograph:
         """The pixels of an image file: upright RGB at working size. Raises ImageError, which says what is wrong."""
-        return decoding.decode(data, self.params.inference.long_side_px, self.params.max_pixels)
+        params = self.params
+        return decoding.decode(data, params.inference.long_side_px, params.max_pixels, params.reading)
 
     def prepare(self, picture: Any) -> Photograph:
         """The same for what is decoded already: a PIL image in any mode, or (H, W, 3) uint8 RGB."""

@@ -21,7 +21,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from segcore.crf import dense_crf
 from segcore.crf.dense_crf import CrfParams
-from segcore.images.decoding import MAX_PIXELS
+from segcore.images.decoding import MAX_PIXELS, Reading
 from segcore.models import checkpoint
 from segcore.predictor import PredictParams
 from segcore.scoring.inference import InferenceParams, relative_work
@@ -88,6 +88,12 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     max_pixels: Annotated[int, annotated_types.Interval(ge=1, le=MAX_PIXELS)] = PredictParams.max_pixels
     """Photographs with more pixels become error rows."""
 
+    raw: Literal["preview", "full"] = "preview"
+    """Of RAW files: the camera's preview where it is large enough, or always the sensor's values, developed."""
+
+    ignore_profiles: bool = False
+    """Take the colours of every photograph for sRGB, as versions did that did not convert embedded profiles."""
+
     image_seconds: Annotated[float, annotated_types.Gt(0)] | None = None
     """Time that one image may take in one stage before it becomes an error row; by default five minutes, and more in
     proportion where the model, the sizes and the scales make much work."""
@@ -121,7 +127,8 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     @property
     def predict(self) -> PredictParams:
         """What decides a mask, beside the model."""
-        return PredictParams(self.inference, self.crf, self.crf_engine, self.mask_size, self.max_pixels)
+        reading = Reading(self.raw, self.ignore_profiles)
+        return PredictParams(self.inference, self.crf, self.crf_engine, self.mask_size, self.max_pixels, reading)
 
 
 @dataclass(frozen=True)
