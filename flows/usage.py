@@ -19,8 +19,8 @@ def sentence(error: CycloptsError, tokens: Sequence[str], app: App, command: str
         if used is not None:
             # `prepare PATH --check`: the one option that looks like a switch and takes what people put before it
             before = tokens[-2] if used == tokens[-1] == "--check" and len(tokens) > 1 else command
-            near = "" if before in command or before.startswith("-") else f" Did you mean {used} {before}?"
-            return f"{used} needs a value.{near}"
+            meant = "" if before in command or before.startswith("-") else f" Did you mean {used} {before}?"
+            return f"{used} needs a value.{meant}"
         return f"{_name(error.argument)} must be given."
     if isinstance(error, cyclopts.RepeatArgumentError):
         return f"{error.token.keyword} is given twice: give it once."

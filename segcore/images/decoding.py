@@ -136,8 +136,8 @@ def decode(
 
     data: the file. First frame of GIF, first page of TIFF that is no thumbnail, of a RAW file what `reading` says. EXIF
         orientation is applied; colours go through the embedded profile; alpha is laid over white; deep samples become
-        bytes (`_to_bytes`). Metadata
-        that is damaged is ignored, and so is the end of a file that has nearly all of its rows (`MIN_ROWS`).
+        bytes (`_to_bytes`). Metadata that is damaged is ignored, and so is the end of a file that has nearly all of its
+        rows (`MIN_ROWS`).
     long_side_px: images with a longer long side are scaled down to it (never up); None keeps the own size.
     max_pixels: larger images are refused before their pixels are decoded; at most `MAX_PIXELS`.
     Raises ImageError for anything that is not a usable image.

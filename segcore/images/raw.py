@@ -173,7 +173,7 @@ def _turn(size: tuple[int, int], upright: tuple[int, int], said: int | None, fli
 
     size: of the preview as it is stored. upright: of the picture. said: by the preview's EXIF. flip: LibRaw's.
     """
-    if said not in range(1, 9):
+    if said is None or not 1 <= said <= 8:
         said = _EXIF_OF_FLIP.get(flip, 1)
     if abs(_aspect(upright) - 1) <= SAME_ASPECT:
         return said
