@@ -120,7 +120,11 @@ def report(
         print(f"In a browser: {made.address}")
 
 
-@options(arguments=("output", "destination"))
+@options(
+    arguments=("output", "destination"),
+    names={"classes": "--class -c", "limit": "--limit -n"},
+    groups={"Which images": (*FindJob.model_fields, "ids"), "Regions": ("shapes", "tolerance_px")},
+)
 def export(job: ExportJob, *, json: Json = False, quiet: Quiet = False) -> None:
     """Export the masks of a run for other tools. The same command goes on where it was ended.
 
@@ -129,6 +133,10 @@ def export(job: ExportJob, *, json: Json = False, quiet: Quiet = False) -> None:
     segment-archive export OUTPUT coco/ --to coco
 
     segment-archive export OUTPUT voc/ --to voc --photographs
+
+    segment-archive export OUTPUT review/ --to label-studio --photographs --sort annotate --limit 50
+
+    segment-archive export OUTPUT dogs/ --to cvat --shapes polygons --class dog --min-share 0.1
     """
     from tasks.results.export import export_run
 
@@ -140,10 +148,10 @@ def export(job: ExportJob, *, json: Json = False, quiet: Quiet = False) -> None:
         return
     if done.done_before == done.masks:
         print("Nothing to do: the export is complete.")
-    regions = f", {counted(done.annotations, 'region')}" if done.format == "coco" else ""
+    regions = f", {counted(done.annotations, 'region')}" if done.annotations else ""
     without = f"{counted(done.without_mask, 'image')} {'has' if done.without_mask == 1 else 'have'} none"
     print(f"{counted(done.masks, 'mask')}{regions} of run {done.run_id} as {done.format}; {without}.")
-    if job.photographs:
+    if done.photographs or done.photographs_missing:
         print(
             f"{counted(done.photographs, 'photograph')} copied, {done.photographs_missing} could not be read any more."
         )
