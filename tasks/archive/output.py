@@ -5,6 +5,7 @@
     compacted/run=<run id>/         large files that stand for small ones, `seals.py`
     runs/<run id>.json              run records, `runs.py`
     png/run=<run id>/               masks as files of their own
+    looks/source=<source id>/       which images look alike, where a run skips duplicates
     report/run=<run id>/            galleries
     diff/<run id>-<run id>/         comparisons
 
@@ -30,7 +31,7 @@ from tasks.errors import JobError
 from tasks.parquet_files import read_parquet
 from tasks.storage import Location, StoredFile
 
-OWN = ("manifest/source=", "masks/run=", "compacted/run=", "runs/", "png/run=", "report/run=", "diff/")
+OWN = ("manifest/source=", "masks/run=", "compacted/run=", "runs/", "png/run=", "report/run=", "looks/source=", "diff/")
 """What the paths of an output's files begin with: in a source that is its own output, they are no photographs."""
 
 _READERS = 8
@@ -114,6 +115,10 @@ class Output:
         """Folder of a run's masks as files of their own."""
         return self.place / "png" / f"run={run_id}"
 
+    def looks_folder(self, source: str, reading: str) -> Location:
+        """Folder of what images look like. source: `source_id`. reading: digest of how they are read and compared."""
+        return self.place / "looks" / f"source={source}" / reading
+
     def gallery_folder(self, run_id: str) -> Location:
         """Folder of a run's gallery."""
         return self.place / "report" / f"run={run_id}"
@@ -124,7 +129,7 @@ class Output:
 
     def sweep(self) -> None:
         """Remove what killed sessions left half written."""
-        for own in ("manifest", "masks", "runs", "png"):
+        for own in ("manifest", "masks", "runs", "png", "looks"):
             storage.sweep_temporary(self.place / own)
 
     # Runs

@@ -60,22 +60,34 @@ MASKS = pa.schema(
 )
 """One row per image: a mask, or the reason why there is none."""
 
-_LATER = ("note",)  # Columns that runs of earlier versions do not have
+DUPLICATE_OF = "duplicate_of"
+
+ROWS = MASKS.append(
+    _field(
+        DUPLICATE_OF, pa.string(), "null, or image_id of the image that this one is a copy of: its mask is that one's"
+    )
+)
+"""Every column that a row may have. The last is only in runs that skip duplicates, so that others stay as they were."""
+
+_LATER = ("note", DUPLICATE_OF)  # Columns that runs of earlier versions do not have
 
 
-def conform(table: pa.Table, columns: Sequence[str] = tuple(MASKS.names)) -> pa.Table:
+def conform(table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
     """Rows of any version in columns of today: those that the version did not have are null.
 
+    columns: None: those of every run, and what these rows have beside them.
     Raises ArrowInvalid where a column is missing that every version has.
     """
+    if columns is None:
+        columns = [name for name in ROWS.names if name in MASKS.names or name in table.column_names]
     for name in columns:
         if name not in table.column_names:
-            field = MASKS.field(name)
+            field = ROWS.field(name)
             if name not in _LATER:
                 raise pa.ArrowInvalid(f"it has no column {name}")
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     table = table.select(list(columns))
-    return table.cast(pa.schema([MASKS.field(name) for name in columns]))
+    return table.cast(pa.schema([ROWS.field(name) for name in columns], MASKS.metadata))
 
 
 def empty_row() -> dict[str, Any]:

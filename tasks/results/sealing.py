@@ -9,6 +9,7 @@ ever, and a sealing that is killed leaves nothing that counts. Two at once write
 
 import contextlib
 import datetime
+import itertools
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -280,14 +281,15 @@ def _write_file(place: Location, tables: Iterator[pa.Table]) -> tuple[int, int]:
     """Write one large file, row group by row group; returns its rows and bytes."""
     sink, rows = pa.BufferOutputStream(), 0
     group: list[pa.Table] = []
-    with pq.ParquetWriter(sink, MASKS, compression="zstd") as writer:
+    first = next(tables, MASKS.empty_table())
+    with pq.ParquetWriter(sink, first.schema, compression="zstd") as writer:
 
         def write_group() -> None:
             if group:
                 writer.write_table(pa.concat_tables(group).combine_chunks())
                 group.clear()
 
-        for table in tables:
+        for table in itertools.chain([first], tables):
             # A small file that is larger than a group is a group of its own
             together = [*group, table]
             if sum(t.nbytes for t in together) > _GROUP_BYTES or sum(t.num_rows for t in together) > _GROUP_ROWS:

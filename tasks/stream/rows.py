@@ -16,10 +16,10 @@ from segcore.scoring.inference import ScoreMap
 from segcore.scoring.memory import is_out_of_memory
 from tasks import storage
 from tasks.archive.entries import Entry
-from tasks.archive.schema import MASKS, empty_row
+from tasks.archive.schema import DUPLICATE_OF, MASKS, ROWS, empty_row
 from tasks.storage import Location
 from tasks.stream.model import predictor_of
-from tasks.stream.units import Destination, MaskParams, Record
+from tasks.stream.units import Copy, Destination, MaskParams, Record
 
 GREY = np.full((65, 65, 3), 128, np.uint8)
 """An image that nothing can be wrong with: where it fails too, the photographs are not to blame."""
@@ -65,6 +65,8 @@ class MaskRows:
             "model": self.params.model_name,
             "note": record.note or None,
         }
+        if self.params.skip_duplicates:
+            row[DUPLICATE_OF] = None
         if record.error is not None:
             row |= {"error_kind": record.error.kind.value, "error": str(record.error)}
         return row
@@ -79,16 +81,7 @@ class MaskRows:
             "mask": masks.encode_mask(mask),
             "mask_width": width,
             "mask_height": height,
-            "classes": [
-                {
-                    "index": c.index,
-                    "name": self.params.classes[c.index],
-                    "pixels": c.pixels,
-                    "confidence": c.confidence,
-                    "box": dict(zip(("x0", "y0", "x1", "y1"), c.box, strict=True)),
-                }
-                for c in classes
-            ],
+            "classes": self._classes(classes),
             "confidence": refined.confidence,
             "entropy": refined.entropy,
             "changed_by_crf": refined.changed,
@@ -100,12 +93,50 @@ class MaskRows:
             )
         return columns
 
+    def copied(self, copy: Copy) -> dict[str, Any]:
+        """The row of an image that is a copy of another: that one's mask, at its own size, and what goes with it."""
+        original = copy.original
+        record = Record(copy.entry, None, copy.width, copy.height)
+        row = self.base_row(record) | {name: original[name] for name in _OF_MASKS}
+        row[DUPLICATE_OF] = original["image_id"]
+        size = (original["mask_width"], original["mask_height"])
+        if self.params.predict.mask_size == "working" or size == (copy.width, copy.height):
+            return row
+        labels = self.predictor.mask(masks.decode_mask(original["mask"]), copy.width, copy.height)
+        row |= {"mask": masks.encode_mask(labels), "mask_width": copy.width, "mask_height": copy.height}
+        if original["mask_before_crf"] is not None:
+            before = masks.decode_mask(original["mask_before_crf"])
+            row["mask_before_crf"] = masks.encode_mask(self.predictor.mask(before, copy.width, copy.height))
+        confidence = np.zeros(len(self.params.classes))
+        for known in original["classes"]:
+            confidence[known["index"]] = known["confidence"]
+        return row | {"classes": self._classes(masks.summarise(labels, confidence))}
+
+    def _classes(self, classes: list[masks.ClassSummary]) -> list[dict[str, Any]]:
+        return [
+            {
+                "index": c.index,
+                "name": self.params.classes[c.index],
+                "pixels": c.pixels,
+                "confidence": c.confidence,
+                "box": dict(zip(("x0", "y0", "x1", "y1"), c.box, strict=True)),
+            }
+            for c in classes
+        ]
+
     def commit(self, unit: str, rows: list[dict[str, Any]]) -> None:
         """Write the rows of a unit, whole or not at all; what another session has committed meanwhile stays.
 
         That session may know more: of an image that a refresh has listed again, the finish has dropped the row here.
         """
         storage.write_once(self.destination.file_of(unit), rows_as_file(rows))
+
+
+_OF_MASKS = (
+    *("mask", "mask_before_crf", "mask_width", "mask_height", "classes"),
+    *("confidence", "entropy", "changed_by_crf", "device"),
+)
+"""Columns that say something of a mask."""
 
 
 def failure_of(what: str, error: Exception) -> ImageError:
@@ -134,9 +165,13 @@ def write_rows(place: Location, rows: list[dict[str, Any]] | pa.Table) -> None:
     storage.write_whole(place, rows_as_file(rows))
 
 
-def rows_as_file(rows: list[dict[str, Any]] | pa.Table) -> bytes:
-    """The bytes of a mask file."""
-    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=MASKS)
+def rows_as_file(rows: list[dict[str, Any]] | pa.Table, *, with_copies: bool = False) -> bytes:
+    """The bytes of a mask file. with_copies: whether its run skips duplicates, as rows say by themselves."""
+    if isinstance(rows, pa.Table):
+        table = rows
+    else:
+        with_copies |= any(DUPLICATE_OF in row for row in rows)
+        table = pa.Table.from_pylist(rows, schema=ROWS if with_copies else MASKS)
     buffer = io.BytesIO()
     per_row = max(1, table.nbytes // max(1, table.num_rows))
     # PNG and identities are dense already; the other columns are small
