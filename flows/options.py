@@ -141,9 +141,11 @@ def options(
             given |= dict(zip((p.name for p in in_order), texts, strict=False))
             own_texts = [given.pop(name) for name in own_positions if name in given]
             own = {p.name: given.pop(p.name) for p in others if p.name in given}
-            values = {paths[keyword]: value for keyword, value in given.items() if value is not None}
+            # None that was typed, as "none", stands where it is another value than the default
+            off = {f.path for f in fields if f.default not in (None, _EMPTY) and type(None) in _kinds(f.annotation)}
+            values = {paths[k]: value for k, value in given.items() if value is not None or paths[k] in off}
             for field in fields:
-                if field.path in values:
+                if values.get(field.path) is not None:
                     values[field.path] = _value(field, values[field.path], shown[field.path])
             for path, default in found.items():
                 if path not in values:
@@ -294,6 +296,11 @@ def _typed(annotation: Any) -> Any:
     if origin is dict or (origin is tuple and parts[0] is str):
         return list[str]
     return str
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """The parts of a union; of any other type nothing."""
+    return typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
 
 
 def _value(field: Field, value: Any, name: str) -> Any:

@@ -7,17 +7,22 @@ training's score and the estimate all go through `Predictor`; how a step works i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Interval
 
+from segcore import large_pictures
 from segcore.crf import dense_crf
 from segcore.crf.dense_crf import Backend, CrfParams, Refined
-from segcore.images import decoding
-from segcore.images.decoding import MAX_PIXELS, Photograph, Reading
+from segcore.images import decoding, regions, tiff
+from segcore.images.decoding import MAX_PIXELS, Photograph
+from segcore.images.masks import label_type
+from segcore.images.regions import ArrayRegions, Regions, TiffRegions
+from segcore.large_pictures import LargeSummary, Tile
 from segcore.models.card import PYTHON
 from segcore.scoring.inference import InferenceParams, ScoreMap, Scorer
 
@@ -47,10 +52,8 @@ class PredictParams:
     """Masks at the photograph's own size (scaled by nearest), or at the working size."""
 
     max_pixels: Annotated[int, Interval(ge=1, le=MAX_PIXELS)] = 100_000_000
-    """Images with more pixels are refused before they are decoded."""
-
-    reading: Reading = field(default_factory=Reading)
-    """What is taken of a file where there is a choice."""
+    """Images with more pixels are refused before they are decoded; at their own size (`long_side_px` None), TIFFs with
+    more are read region by region."""
 
     def resolved(self) -> PredictParams:
         """The same with the engine that "auto" means here. ValueError for an engine that is not here."""
@@ -61,7 +64,7 @@ class PredictParams:
 
         model_digest: `LoadedModel.digest`, or `checkpoint.describe` without loading the model.
         """
-        fingerprint: dict[str, Any] = {
+        return {
             "model": model_digest,
             "inference": asdict(self.inference),
             "crf": None if self.crf is None else asdict(self.crf),
@@ -70,9 +73,6 @@ class PredictParams:
             "max_pixels": self.max_pixels,
             "pipeline_version": PIPELINE_VERSION,
         }
-        if self.reading != Reading():  # Left out by default: runs of before there was a choice go on
-            fingerprint["reading"] = asdict(self.reading)
-        return fingerprint
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,68 @@ class Predictor:
 
     def decode(self, data: bytes) -> Photograph:
         """The pixels of an image file: upright RGB at working size. Raises ImageError, which says what is wrong."""
-        params = self.params
-        return decoding.decode(data, params.inference.long_side_px, params.max_pixels, params.reading)
+        return decoding.decode(data, self.params.inference.long_side_px, self.params.max_pixels)
+
+    def open(self, data: tiff.Content) -> Photograph | TiffRegions:
+        """The same, or, at its own size, a TIFF with too many pixels to be decoded whole, to be read region by region.
+
+        data: the file, in memory or where it is.
+        """
+        if self.params.inference.long_side_px is None and tiff.is_tiff(data):
+            pages = tiff.directories(data)
+            if pages and not tiff.is_raw(data, pages):
+                page = pages[tiff.choose_page(pages)]
+                if page.size[0] * page.size[1] > self.params.max_pixels:
+                    return regions.open_tiff(data, page)
+        return self.decode(data[:])
+
+    def in_windows(self, photograph: Photograph | TiffRegions) -> Regions | None:
+        """The picture, where it is to be scored through windows (`tiles`); None where in one pass."""
+        if isinstance(photograph, TiffRegions):
+            return photograph
+        image = photograph.image
+        windowed = large_pictures.needs_windows(image.shape[1], image.shape[0], self.params.inference)
+        return ArrayRegions(image) if windowed else None
+
+    def tiles(self, picture: Regions, each_window: Callable[[], None] | None = None) -> Iterator[Tile]:
+        """Labels of a picture through windows, tile by tile, in bounded memory.
+
+        each_window: called before each window is scored, and before each tile is refined.
+        """
+
+        def score(pixels: np.ndarray) -> ScoreMap:
+            return self.score([pixels], each_window)[0]
+
+        def refine(pixels: np.ndarray, scores: ScoreMap) -> Refined:
+            if each_window is not None:
+                each_window()
+            return self.refine(pixels, scores)
+
+        return large_pictures.tiles(
+            picture, score, refine, self.params.inference, self.params.crf, len(self.model.card.classes)
+        )
+
+    def whole(self, picture: Regions, each_window: Callable[[], None] | None = None) -> Refined:
+        """Labels of a picture through windows, in memory."""
+        size = (picture.height, picture.width)
+        labels, before = (np.empty(size, label_type(len(self.model.card.classes))) for _ in range(2))
+        summary = LargeSummary(len(self.model.card.classes))
+        for tile in self.tiles(picture, each_window):
+            place = (
+                slice(tile.top, tile.top + tile.labels.shape[0]),
+                slice(tile.left, tile.left + tile.labels.shape[1]),
+            )
+            labels[place], before[place] = tile.labels, tile.labels_before
+            summary.add(tile)
+        return Refined(
+            labels,
+            before,
+            summary.pixels,
+            summary.class_confidence,
+            summary.confidence,
+            summary.entropy,
+            summary.changed,
+        )
 
     def prepare(self, picture: Any) -> Photograph:
         """The same for what is decoded already: a PIL image in any mode, or (H, W, 3) uint8 RGB."""
@@ -202,10 +262,24 @@ class Predictor:
         """
         return labels if self.params.mask_size == "working" else decoding.resize_labels(labels, width, height)
 
+    def refined(self, photograph: Photograph) -> Refined:
+        """Labels at working size of one image that is decoded: in one pass, or through windows."""
+        picture = self.in_windows(photograph)
+        if picture is not None:
+            return self.whole(picture)
+        return self.refine(photograph.image, self.score([photograph.image])[0])
+
     def segment(self, photograph: Photograph) -> Prediction:
         """Score, refine and mask of one image that is decoded."""
-        refined = self.refine(photograph.image, self.score([photograph.image])[0])
+        refined = self.refined(photograph)
         return Prediction(self.mask(refined.labels, photograph.width, photograph.height), refined)
+
+    def with_crf(self, crf: CrfParams | None) -> Predictor:
+        """The same with another CRF, and the same network on its device."""
+        other = copy.copy(self)
+        other._scorer = self.scorer
+        other.params = replace(self.params, crf=crf)
+        return other
 
     def release(self) -> None:
         """Give the memory of the device back; the next score brings the network there again."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -108,9 +108,8 @@ class Segmenter:
             image = Path(image).read_bytes()
         is_file = isinstance(image, (bytes, bytearray, memoryview))
         photograph = predictor.decode(bytes(image)) if is_file else predictor.prepare(image)
-        scores = predictor.score([photograph.image])[0]
         if crf != "default":
-            predictor = Predictor(None, replace(predictor.params, crf=crf))
-        refined = predictor.refine(photograph.image, scores)
+            predictor = predictor.with_crf(crf)
+        refined = predictor.refined(photograph)
         labels = predictor.mask(refined.labels, photograph.width, photograph.height)
         return Segmentation(labels, self.model.card.classes, refined, photograph)

@@ -10,6 +10,9 @@ from PIL import Image
 from segcore.images.decoding import nearest_index
 from segcore.voc import palette
 
+MOST_BYTE_CLASSES = 255
+"""Classes that labels of 8 bits can name beside 255, which means void; more have labels of 16 bits."""
+
 PNG_COMPRESS_LEVEL = 9
 """zlib strength of the mask column: against 6, a third fewer bytes for 3 ms a mask, which is a hundredth of the work on
 an image; no slower at 12 megapixels (docs/benchmarks-results.md)."""
@@ -30,6 +33,11 @@ class ClassSummary:
 
     box: tuple[int, int, int, int]
     """Bounding box of its pixels in the stored mask: x0, y0, x1, y1 in px, x1 and y1 exclusive."""
+
+
+def label_type(num_classes: int) -> np.dtype:
+    """Type of the labels of so many classes: uint8, or uint16."""
+    return np.dtype(np.uint8 if num_classes <= MOST_BYTE_CLASSES else np.uint16)
 
 
 def encode_mask(labels: np.ndarray) -> bytes:

@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -41,7 +42,7 @@ _WANTED = frozenset(
     )
 )
 _TYPES = {1: "B", 2: "c", 3: "H", 4: "I", 6: "b", 7: "c", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 _SENSOR = (32803, 34892)  # Photometric interpretations of a colour filter array, and of its linear values
 _RAW_COMPRESSIONS = frozenset((262, 32767, 32769, 32770, 32772, 34713, 65000, 65535))  # Kodak, Sony, ..., Pentax
@@ -56,6 +57,8 @@ _RAW_STARTS = (
     b"\0MRM",  # Minolta
     b"II\x1a\0\0\0HEAPCCDR",  # Canon, until 2004
 )
+
+RAW_REMEDY = "a camera's RAW file, which is not read: develop it to JPEG or TIFF, or use the JPEG beside it"
 
 
 @dataclass(frozen=True)
@@ -93,23 +96,41 @@ class Directory:
         )
 
 
-def is_tiff(data: bytes) -> bool:
+class Content(Protocol):
+    """The bytes of a file: in memory, or read in slices from where they are."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> bytes: ...
+
+
+def unpack_at(form: str, data: Content, offset: int) -> tuple[Any, ...]:
+    """Values at an offset. struct.error where the file ends before."""
+    return struct.unpack(form, data[offset : offset + struct.calcsize(form)])
+
+
+def form_of(data: Content) -> tuple[str, bool]:
+    """Byte order as `struct` writes it, and whether it is a BigTIFF."""
+    return ("<" if data[:2] == b"II" else ">"), data[2:4] in (b"+\0", b"\0+")
+
+
+def is_tiff(data: Content) -> bool:
     """Whether the bytes begin as a TIFF."""
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def is_raw(data: bytes, pages: list[Directory]) -> bool:
+def is_raw(data: Content, pages: list[Directory]) -> bool:
     """Whether it is a camera's RAW file, by its content. pages: its `directories`, where it is a TIFF."""
-    if data.startswith(_RAW_STARTS) or data[4:12] == b"ftypcrx ":
+    if data[:32].startswith(_RAW_STARTS) or data[4:12] == b"ftypcrx ":
         return True
     if is_tiff(data) and (data[8:10] == b"CR" or data[8:12] == b"IIII"):  # Canon, Phase One
         return True
     return any(page.raw for page in pages)
 
 
-def directories(data: bytes) -> list[Directory]:
+def directories(data: Content) -> list[Directory]:
     """Pages in their order, each followed by those that it names as its own; at most `MAX_DIRECTORIES`."""
-    order, big = ("<" if data[:2] == b"II" else ">"), data[2:4] in (b"+\0", b"\0+")
+    order, big = form_of(data)
     found: list[Directory] = []
     seen: set[int] = set()
 
@@ -126,34 +147,34 @@ def directories(data: bytes) -> list[Directory]:
             offset = following
 
     with contextlib.suppress(struct.error):
-        walk(struct.unpack_from(f"{order}Q", data, 8)[0] if big else struct.unpack_from(f"{order}I", data, 4)[0])
+        walk(unpack_at(f"{order}Q", data, 8)[0] if big else unpack_at(f"{order}I", data, 4)[0])
     return found
 
 
 def _directory(
-    data: bytes, offset: int, order: str, big: bool, most_values: int = MAX_VALUES
+    data: Content, offset: int, order: str, big: bool, most_values: int = MAX_VALUES
 ) -> tuple[Directory, int] | None:
     """A directory and the offset of the next one; None where it does not lie within the file. Tags with more values
     are left out."""
     count_format, entry_bytes, inline = (f"{order}Q", 20, 8) if big else (f"{order}H", 12, 4)
     try:
-        (entries,) = struct.unpack_from(count_format, data, offset)
+        (entries,) = unpack_at(count_format, data, offset)
         start = offset + struct.calcsize(count_format)
         if entries > MAX_ENTRIES:
             return None
         tags: dict[int, tuple[int, ...]] = {}
         for number in range(entries):
             at = start + entry_bytes * number
-            tag, kind = struct.unpack_from(f"{order}HH", data, at)
-            (count,) = struct.unpack_from(f"{order}Q" if big else f"{order}I", data, at + 4)
+            tag, kind = unpack_at(f"{order}HH", data, at)
+            (count,) = unpack_at(f"{order}Q" if big else f"{order}I", data, at + 4)
             if tag not in _WANTED or kind not in _TYPES or not 0 < count <= most_values:
                 continue
             value_at = at + (12 if big else 8)
-            if count * _SIZES[kind] > inline:
-                (value_at,) = struct.unpack_from(f"{order}Q" if big else f"{order}I", data, value_at)
-            if value_at + count * _SIZES[kind] > len(data):
+            if count * SIZES[kind] > inline:
+                (value_at,) = unpack_at(f"{order}Q" if big else f"{order}I", data, value_at)
+            if value_at + count * SIZES[kind] > len(data):
                 continue
-            values = struct.unpack_from(f"{order}{count}{_TYPES[kind].replace('c', 'B')}", data, value_at)
+            values = unpack_at(f"{order}{count}{_TYPES[kind].replace('c', 'B')}", data, value_at)
             tags.setdefault(tag, tuple(values))
         after = start + entry_bytes * entries
         following = data[after : after + inline].ljust(inline, b"\0")
@@ -184,15 +205,15 @@ def with_page_first(data: bytes, page: Directory) -> bytes:
     return data[:4] + page.offset.to_bytes(4, endian) + data[8:]  # type: ignore[arg-type]
 
 
-def read_profile(data: bytes, page: Directory) -> bytes | None:
+def read_profile(data: Content, page: Directory) -> bytes | None:
     """The ICC profile of a page."""
-    whole = _again(data, page)
+    whole = with_long_tags(data, page)
     return bytes(whole.tags[ICC_PROFILE]) if ICC_PROFILE in whole.tags else None
 
 
-def _again(data: bytes, page: Directory) -> Directory:
+def with_long_tags(data: Content, page: Directory) -> Directory:
     """The page with its long tags, too."""
-    order, big = ("<" if data[:2] == b"II" else ">"), data[2:4] in (b"+\0", b"\0+")
+    order, big = form_of(data)
     whole = _directory(data, page.offset, order, big, MAX_PIECES)
     return page if whole is None else whole[0]
 
@@ -237,7 +258,7 @@ def read_samples(data: bytes, page: Directory) -> np.ndarray:
     if width * height * samples * size > MAX_SAMPLE_BYTES:
         raise ValueError(f"the TIFF has more than {MAX_SAMPLE_BYTES >> 20} MiB of samples")
     order = "<" if data[:2] == b"II" else ">"
-    page = _again(data, page)
+    page = with_long_tags(data, page)
     if _is_subsampled(page):
         return _read_subsampled(data, page)
     stored = np.dtype(f"{order}{kind}{size}")

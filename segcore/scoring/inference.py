@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 class InferenceParams:
     """Everything that decides the scores of an image; part of the identity of a run."""
 
-    long_side_px: Annotated[int, Interval(ge=33, le=16384)] = 513
-    """Images whose longer side is longer than this many pixels are scaled down before scoring."""
+    long_side_px: Annotated[int, Interval(ge=33, le=16384)] | None = 513
+    """Images whose longer side is longer than this many pixels are scaled down before scoring; None scores them at
+    their own size, through windows where they are larger than one (of `crop_px`, else 1025 px)."""
 
     scales: Annotated[tuple[Annotated[float, Interval(ge=0.1, le=4.0)], ...], MinLen(1)] = (1.0,)
     """Sizes that each image is scored at, relative to the working size; DeepLab v2 uses 0.5, 0.75, 1."""
@@ -60,6 +61,15 @@ DEEPLAB_V2_MSC = InferenceParams(scales=(0.5, 0.75, 1.0), fusion="max")
 PSPNET_MULTI_SCALE = InferenceParams(
     long_side_px=512, scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), fusion="mean", mirror=True, crop_px=473
 )
+
+
+WINDOW_PX = 1025
+"""Side of a window of images at their own size where `InferenceParams.crop_px` names none."""
+
+
+def window_px(params: InferenceParams) -> int:
+    """Side of a window of images at their own size, 8k + 1."""
+    return ((params.crop_px or WINDOW_PX) - 1) // 8 * 8 + 1
 
 
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -267,10 +277,13 @@ def check_images(images: Sequence[np.ndarray]) -> None:
 
 
 def relative_work(params: InferenceParams, parameters: int) -> float:
-    """About what an image costs a network of so many parameters: 1 is LargeFOV at 513 px, about a second on a core."""
-    work = (params.long_side_px / 513) ** 2 * sum(scale**2 for scale in params.scales)
+    """About what an image costs a network of so many parameters: 1 is LargeFOV at 513 px, about a second on a core.
+
+    At their own size images have any; then it is what one window costs.
+    """
+    work = ((params.long_side_px or window_px(params)) / 513) ** 2 * sum(scale**2 for scale in params.scales)
     work *= (2 if params.mirror else 1) * parameters / 20_505_429
-    if params.crop_px is not None:
+    if params.crop_px is not None and params.long_side_px is not None:
         work /= params.crop_stride**2
     return work
 

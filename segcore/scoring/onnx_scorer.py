@@ -54,7 +54,12 @@ def _obstacle(card: ModelCard, params: InferenceParams, device: str) -> str | No
         (not onnx_network.takes(card) or card.untrained, card.shown_name),
         (device not in ("auto", "cpu"), f"The device {device!r}"),
         (params.precision not in ("auto", "fp32"), f"Precision {params.precision}"),
-        (params.scales != (1.0,) or params.mirror or params.crop_px is not None, "Test-time augmentation"),
+        (
+            params.scales != (1.0,)
+            or params.mirror
+            or (params.crop_px is not None and params.long_side_px is not None),
+            "Test-time augmentation",
+        ),
         (card.convention != "caffe", f"The convention {card.convention}"),
     ):
         if needed:
@@ -67,7 +72,7 @@ def _require_one_pass(card: ModelCard, params: InferenceParams) -> None:
     for asked, what, remedy in (
         (params.precision not in ("auto", "fp32"), f"precision {params.precision}", "leave --precision out"),
         (params.scales != (1.0,) or params.mirror, "several views of an image", "leave --scales and --mirror out"),
-        (params.crop_px is not None, "sliding windows", "leave --crop out"),
+        (params.crop_px is not None and params.long_side_px is not None, "sliding windows", "leave --crop out"),
     ):
         if asked:
             raise ValueError(f"{card.shown_name} is scored in float32 and in one pass, without {what}: {remedy}.")
@@ -90,6 +95,9 @@ class OnnxScorer:
     place = "cpu/fp32"
     """Device and precision, as `Scorer.place`."""
 
+    _sized_by = "--long-side"
+    """Option that says how large a picture the network is given."""
+
     _ends: onnx_file.Ends | None = None
     """Of somebody else's graph; None of a network of ours."""
 
@@ -103,6 +111,7 @@ class OnnxScorer:
     ) -> None:
         check_params(params)
         self._read(model)
+        self._sized_by = "--crop" if params.long_side_px is None else "--long-side"
         if model.onnx is not None:
             _require_plain(model.card, params, device)
             self._session = onnx_file.open_session(model.onnx, model.name, num_threads)
@@ -179,7 +188,7 @@ class OnnxScorer:
         if rows < height or columns < width:
             raise ValueError(
                 f"{self.name} takes pictures of {columns} x {rows} px alone, this one is {width} x {height} px at "
-                f"working size: give --long-side {max(33, min(rows, columns))}."
+                f"working size: give {self._sized_by} {max(33, min(rows, columns))}."
             )
         canvas = self._canvas(image, rows, columns)
         if ends.channels_last:

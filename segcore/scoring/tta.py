@@ -158,7 +158,7 @@ def _score_as_published(
 def _published_size(height: int, width: int, scale: float, params: InferenceParams, convention: str) -> tuple[int, int]:
     if convention == "deeplab-pytorch":
         return max(1, int(height * scale)), max(1, int(width * scale))
-    if params.crop_px is None:  # Not how semseg tests: one pass over the image as it is
+    if params.crop_px is None or params.long_side_px is None:  # Not how semseg tests: the image as it is
         return max(1, round(height * scale)), max(1, round(width * scale))
     long_side = round(scale * params.long_side_px)
     if height > width:

@@ -6,11 +6,14 @@ An outage is no image's fault and becomes no image's reason: it ends the job, wh
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from segcore.images.decoding import ErrorKind, ImageError
+from segcore.images.tiff import Content, is_tiff
 from tasks import storage, storage_faults
 from tasks.archive.entries import Entry, decode_path, first_line, is_listed_as
 from tasks.archive.parquet_rows import read_rows
+from tasks.archive.stored_content import WHOLE_BYTES, StoredContent
 from tasks.archive.tar_shards import MAX_FILE_BYTES, read_tar
 from tasks.archive.zip_files import read_zip
 from tasks.errors import InterruptedJobError, JobError
@@ -24,18 +27,19 @@ _CONTAINERS = {
 """By the kind of their entries: what people call them, and what gives the bytes of entries of one of them."""
 
 
-def read_entries(root: Location, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | ImageError]]:
+def read_entries(root: Location, entries: Sequence[Entry], *, large: bool = False) -> Iterator[tuple[Entry, Any]]:
     """Bytes of each entry, in order; an ImageError that says why in place of bytes that cannot be had.
 
-    root: the source. Entries of one container are read together, and only while it is the one that was listed. A file
-    that was replaced since comes with its new size and version.
+    root: the source. large: a TIFF of many bytes is `StoredContent`, which is read in slices where it is.
+    Entries of one container are read together, and only while it is the one that was listed. A file that was replaced
+    since comes with its new size and version.
     Raises JobError where the source itself cannot be read any more: an outage is no image's fault.
     """
     for together in _together(entries):
         if together[0].kind in _CONTAINERS:
-            outcomes = _read_container(root.protocol, together)
+            outcomes: Iterator[tuple[Entry, Any]] = _read_container(root.protocol, together)
         else:
-            outcomes = iter([_read_file(root.protocol, together[0])])
+            outcomes = iter([_read_file(root.protocol, together[0], large)])
         for entry, outcome in outcomes:
             if isinstance(outcome, ImageError) and entry.kind != "broken":
                 may_be_outage = outcome.kind in (ErrorKind.MISSING, ErrorKind.UNREADABLE)
@@ -56,9 +60,13 @@ def _together(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
         yield group
 
 
-def _read_file(protocol: str, entry: Entry) -> tuple[Entry, bytes | ImageError]:
+def _read_file(protocol: str, entry: Entry, large: bool) -> tuple[Entry, Content | ImageError]:
     if entry.kind == "broken":
         return entry, ImageError(ErrorKind.UNREADABLE, entry.note)
+    if large and entry.size is not None and entry.size > WHOLE_BYTES:
+        found = _in_slices(Location(protocol, decode_path(entry.path)), entry)
+        if found is not None:
+            return found
     if entry.size is not None and entry.size > MAX_FILE_BYTES:
         return entry, ImageError(ErrorKind.TOO_LARGE, f"the file has {entry.size} bytes, more than {MAX_FILE_BYTES}")
     place = Location(protocol, decode_path(entry.path))
@@ -71,6 +79,21 @@ def _read_file(protocol: str, entry: Entry) -> tuple[Entry, bytes | ImageError]:
         return entry, ImageError(ErrorKind.UNREADABLE, f"the storage did not give the bytes: {first_line(error)}")
     same = is_listed_as(entry.version, version, data) and len(data) == entry.size
     return (entry if same else replace(entry, version=version, size=len(data))), data
+
+
+def _in_slices(place: Location, entry: Entry) -> tuple[Entry, Content | ImageError] | None:
+    """A large TIFF, which stays where it is; None for what has to be read whole, where what is wrong is said too."""
+    try:
+        now = storage.stat(place)
+        version = f"{now.version}-{now.mark}" if now.mark else now.version
+        content = StoredContent(place, now.size, now.version)
+        if not is_tiff(content):
+            return None
+    except Exception:
+        return None
+    listed = entry.version.partition("#")[0]  # Without its digest, which is of all bytes
+    same = is_listed_as(listed, version, b"") and now.size == entry.size
+    return (entry if same else replace(entry, version=version, size=now.size)), content
 
 
 def _read_container(protocol: str, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | ImageError]]:

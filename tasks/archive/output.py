@@ -4,8 +4,8 @@
     masks/run=<run id>/             the small mask files of a run, one for each unit
     compacted/run=<run id>/         large files that stand for small ones, `seals.py`
     runs/<run id>.json              run records, `runs.py`
+    labels/run=<run id>/            masks that are too large for a row, which names them
     png/run=<run id>/               masks as files of their own
-    looks/source=<source id>/       which images look alike, where a run skips duplicates
     report/run=<run id>/            galleries
     diff/<run id>-<run id>/         comparisons
 
@@ -14,7 +14,7 @@ Whoever needs a place, a record or a row of an output asks `Output`; nobody else
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ from tasks.errors import JobError
 from tasks.parquet_files import read_parquet
 from tasks.storage import Location, StoredFile
 
-OWN = ("manifest/source=", "masks/run=", "compacted/run=", "runs/", "png/run=", "report/run=", "looks/source=", "diff/")
+OWN = ("manifest/source=", "masks/run=", "compacted/run=", "runs/", "labels/run=", "png/run=", "report/run=", "diff/")
 """What the paths of an output's files begin with: in a source that is its own output, they are no photographs."""
 
 _READERS = 8
@@ -111,13 +111,28 @@ class Output:
         """Folder of the large files that stand for small ones."""
         return self.place / "compacted" / f"run={run_id}"
 
+    def labels_folder(self, run_id: str) -> Location:
+        """Folder of the masks of a run that are too large for a row."""
+        return self.place / "labels" / f"run={run_id}"
+
+    @staticmethod
+    def label_name(run_id: str, entry: Entry) -> str:
+        """What `mask_file` says of the mask of an image: relative to the output, another for each of its versions."""
+        digest = hashlib.sha256(f"{entry.image_id}\0{entry.version}".encode("utf-8", "surrogateescape")).hexdigest()
+        return f"labels/run={run_id}/{digest[:24]}.tif"
+
+    def label_files(self, run_id: str) -> set[str]:
+        """What `mask_file` may say: the masks of a run that lie beside their rows."""
+        folder = self.labels_folder(run_id)
+        return {f"labels/run={run_id}/{file.path}" for file in storage.list_files(folder)}
+
+    def label_file(self, row: Mapping[str, Any]) -> Location | None:
+        """The file of a mask that is too large for its row; None where the row has it, or none."""
+        return None if row.get("mask_file") is None else self.place / str(row["mask_file"])
+
     def png_folder(self, run_id: str) -> Location:
         """Folder of a run's masks as files of their own."""
         return self.place / "png" / f"run={run_id}"
-
-    def looks_folder(self, source: str, reading: str) -> Location:
-        """Folder of what images look like. source: `source_id`. reading: digest of how they are read and compared."""
-        return self.place / "looks" / f"source={source}" / reading
 
     def gallery_folder(self, run_id: str) -> Location:
         """Folder of a run's gallery."""
@@ -129,7 +144,7 @@ class Output:
 
     def sweep(self) -> None:
         """Remove what killed sessions left half written."""
-        for own in ("manifest", "masks", "runs", "png", "looks"):
+        for own in ("manifest", "masks", "labels", "runs", "png"):
             storage.sweep_temporary(self.place / own)
 
     # Runs

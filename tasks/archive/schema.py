@@ -10,6 +10,10 @@ from segcore.images.decoding import ErrorKind
 SCHEMA_VERSION = 2
 """Raised with every change of a column's name, type or meaning; part of the run id. 2 has the column `note`."""
 
+LARGE_SCHEMA_VERSION = 3
+"""Of runs whose masks may lie beside their rows, or have more than 255 classes: the column `mask_file`, and labels of
+16 bits. Other runs stay what they were."""
+
 
 def _field(name: str, type_: pa.DataType, description: str, nullable: bool = True) -> pa.Field:
     return pa.field(name, type_, nullable=nullable, metadata={"description": description})
@@ -17,7 +21,7 @@ def _field(name: str, type_: pa.DataType, description: str, nullable: bool = Tru
 
 CLASS = pa.struct(
     [
-        _field("index", pa.uint8(), "label of the class"),
+        _field("index", pa.uint16(), "label of the class; 8 bits in runs of up to 255 classes"),
         _field("name", pa.string(), "name of the class"),
         _field("pixels", pa.int64(), "pixels of the class in the mask"),
         _field("confidence", pa.float32(), "mean probability of the class before the CRF over its pixels, 0..1"),
@@ -55,39 +59,46 @@ MASKS = pa.schema(
         _field("error_kind", pa.string(), f"null, or one of: {', '.join(ErrorKind)}"),
         _field("error", pa.string(), "null, or the reason in words why there is no mask"),
         _field("note", pa.string(), "null, or what of the photograph was damaged or ignored though it has a mask"),
+        _field("mask_file", pa.string(), "tiled TIFF of a mask too large for `mask`, relative to the output, or null"),
     ],
-    metadata={"segment_archive.schema_version": str(SCHEMA_VERSION)},
+    metadata={"segment_archive.schema_version": str(LARGE_SCHEMA_VERSION)},
 )
-"""One row per image: a mask, or the reason why there is none."""
+"""One row per image: a mask, or the reason why there is none. What readers have of every run."""
 
-DUPLICATE_OF = "duplicate_of"
-
-ROWS = MASKS.append(
-    _field(
-        DUPLICATE_OF, pa.string(), "null, or image_id of the image that this one is a copy of: its mask is that one's"
-    )
-)
-"""Every column that a row may have. The last is only in runs that skip duplicates, so that others stay as they were."""
-
-_LATER = ("note", DUPLICATE_OF)  # Columns that runs of earlier versions do not have
+_LATER = ("note", "mask_file")  # Columns that runs of earlier versions do not have
 
 
-def conform(table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of any version in columns of today: those that the version did not have are null.
+def version_of(record: dict[str, Any]) -> int:
+    """Version of the rows of a run. record: of the run."""
+    deciding = record.get("deciding")
+    version = deciding.get("schema_version") if isinstance(deciding, dict) else None
+    return LARGE_SCHEMA_VERSION if version == LARGE_SCHEMA_VERSION else SCHEMA_VERSION
 
-    columns: None: those of every run, and what these rows have beside them.
+
+def written(version: int) -> pa.Schema:
+    """What the rows of a run are written as. version: `SCHEMA_VERSION` or `LARGE_SCHEMA_VERSION`."""
+    if version == LARGE_SCHEMA_VERSION:
+        return MASKS
+    index = _field("index", pa.uint8(), "label of the class")
+    of_class = pa.struct([index, *(CLASS.field(n) for n in range(1, CLASS.num_fields))])
+    classes = MASKS.field("classes").with_type(pa.list_(of_class))
+    fields = [classes if field.name == "classes" else field for field in MASKS if field.name != "mask_file"]
+    return pa.schema(fields, metadata={"segment_archive.schema_version": str(SCHEMA_VERSION)})
+
+
+def conform(table: pa.Table, columns: Sequence[str] = tuple(MASKS.names), schema: pa.Schema = MASKS) -> pa.Table:
+    """Rows of any version in columns of today, or of another schema: those that the version did not have are null.
+
     Raises ArrowInvalid where a column is missing that every version has.
     """
-    if columns is None:
-        columns = [name for name in ROWS.names if name in MASKS.names or name in table.column_names]
     for name in columns:
         if name not in table.column_names:
-            field = ROWS.field(name)
+            field = schema.field(name)
             if name not in _LATER:
                 raise pa.ArrowInvalid(f"it has no column {name}")
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     table = table.select(list(columns))
-    return table.cast(pa.schema([ROWS.field(name) for name in columns], MASKS.metadata))
+    return table.cast(pa.schema([schema.field(name) for name in columns], metadata=schema.metadata))
 
 
 def empty_row() -> dict[str, Any]:

@@ -138,10 +138,13 @@ class Judge(MaskRows):
 
     def columns(self, record: Record, image: np.ndarray, scores: np.ndarray, device: str) -> dict[str, Any]:
         """Counts of an image, and the masks that they are of."""
+        return self.columns_of(record, self.predictor.refine(image, ScoreMap(scores, record.extent_px)), device)
+
+    def columns_of(self, record: Record, refined: Refined, device: str) -> dict[str, Any]:
+        """The same of its labels at working size."""
         data = self.truth[record.entry.image_id]
         if isinstance(data, ImageError):
             raise data
-        refined: Refined = self.predictor.refine(image, ScoreMap(scores, record.extent_px))
         truth = masks.decode_mask(data)
         if truth.shape != (record.height, record.width):
             raise ImageError(

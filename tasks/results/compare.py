@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.images.decoding import resize_labels
-from segcore.images.masks import decode_mask
 from segcore.metrics.evaluation import count_pixels, iou
 from tasks import storage
 from tasks.ahead import ahead
@@ -28,7 +27,7 @@ from tasks.results.reading import Piece, Results, open_results
 
 _WORKERS = 4
 _LABELS = 256
-_COLUMNS = ["image_id", "mask", "entropy", "classes"]
+_COLUMNS = ["image_id", "mask", "mask_file", "error_kind", "entropy", "classes"]
 
 CHANGES = pa.schema(
     [
@@ -154,7 +153,7 @@ class _Comparison:
         counts = np.zeros((_LABELS, 3), np.int64)
         names: dict[int, str] = {}
         for row in Results.read_piece(piece, _COLUMNS).to_pylist():
-            if row["mask"] is None:
+            if row["error_kind"] is not None:
                 continue
             number = self.piece_of.get(row["image_id"])
             if number is None:
@@ -167,7 +166,9 @@ class _Comparison:
                         f"Label {found['index']} is {names[found['index']]!r} in one run and {found['name']!r} in "
                         "the other: their classes are not the same, so their masks cannot be compared."
                     )
-            a, b = decode_mask(row["mask"]), decode_mask(other["mask"])
+            # Of masks that are too large for their rows, the small copies
+            a, b = (run.labels_of(r, small=True) for run, r in ((self.first, row), (self.second, other)))
+            assert a is not None and b is not None, "neither has an error"
             b = resize_labels(b, a.shape[1], a.shape[0])
             counts += count_pixels(a, b, _LABELS)
             rows.append(_change(row, other, a, b, names))

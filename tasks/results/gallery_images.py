@@ -14,8 +14,10 @@ from PIL import Image
 
 from segcore.images.decoding import ImageError, decode, fit_long_side, resize_labels
 from segcore.images.masks import decode_mask
+from segcore.images.regions import reduced
 from segcore.images.rle import encode_runs
 from tasks.ahead import ahead
+from tasks.archive.stored_content import StoredContent
 from tasks.results.gallery_files import write_file, write_script
 from tasks.results.photographs import Photographs
 from tasks.results.reading import Results
@@ -89,7 +91,7 @@ def _write_batch(gallery: Gallery, batch: Sequence[tuple[int, dict[str, Any]]]) 
 def _write_image(gallery: Gallery, number: int, row: dict[str, Any], data: bytes | ImageError) -> ShownImage:
     name = f"{number // 1000:03d}/{number:06d}"
     image, why = _decode(data)
-    labels = None if row["mask"] is None else decode_mask(row["mask"])
+    labels = gallery.results.labels_of(row, small=True)
     if image is not None:
         _write_jpeg(gallery.folder / f"photos/{name}.jpg", image)
         _write_jpeg(gallery.folder / f"thumbs/{name}.jpg", _smaller(image, _THUMB_SIDE_PX))
@@ -144,11 +146,13 @@ def _percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.005 else "<1%"
 
 
-def _decode(data: bytes | ImageError) -> tuple[np.ndarray | None, str | None]:
-    """The photograph (h, w, 3) uint8 as it is shown, or the reason why there is none."""
+def _decode(data: Any) -> tuple[np.ndarray | None, str | None]:
+    """The photograph (h, w, 3) uint8 as it is shown, or the reason why there is none. data: of `Photographs`."""
     if isinstance(data, ImageError):
         return None, str(data)
     try:
+        if isinstance(data, StoredContent):
+            return _smaller(reduced(data, _PHOTO_SIDE_PX), _PHOTO_SIDE_PX), None
         return decode(data, _PHOTO_SIDE_PX).image, None
     except ImageError as error:
         return None, str(error)

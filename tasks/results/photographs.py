@@ -7,6 +7,7 @@ from typing import Any
 from segcore.images.decoding import ErrorKind, ImageError
 from tasks import storage
 from tasks.archive.entry_bytes import read_entries
+from tasks.archive.stored_content import StoredContent
 from tasks.errors import JobError
 from tasks.results.reading import Results
 from tasks.storage import Location
@@ -18,15 +19,18 @@ class Photographs:
     def __init__(self, results: Results) -> None:
         self.results = results
 
-    def read(self, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bytes | ImageError]]:
-        """The bytes of each row's photograph, in order. rows: with image_id and uri."""
+    def read(self, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Any]]:
+        """The bytes of each row's photograph, in order; an ImageError that says why in place of those that are gone.
+
+        rows: with image_id and uri. Where they have mask_file, a photograph whose mask is there is `StoredContent`.
+        """
         # A file of its own stands under its URI; a member of a container, or a name that is no text, in the manifest
         hidden = [row["image_id"] for row in rows if "!/" in row["uri"] or "\\x" in row["uri"]]
         entries = self.results.output.entries(self.results.record, hidden) if hidden else {}
         for contained, group in itertools.groupby(rows, key=lambda row: row["image_id"] in entries):
             if not contained:
                 for row in group:
-                    yield row, self._read_plain(row["uri"])
+                    yield row, self._read_plain(row["uri"], in_slices=row.get("mask_file") is not None)
                 continue
             # Together, so that a tar shard is opened once
             together = list(group)
@@ -42,8 +46,10 @@ class Photographs:
         return storage.locate(str((self.results.record.get("job") or {}).get("source") or self.results.output.uri))
 
     @staticmethod
-    def _read_plain(uri: str) -> bytes | ImageError:
+    def _read_plain(uri: str, in_slices: bool) -> bytes | StoredContent | ImageError:
         try:
+            if in_slices:
+                return StoredContent.of(storage.locate(uri))
             return storage.read_bytes(storage.locate(uri))
         except FileNotFoundError:
             return ImageError(ErrorKind.MISSING, "the photograph is not there any more")

@@ -6,8 +6,7 @@ from typing import Any
 
 from tasks import progress, storage
 from tasks.archive.output import Output
-from tasks.results.export import SUMMARY
-from tasks.results.export_formats.folders import NAMES
+from tasks.results.export import NAMES, SUMMARY
 from tasks.results.export_names import file_names, name_bytes
 from tasks.results.reading import Piece, Results, open_results
 
@@ -31,7 +30,7 @@ def update_png_tree(output: Output, run_id: str) -> None:
         )
     if done == files and all(f"{name}.png" in there for name in before.values()):
         return
-    rows = results.to_arrow(["image_id", "uri", "mask_width"]).to_pylist()
+    rows = results.to_arrow(["image_id", "uri", "mask_width", "mask_file"]).to_pylist()
     names = file_names([row["image_id"] for row in rows], ".png", name_bytes(folder))
 
     def write(piece: Piece) -> None:
@@ -49,7 +48,8 @@ def update_png_tree(output: Output, run_id: str) -> None:
         storage.write_whole(folder / SUMMARY, json.dumps({"files": []}).encode())
     with ThreadPoolExecutor(_WORKERS) as pool:
         list(pool.map(write, results.pieces))
-    with_mask = [row for row in rows if row["mask_width"] is not None]
+    # Those beside their rows are files of their own already
+    with_mask = [row for row in rows if row["mask_width"] is not None and row["mask_file"] is None]
     for name in set(before.values()) - {names[row["image_id"]] for row in with_mask}:
         storage.remove(folder / f"{name}.png")
     lines = [{"name": names[row["image_id"]], "image_id": row["image_id"], "uri": row["uri"]} for row in with_mask]

@@ -12,7 +12,7 @@ for. Questions in SQL are `query.py`.
 import collections
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -23,11 +23,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from segcore.images.label_tiff import LabelTiff
 from segcore.images.masks import decode_mask
 from tasks import storage
 from tasks.ahead import ahead
 from tasks.archive.output import MaskFile, Output, is_finished
-from tasks.archive.schema import ROWS, conform
+from tasks.archive.schema import MASKS, conform
+from tasks.archive.stored_content import StoredContent
 from tasks.errors import JobError
 from tasks.parquet_files import whole_parquet
 from tasks.storage_client import arrow_filesystem
@@ -48,7 +50,7 @@ REMEDY = "remove it and run the archive job again, which does just its images an
 
 MASK_COLUMNS = ("mask", "mask_before_crf")
 
-FACTS = [name for name in ROWS.names if name not in MASK_COLUMNS]
+FACTS = [name for name in MASKS.names if name not in MASK_COLUMNS]
 """Every column but the masks: what a question needs, in a few hundred bytes an image."""
 
 
@@ -114,7 +116,7 @@ class Results:
         paths = [file.place.path for file in self.files]
         import pyarrow.dataset as ds  # Brings pandas: not before somebody asks
 
-        return ds.dataset(paths, schema=ROWS, format="parquet", filesystem=arrow_filesystem(self.output.place))
+        return ds.dataset(paths, schema=MASKS, format="parquet", filesystem=arrow_filesystem(self.output.place))
 
     @cached_property
     def num_rows(self) -> int:
@@ -169,10 +171,11 @@ class Results:
         before_crf: the mask before the CRF, where the run kept it.
         """
         column = "mask_before_crf" if before_crf else "mask"
-        for table in self.tables(["image_id", column]):
-            for image_id, data in zip(table["image_id"].to_pylist(), table[column].to_pylist(), strict=True):
-                if data is not None:
-                    yield image_id, self._labels(image_id, data)
+        beside = [] if before_crf else ["mask_file"]
+        for table in self.tables(["image_id", column, *beside]):
+            for row in table.to_pylist():
+                if (labels := self.labels_of(row | {"mask": row[column]})) is not None:
+                    yield row["image_id"], labels
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         return self.masks()
@@ -195,12 +198,34 @@ class Results:
     def mask(self, image_id: str, *, before_crf: bool = False) -> np.ndarray:
         """Label map (H, W) uint8 of one image. Raises JobError where it has none, with the reason."""
         column = "mask_before_crf" if before_crf else "mask"
-        row = self.row(image_id, [column, "error_kind", "error"])
+        row = self.row(image_id, [column, "mask_file", "error_kind", "error"])
         if row["error_kind"] is not None:
             raise JobError(f"{image_id} has no mask: {row['error']} ({row['error_kind']}).")
-        if row[column] is None:
+        labels = self.labels_of(row | {"image_id": image_id, "mask": row[column]}, beside=not before_crf)
+        if labels is None:
             raise JobError(f"Run {self.run_id} kept no masks before the CRF; --keep-mask-before-crf keeps them.")
-        return self._labels(image_id, row[column])
+        return labels
+
+    def labels_of(self, row: Mapping[str, Any], *, small: bool = False, beside: bool = True) -> np.ndarray | None:
+        """Label map (H, W) uint8 or uint16 of a row with image_id, mask and mask_file; None where it has none.
+
+        small: of a mask beside its row its small copy, of 2048 px at most. beside: False leaves those out. Raises
+        JobError for a mask that is damaged or gone, or of more pixels than are held at once.
+        """
+        if row["mask"] is not None:
+            return self._labels(row["image_id"], row["mask"])
+        place = self.output.label_file(row) if beside else None
+        if place is None:
+            return None
+        try:
+            file = LabelTiff(StoredContent.of(place))
+            return file.overview() if small else file.read()
+        except FileNotFoundError:
+            raise JobError(
+                f"The mask of {row['image_id']!r} is gone ({place.uri}): run the archive job again."
+            ) from None
+        except ValueError as error:
+            raise JobError(f"The mask of {row['image_id']!r} cannot be read from {place.uri}: {error}.") from None
 
     def rows_of(self, image_ids: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """The rows of many images, in the order of the files; reads the other columns only where they stand."""
@@ -318,6 +343,7 @@ class MaskDataset:
     """
 
     def __init__(self, results: Results) -> None:
+        self.results = Results(results.output, results.run_id, results.record, results.files)
         self.pieces = results.pieces
         self.image_ids: list[str] = []
         pieces, rows = [], []
@@ -337,21 +363,24 @@ class MaskDataset:
     def __getitem__(self, index: int) -> "tuple[str, torch.Tensor]":
         import torch
 
-        data = _masks_of(self.pieces[self._piece[index]])[int(self._row[index])].as_py()
-        return self.image_ids[index], torch.from_numpy(decode_mask(data))
+        table = _masks_of(self.pieces[self._piece[index]])
+        row = table.slice(int(self._row[index]), 1).to_pylist()[0] | {"image_id": self.image_ids[index]}
+        labels = self.results.labels_of(row)
+        assert labels is not None, "only images with a mask are numbered"
+        return self.image_ids[index], torch.from_numpy(labels)
 
 
 @lru_cache(maxsize=2)
-def _masks_of(piece: Piece) -> pa.ChunkedArray:
-    return Results.read_piece(piece, ["mask"])["mask"]
+def _masks_of(piece: Piece) -> pa.Table:
+    return Results.read_piece(piece, ["mask", "mask_file"])
 
 
 def _known(columns: Sequence[str] | None) -> list[str]:
     if columns is None:
         return FACTS
     for name in columns:
-        if name not in ROWS.names:
-            raise JobError(f"There is no column {name!r}; there are {', '.join(ROWS.names)}.")
+        if name not in MASKS.names:
+            raise JobError(f"There is no column {name!r}; there are {', '.join(MASKS.names)}.")
     return list(columns)
 
 
@@ -368,7 +397,8 @@ def _read(file: MaskFile, columns: list[str], group: int | None) -> pa.Table:
     # In one request where it is nearly all of the file
     with whole_parquet(file.place, REMEDY), _open(file, whole=nearly_all) as opened:
         parquet = pq.ParquetFile(opened)
-        table = parquet.read(columns) if group is None else parquet.read_row_group(group, columns)
+        known = [name for name in columns if name in parquet.schema_arrow.names]
+        table = parquet.read(known) if group is None else parquet.read_row_group(group, known)
         table.validate(full=True)
         return conform(table, columns)
 
@@ -412,6 +442,7 @@ def _look(file: MaskFile, group: int, image_id: str, columns: list[str]) -> dict
         ids = parquet.read_row_group(group, ["image_id"])["image_id"].to_pylist()
         if image_id not in ids:
             return None
-        row = parquet.read_row_group(group, columns).slice(ids.index(image_id), 1)
+        known = [name for name in columns if name in parquet.schema_arrow.names]
+        row = parquet.read_row_group(group, known).slice(ids.index(image_id), 1)
         found: dict[str, Any] = conform(row, columns).to_pylist()[0]
         return found

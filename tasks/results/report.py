@@ -20,7 +20,18 @@ GALLERY_IMAGES = 1000
 MOST_IMAGES = 10_000
 """Images of one gallery at most: what stays fluid in a browser, in a folder that can still be copied."""
 
-_COLUMNS = ["image_id", "uri", "source_size", "width", "height", "mask", "mask_before_crf", "mask_width", "mask_height"]
+_COLUMNS = [
+    "image_id",
+    "uri",
+    "source_size",
+    "width",
+    "height",
+    "mask",
+    "mask_before_crf",
+    "mask_file",
+    "mask_width",
+    "mask_height",
+]
 _COLUMNS += ["classes", "confidence", "entropy", "changed_by_crf", "device", "error_kind", "error"]
 
 

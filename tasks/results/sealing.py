@@ -9,7 +9,7 @@ ever, and a sealing that is killed leaves nothing that counts. Two at once write
 
 import contextlib
 import datetime
-import itertools
+import functools
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from tasks import storage
 from tasks.ahead import ahead
 from tasks.archive import runs, seals
 from tasks.archive.output import Output, RunFiles
-from tasks.archive.schema import MASKS, conform
+from tasks.archive.schema import conform, version_of, written
 from tasks.archive.seals import Seal
 from tasks.errors import JobError
 from tasks.parquet_files import naming_damage
@@ -160,12 +160,13 @@ def rewrite_without(output: Output, run_id: str, seal: Seal, wanted: set[str]) -
     """
     _own_seal(output, run_id, seal)
     folder, ids = output.sealed_folder(run_id), pa.array(sorted(wanted), pa.string())
+    schema = written(version_of(output.record(run_id)))
     prefix = seals.prefix_of(seal.segment, seals.digest([seal.prefix, sorted(wanted)]), seal.revision + 1)
     held, sizes = seal.files if wanted else (), list[int]()
     for number, file in enumerate(held):
-        tables = _row_groups(folder / seal.prefix / file.path)
+        tables = _row_groups(folder / seal.prefix / file.path, schema)
         kept = (table.filter(pc.is_in(table["image_id"], ids)) for table in tables)
-        sizes.append(_write_file(folder / prefix / seals.file_name(number, len(held)), kept)[1])
+        sizes.append(_write_file(folder / prefix / seals.file_name(number, len(held)), kept, schema)[1])
     _write_seal(folder / prefix, sizes)
     _make_alone(folder / prefix)
 
@@ -209,9 +210,12 @@ def _seal_batch(
     """Write the large files of some segments, then their seals. batch: small files by segment."""
     folder = output.sealed_folder(run_id)
     prefixes = {segment: seals.prefix_of(segment, seals.digest_of(small)) for segment, small in batch.items()}
+    schema = written(version_of(output.record(run_id)))
     sizes = {}
     for segment, small in batch.items():
-        rows, sizes[segment] = _write_segment(output.masks_folder(run_id), folder / prefixes[segment], segment, small)
+        rows, sizes[segment] = _write_segment(
+            output.masks_folder(run_id), folder / prefixes[segment], segment, small, schema
+        )
         report.sources, report.files = report.sources + len(small), report.files + len(sizes[segment])
         report.rows, report.size = report.rows + rows, report.size + sum(sizes[segment])
         done()
@@ -225,7 +229,9 @@ def _seal_batch(
         raise JobError("The run went on while it was compacted. Nothing was changed; run the same command again.")
 
 
-def _write_segment(masks: Location, folder: Location, segment: str, small: list[StoredFile]) -> tuple[int, list[int]]:
+def _write_segment(
+    masks: Location, folder: Location, segment: str, small: list[StoredFile], schema: pa.Schema
+) -> tuple[int, list[int]]:
     """Write the large files of a segment; returns rows, and the bytes of each file."""
     parts: list[list[StoredFile]] = []
     held = _FILE_BYTES
@@ -238,8 +244,8 @@ def _write_segment(masks: Location, folder: Location, segment: str, small: list[
     ids: set[str] = set()
     rows, sizes = 0, list[int]()
     for number, part in enumerate(parts):
-        tables = _small_tables(masks, part, ids)
-        count, size = _write_file(folder / seals.file_name(number, len(parts)), tables)
+        tables = _small_tables(masks, part, ids, schema)
+        count, size = _write_file(folder / seals.file_name(number, len(parts)), tables, schema)
         rows, sizes = rows + count, [*sizes, size]
     if len(ids) != rows:
         raise JobError(f"The files of {segment} hold an image twice: run the same archive job again, then compact.")
@@ -254,42 +260,44 @@ def _changed(output: Output, run_id: str, batch: dict[str, list[StoredFile]]) ->
     return [segment for segment in batch if segment not in same | alone]
 
 
-def _small_tables(folder: Location, files: Sequence[StoredFile], ids: set[str]) -> Iterator[pa.Table]:
+def _small_tables(
+    folder: Location, files: Sequence[StoredFile], ids: set[str], schema: pa.Schema
+) -> Iterator[pa.Table]:
     """Their rows, a few files read ahead; adds the identities in them."""
-    for table in ahead(_read_small, (folder / file.path for file in files), _READERS, 4 * _READERS):
+    read = functools.partial(_read_small, schema=schema)
+    for table in ahead(read, (folder / file.path for file in files), _READERS, 4 * _READERS):
         ids.update(table["image_id"].to_pylist())
         yield table
 
 
-def _read_small(place: Location) -> pa.Table:
+def _read_small(place: Location, schema: pa.Schema) -> pa.Table:
     try:
         with naming_damage(place, REMEDY):
             table = pq.ParquetFile(pa.BufferReader(storage.read_bytes(place))).read()
     except FileNotFoundError:
         raise JobError(f"{place.uri} was removed while it was compacted: run the same command again.") from None
-    return conform(table)
+    return conform(table, schema.names, schema)
 
 
-def _row_groups(place: Location) -> Iterator[pa.Table]:
+def _row_groups(place: Location, schema: pa.Schema) -> Iterator[pa.Table]:
     with storage.open_for_reading(place, sparse=True) as opened:
         file = pq.ParquetFile(opened)
         for number in range(file.metadata.num_row_groups):
-            yield conform(file.read_row_group(number))
+            yield conform(file.read_row_group(number), schema.names, schema)
 
 
-def _write_file(place: Location, tables: Iterator[pa.Table]) -> tuple[int, int]:
+def _write_file(place: Location, tables: Iterator[pa.Table], schema: pa.Schema) -> tuple[int, int]:
     """Write one large file, row group by row group; returns its rows and bytes."""
     sink, rows = pa.BufferOutputStream(), 0
     group: list[pa.Table] = []
-    first = next(tables, MASKS.empty_table())
-    with pq.ParquetWriter(sink, first.schema, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
 
         def write_group() -> None:
             if group:
                 writer.write_table(pa.concat_tables(group).combine_chunks())
                 group.clear()
 
-        for table in itertools.chain([first], tables):
+        for table in tables:
             # A small file that is larger than a group is a group of its own
             together = [*group, table]
             if sum(t.nbytes for t in together) > _GROUP_BYTES or sum(t.num_rows for t in together) > _GROUP_ROWS:

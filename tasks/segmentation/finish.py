@@ -43,8 +43,8 @@ def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -
         "images": report.images,
         "segments": report.segments,
         "compacted": _compacted(output, plan.run_id),
+        "label_files": report.label_files,
         "masks": report.masks,
-        "duplicates": report.duplicates,
         "errors": report.errors,
         "error_examples": report.examples,
         "classes": {name: dataclasses.asdict(count) for name, count in report.classes.items()},
@@ -81,6 +81,8 @@ def _finished_before(output: Output, identity: Identity, segments: list[str]) ->
         return None
     if record.get("compacted") != _compacted(output, identity.run_id):
         return None  # What stands for the proved files since then is proved too, once
+    if len(output.label_files(identity.run_id)) < record.get("label_files", 0):
+        return None  # Masks beside their rows are gone: which, the proof finds
     classes = {name: ClassCount(**count) for name, count in record.get("classes", {}).items()}
     classes = dict(sorted(classes.items(), key=most_images_first))
     return ArchiveReport(
@@ -89,7 +91,6 @@ def _finished_before(output: Output, identity: Identity, segments: list[str]) ->
         model=identity.model_name,
         images=record["images"],
         masks=record["masks"],
-        duplicates=record.get("duplicates", 0),
         errors=dict(sorted(record["errors"].items(), key=lambda item: -item[1])),
         classes=classes,
         examples=record.get("error_examples", []),

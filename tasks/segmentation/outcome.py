@@ -19,16 +19,13 @@ class ClassCount:
 
 @dataclass
 class ArchiveReport:
-    """What came out: `images == masks + errors`, and `duplicates` of the masks are those of other images."""
+    """What came out: `images == masks + errors`."""
 
     run_id: str
     output: str
     model: str
     images: int = 0
     masks: int = 0
-    duplicates: int = 0
-    """Images that have the mask of one that looks alike."""
-
     errors: dict[str, int] = field(default_factory=dict)
     """Error rows by kind, most frequent first."""
 
@@ -50,6 +47,9 @@ class ArchiveReport:
     compacted: bool = False
     """Whether large files stand for small ones."""
 
+    label_files: int = 0
+    """Masks that lie beside their rows."""
+
     segments: list[str] = field(default_factory=list)
     """Segments of the manifest that this was proved over."""
 
@@ -62,9 +62,8 @@ class ArchiveReport:
     @property
     def sentence(self) -> str:
         """What came out, in counts."""
-        copies = f" ({counted(self.duplicates, 'duplicate')} among them)" if self.duplicates else ""
         masks, errors = counted(self.masks, "mask"), counted(self.num_errors, "error")
-        return f"{counted(self.images, 'image')}: {masks}{copies}, {errors}"
+        return f"{counted(self.images, 'image')}: {masks}, {errors}"
 
 
 def summary(report: ArchiveReport) -> str:

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from tasks import storage
 from tasks.archive.manifest import SEGMENT_IMAGES, Manifest, segment_names
 from tasks.archive.output import Output
-from tasks.archive.schema import DUPLICATE_OF
+from tasks.archive.schema import version_of
 from tasks.archive.seals import Seal, segment_of
 from tasks.errors import JobError
 from tasks.parquet_files import naming_damage, read_parquet
 from tasks.results import sealing
 from tasks.results.reading import REMEDY
-from tasks.segmentation.archive_job import COPIES, Identity, units_of
+from tasks.segmentation.archive_job import Identity, units_of
 from tasks.segmentation.outcome import ArchiveReport, ClassCount
 from tasks.storage import Location
 from tasks.stream.rows import rows_as_file, write_rows
@@ -32,7 +32,7 @@ from tasks.words import counted
 _READERS = 16
 _IMAGES_IN_FLIGHT = 2 * SEGMENT_IMAGES  # Whose identities are held while their files are read
 _NAMED_AT_MOST = 5
-_COLUMNS = ["image_id", "error_kind", "error", "classes"]
+_COLUMNS = ["image_id", "error_kind", "error", "classes", "mask_file"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,6 @@ class _Check:
     """It, and what belongs to it, where it holds more."""
 
     masks: int = 0
-    duplicates: int = 0
     errors: collections.Counter[str] = field(default_factory=collections.Counter)
     examples: list[str] = field(default_factory=list)
     classes: dict[str, ClassCount] = field(default_factory=dict)
@@ -97,7 +96,7 @@ def check_run(output: Output, identity: Identity, manifest: Manifest | None = No
     for held, wanted in foreign:
         _drop_foreign(output, identity.run_id, held, wanted)
     for held in absent:  # Or a session that began before the refresh could still commit it
-        storage.write_once(held.places[0], rows_as_file([], with_copies=identity.skip_duplicates))
+        storage.write_once(held.places[0], rows_as_file([], version_of({"deciding": identity.deciding})))
     if report.images != report.masks + report.num_errors:
         raise JobError(
             f"Listed and found differ ({report.sentence}) in "
@@ -120,6 +119,7 @@ def _check_all(
     absent: list[_Held] = []
     waiting: collections.deque[tuple[_Held, int, Future[_Check]]] = collections.deque()
     in_flight = 0
+    there = output.label_files(identity.run_id)
 
     def take_one() -> None:
         nonlocal in_flight
@@ -139,11 +139,12 @@ def _check_all(
         for held, expected in _expected(output, identity, manifest, alone):
             while waiting and (in_flight + len(expected) > _IMAGES_IN_FLIGHT or len(waiting) >= 4 * _READERS):
                 take_one()
-            waiting.append((held, len(expected), pool.submit(_check, held, expected)))
+            waiting.append((held, len(expected), pool.submit(_check, held, expected, there)))
             in_flight += len(expected)
             report.images += len(expected)
         while waiting:
             take_one()
+    report.label_files = len(there)
     report.errors = dict(errors.most_common())
     report.classes = dict(sorted(report.classes.items(), key=most_images_first))
     return report, missing, foreign, absent
@@ -154,7 +155,6 @@ def _expected(
 ) -> Iterator[tuple[_Held, list[str]]]:
     """What must hold which images."""
     folder, sealed = output.masks_folder(identity.run_id), output.sealed_folder(identity.run_id)
-    copies_of = identity.copies(output)
     for name, parts in itertools.groupby(manifest.parts(), key=lambda part: part.segment):
         seal = alone.get(name)
         if seal is not None:
@@ -163,16 +163,19 @@ def _expected(
             continue
         for part in parts:
             for unit, start, end in units_of(part, identity.unit_images):
-                ids, copies = part.image_ids(start, end), copies_of.among(part, start, end)
-                if not copies or len(copies) < end - start:
-                    file = mask_file(unit)
-                    yield _Held(file, (folder / file,)), [i for i in ids if i not in copies] if copies else ids
-                if copies:
-                    file = mask_file(unit + COPIES)
-                    yield _Held(file, (folder / file,)), [i for i in ids if i in copies]
+                file = mask_file(unit)
+                yield _Held(file, (folder / file,)), part.image_ids(start, end)
 
 
-def _check(held: _Held, expected: list[str]) -> _Check:
+def _with_masks(table: pa.Table, there: set[str]) -> pa.Table:
+    """The rows without those whose mask should lie beside them and does not: images that are to be done again."""
+    if "mask_file" not in table.column_names:
+        return table
+    named = table["mask_file"].to_pylist()
+    return table.filter(pa.array([name is None or name in there for name in named], pa.bool_()))
+
+
+def _check(held: _Held, expected: list[str], there: set[str]) -> _Check:
     check, present = _Check(), set[str]()
     wanted = set(expected)
     for place in held.places:
@@ -180,9 +183,11 @@ def _check(held: _Held, expected: list[str]) -> _Check:
             # A few kB of the file: not the masks
             with naming_damage(place, REMEDY), storage.open_for_reading(place, sparse=True) as opened:
                 file = pq.ParquetFile(opened)
-                columns = [*_COLUMNS, *({DUPLICATE_OF} & set(file.schema_arrow.names))]
+                columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
                 for group in range(file.metadata.num_row_groups):
-                    _count(check, file.read_row_group(group, columns=columns), place, present, wanted)
+                    _count(
+                        check, _with_masks(file.read_row_group(group, columns=columns), there), place, present, wanted
+                    )
         except FileNotFoundError:  # Its images will be missing
             check.is_there = False
     missing = [image_id for image_id in expected if image_id not in present]
@@ -205,8 +210,6 @@ def _count(check: _Check, table: pa.Table, place: Location, present: set[str], w
     kinds = table["error_kind"].to_pylist()
     check.errors.update(kind for kind in kinds if kind is not None)
     check.masks += kinds.count(None)
-    if DUPLICATE_OF in table.column_names:
-        check.duplicates += len(table) - table[DUPLICATE_OF].null_count
     if len(check.examples) < _NAMED_AT_MOST and len(kinds) != kinds.count(None):
         named = table.filter(pc.is_valid(table["error"]))
         reasons = zip(named["image_id"].to_pylist(), named["error"].to_pylist(), strict=True)
@@ -241,7 +244,6 @@ def _drop_foreign(output: Output, run_id: str, held: _Held, wanted: set[str]) ->
 
 def _add(report: ArchiveReport, errors: collections.Counter[str], check: _Check) -> None:
     report.masks += check.masks
-    report.duplicates += check.duplicates
     errors.update(check.errors)
     report.examples.extend(check.examples[: max(0, _NAMED_AT_MOST - len(report.examples))])
     for name, count in check.classes.items():

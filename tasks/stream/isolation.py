@@ -5,6 +5,7 @@ Who did it is then seen from outside, not inferred; `apart_child.py` is what run
 """
 
 import contextlib
+import math
 import pickle
 import signal
 import subprocess
@@ -90,16 +91,17 @@ class Apart:
     ) -> None:
         self._end()
 
-    def __call__(self, method: str, *arguments: Any, limited: bool = True) -> Any:
+    def __call__(self, method: str, *arguments: Any, limited: bool = True, times: int = 1) -> Any:
         """What the method gives for one image; what it raises is raised here.
 
-        limited: whether the limit of time holds; storage takes what it takes.
+        limited: whether the limit of time holds; storage takes what it takes. times: how often the limit it may take,
+            since it does so many steps.
         Raises ImageError (crashed, timeout, memory) for an image that brings the process down again and again, and
         InterruptedJobError where the process does not even start, or a harmless image brings it down too.
         """
         crashes = kills = 0
         while True:
-            ended = self._ask(method, arguments, limited)
+            ended = self._ask(method, arguments, self.limits.seconds * times if limited else math.inf)
             if isinstance(ended, Answer):
                 if ended.raised is not None:
                     raise ended.raised
@@ -122,7 +124,7 @@ class Apart:
         """Go on in a fresh process: an error may have left a device unusable for this one."""
         self._end()
 
-    def _ask(self, method: str, arguments: tuple[Any, ...], limited: bool) -> "Answer | _Crash | ImageError":
+    def _ask(self, method: str, arguments: tuple[Any, ...], most_seconds: float) -> "Answer | _Crash | ImageError":
         connection = self._started()
         base = anonymous_bytes(self._pid)
         try:
@@ -132,9 +134,9 @@ class Apart:
         seconds = 0.0  # In slices, so that a machine that was halted meanwhile is not held against the image
         while not connection.poll(_LOOK_EVERY_S):
             seconds += _LOOK_EVERY_S
-            if limited and seconds > self.limits.seconds:
+            if seconds > most_seconds:
                 self._end()
-                return ImageError(ErrorKind.TIMEOUT, f"{self.what} took longer than {self.limits.seconds:g} s")
+                return ImageError(ErrorKind.TIMEOUT, f"{self.what} took longer than {most_seconds:g} s")
             if anonymous_bytes(self._pid) - base > self.limits.growth_bytes:
                 self._end()
                 allowed = self.limits.growth_bytes / 2**20

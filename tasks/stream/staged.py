@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from segcore.images.decoding import ImageError
+from segcore.images.decoding import ImageError, Photograph
+from segcore.images.regions import TiffRegions
 from segcore.scoring.inference import ScoreMap
 from segcore.scoring.memory import DeviceShortError
 from tasks.errors import JobError
@@ -45,19 +46,30 @@ class ReadUnit:
     records: list[Record]
     """One for each image, with its error where there is one."""
 
-    images: list[np.ndarray]
-    """(h, w, 3) uint8 RGB at working size, of the records without error."""
+    images: list[np.ndarray | TiffRegions]
+    """(h, w, 3) uint8 RGB at working size, or what is read region by region, of the records without error."""
 
     stage: Stage
     committed: bool = False
     """Whether another session has committed it already; it is empty then."""
 
 
+@dataclass(frozen=True)
+class Finished:
+    """What an image that needs windows has, which leave no scores."""
+
+    columns: dict[str, Any]
+    """Of its row."""
+
+    note: str
+    """What of it was damaged or ignored."""
+
+
 @dataclass
 class ScoredUnit:
     """What the network says of the images of a `ReadUnit`."""
 
-    maps: list[ScoreMap | ImageError]
+    maps: list[ScoreMap | ImageError | Finished]
     device: str
     stage: Stage
 
@@ -81,7 +93,8 @@ class StagedWorker(UnitWorker):
         for entry, data in here.bytes_of(self.work.destination.source, unit.entries):
             record = Record(entry)  # Of the bytes that were read, where they are newer than the listing
             try:
-                read.images.append(decoded(record, data, here.decode).image)
+                photograph = decoded(record, data, here.decode)
+                read.images.append(photograph.image if isinstance(photograph, Photograph) else photograph)
             except JobError:
                 raise
             except Exception as error:
@@ -94,19 +107,47 @@ class StagedWorker(UnitWorker):
         """Scores of all images, in batches; where a batch fails, of each alone."""
         start, waits = time.perf_counter(), read.stage.waited("score")
         give_back_memory()
-        maps: list[ScoreMap | ImageError] = []
+        maps: list[ScoreMap | ImageError | Finished] = []
+        windowed = self._through_windows(read, beat)
+        images = [
+            image
+            for number, image in enumerate(read.images)
+            if number not in windowed and isinstance(image, np.ndarray)
+        ]
         try:
-            if read.images:
-                maps += self.predictor.score(read.images, lambda: beat("score"))
+            if images:
+                maps += self.predictor.score(images, lambda: beat("score"))
         except (JobError, DeviceShortError):
             raise
         except Exception:  # One image may have spoilt its batch
-            maps = [self._score_alone(image, beat) for image in read.images]
+            maps = [self._score_alone(image, beat) for image in images]
             if any(isinstance(scores, ImageError) for scores in maps):
                 # Where a plain grey image fails too, it is not the images' fault, and no row may say so
                 self.predictor.score([GREY])
+        for number, finished in windowed.items():  # In the order of the images
+            maps.insert(number, finished)
         seconds = {**read.stage.seconds, "score": time.perf_counter() - start}
         return ScoredUnit(maps, self.predictor.device, Stage(seconds, waits, time.time()))
+
+    def _through_windows(self, read: ReadUnit, beat: Beat) -> dict[int, Finished | ImageError]:
+        """What becomes of the images that need windows, by their number; they are refined here too, tile by tile."""
+        done: dict[int, Finished | ImageError] = {}
+        records = [record for record in read.records if record.error is None]
+        for number, (record, image) in enumerate(zip(records, read.images, strict=True)):
+            photograph = Photograph(image, record.width, record.height) if isinstance(image, np.ndarray) else image
+            if self.predictor.in_windows(photograph) is None:
+                continue
+            try:
+                self.last.begin([record])
+                columns, note = self.through_windows(record, photograph, lambda: beat("score"))
+                done[number] = Finished(columns, note or record.note)
+            except (JobError, DeviceShortError):
+                raise
+            except Exception as error:
+                if "CUDA error" in str(error):  # Which leaves the device unusable for its process
+                    raise SystemExit(1) from None
+                done[number] = failure_of("scoring", error)
+        return done
 
     def _score_alone(self, image: np.ndarray, beat: Beat) -> ScoreMap | ImageError:
         beat("score")
@@ -136,6 +177,12 @@ class StagedWorker(UnitWorker):
                 try:
                     if isinstance(scores, ImageError):
                         raise scores
+                    if isinstance(scores, Finished):
+                        columns, record.note = scores.columns, scores.note
+                        rows.append(self.last.base_row(record) | columns)
+                        report.count(record)
+                        continue
+                    assert isinstance(image, np.ndarray), "what is read region by region has its columns by now"
                     beat("refine")
                     record.scores_shape, record.extent_px = scores.scores.shape, scores.extent_px
                     columns = self.last.columns(record, image, scores.scores, scored.device)

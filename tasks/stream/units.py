@@ -5,11 +5,11 @@ Plain data without Ray, so that a process apart (`tasks/stream/isolation.py`) ha
 
 import collections
 from dataclasses import dataclass, field
-from typing import Any
 
 from segcore.images.decoding import ImageError
 from segcore.predictor import PredictParams
 from tasks.archive.entries import Entry
+from tasks.archive.schema import SCHEMA_VERSION
 from tasks.storage import Location
 from tasks.stream.isolation import ImageLimits
 
@@ -40,24 +40,11 @@ class MaskParams:
 
     keep_mask_before_crf: bool
 
-    skip_duplicates: bool = False
-    """Whether rows may be copies, and say so."""
+    schema_version: int = SCHEMA_VERSION
+    """Of the rows, `tasks/archive/schema.py`."""
 
     limits: ImageLimits = field(default_factory=ImageLimits)
     """What one image may take; decides no mask."""
-
-
-@dataclass(frozen=True)
-class Copy:
-    """An image that is a copy of one that has its mask."""
-
-    entry: Entry
-    width: int
-    height: int
-    """Own size in px, upright."""
-
-    original: dict[str, Any]
-    """The row of the other."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +55,6 @@ class Unit:
     """Of its mask file, without ending: a function of the manifest part."""
 
     entries: tuple[Entry, ...]
-    """What is read and scored."""
-
-    copies: tuple[Copy, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +67,9 @@ class Destination:
     run_id: str
     source: Location
     """What the entries are of."""
+
+    output: Location | None = None
+    """What `mask_file` of a row is relative to; None where no mask lies beside its row."""
 
     def file_of(self, unit: str) -> Location:
         """The one file that a unit is committed as."""

@@ -15,8 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from segcore import large_pictures
 from segcore.images import masks
 from segcore.images.decoding import ImageError, Photograph
+from segcore.images.regions import ArrayRegions, TiffRegions
+from segcore.images.tiff import Content
 from segcore.models.checkpoint import PackedModel
 from segcore.scoring.inference import ScoreMap
 from segcore.scoring.memory import DeviceShortError
@@ -48,6 +51,11 @@ class UnitWork:
 
     packed: PackedModel | None = None
     """The model, where workers cannot read it by its path."""
+
+    @property
+    def of_any_size(self) -> bool:
+        """Whether photographs are scored at their own size, so that they may be too large for the memory."""
+        return self.params.predict.inference.long_side_px is None
 
     @property
     def limits(self) -> ImageLimits:
@@ -108,8 +116,6 @@ class UnitWorker:
     def commit(self, unit: Unit, rows: list[dict[str, Any]], report: UnitReport, beat: Beat) -> None:
         """Write the rows of a unit, whole or not at all, and log its error rows."""
         destination = self.work.destination
-        rows = [*rows, *(self.last.copied(copy) for copy in unit.copies)]
-        report.images += len(unit.copies)
         beat("commit")
         with storage.explained(destination.masks):
             self.last.commit(unit.name, rows)
@@ -139,10 +145,13 @@ class UnitWorker:
             try:
                 photograph = decoded(record, data, hands.decode)
                 start, stage = _add(seconds, stage, start), "score"
-                scores = hands.score(photograph.image)
-                start, stage = _add(seconds, stage, start), "refine"
-                record.scores_shape, record.extent_px = scores.scores.shape, scores.extent_px
-                columns = hands.columns(record, photograph.image, scores.scores)
+                if isinstance(photograph, TiffRegions) or self.predictor.in_windows(photograph) is not None:
+                    columns = hands.through_windows(record, photograph)
+                else:
+                    scores = hands.score(photograph.image)
+                    start, stage = _add(seconds, stage, start), "refine"
+                    record.scores_shape, record.extent_px = scores.scores.shape, scores.extent_px
+                    columns = hands.columns(record, photograph.image, scores.scores)
             except (JobError, DeviceShortError):
                 raise
             except Exception as error:
@@ -160,13 +169,27 @@ class UnitWorker:
 
     # What is done to one image, here or in a process of its own
 
-    def fetch(self, entry: Entry) -> tuple[Entry, bytes | ImageError]:
+    def fetch(self, entry: Entry) -> tuple[Entry, Content | ImageError]:
         """The bytes of one image."""
-        return next(read_entries(self.work.destination.source, [entry]))
+        return next(read_entries(self.work.destination.source, [entry], large=self.work.of_any_size))
 
-    def decode(self, data: bytes) -> Photograph:
-        """The photograph at working size. Raises ImageError."""
-        return self.predictor.decode(data)
+    def decode(self, data: Content) -> Photograph | TiffRegions:
+        """The photograph at working size, or one that is read region by region. Raises ImageError."""
+        return self.predictor.open(data)
+
+    def through_windows(
+        self, record: Record, photograph: Photograph | TiffRegions, each: Callable[[], None] | None = None
+    ) -> tuple[dict[str, Any], str]:
+        """What a photograph that needs windows adds to its row, and what of it was damaged.
+
+        each: called before each window and each tile.
+        """
+        if isinstance(photograph, TiffRegions):
+            tiles = self.predictor.tiles(photograph, each)
+            columns = self.last.columns_in_file(record, photograph, tiles, self.predictor.device)
+            return columns, photograph.note
+        refined = self.predictor.whole(ArrayRegions(photograph.image), each)
+        return self.last.columns_of(record, refined, self.predictor.device), photograph.note
 
     def score(self, image: np.ndarray) -> ScoreMap:
         """Scores of one image at working size."""
@@ -189,14 +212,17 @@ def ready_worker(work: UnitWork) -> UnitWorker:
     return worker
 
 
-def decoded(record: Record, data: bytes | ImageError, decode: Callable[[bytes], Photograph]) -> Photograph:
+def decoded(
+    record: Record, data: Content | ImageError, decode: Callable[[Content], Photograph | TiffRegions]
+) -> Photograph | TiffRegions:
     """The photograph of an image, noted in its record. Raises what is wrong with it."""
     if isinstance(data, ImageError):
         raise data
     record.size = len(data)
     photograph = decode(data)
     record.width, record.height, record.note = photograph.width, photograph.height, photograph.note
-    record.shape = (photograph.image.shape[0], photograph.image.shape[1])
+    if isinstance(photograph, Photograph):
+        record.shape = (photograph.image.shape[0], photograph.image.shape[1])
     return photograph
 
 
@@ -213,14 +239,14 @@ class Here:
     def __init__(self, worker: UnitWorker, beat: Beat) -> None:
         self.worker, self.beat = worker, beat
 
-    def bytes_of(self, root: Location, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | ImageError]]:
+    def bytes_of(self, root: Location, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Content | ImageError]]:
         self.beat("fetch")
-        found = read_entries(root, entries)  # Those of one container together
+        found = read_entries(root, entries, large=self.worker.work.of_any_size)  # Those of one container together
         for pair in found if root.protocol == "file" else _ahead(found):
             yield pair
             self.beat("fetch")
 
-    def decode(self, data: bytes) -> Photograph:
+    def decode(self, data: Content) -> Photograph | TiffRegions:
         self.beat("read")
         return self.worker.decode(data)
 
@@ -231,6 +257,10 @@ class Here:
     def columns(self, record: Record, image: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         self.beat("refine")
         return self.worker.columns(record, image, scores)
+
+    def through_windows(self, record: Record, photograph: Photograph | TiffRegions) -> dict[str, Any]:
+        columns, record.note = self.worker.through_windows(record, photograph, lambda: self.beat("score"))
+        return columns
 
     def renew(self, error: Exception) -> None:
         if "CUDA error" in str(error):  # Which leaves the device unusable for its process
@@ -243,7 +273,7 @@ class _Isolated:
     def __init__(self, apart: Apart, last: MaskRows) -> None:
         self.apart, self.last = apart, last
 
-    def bytes_of(self, root: Location, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | ImageError]]:
+    def bytes_of(self, root: Location, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Content | ImageError]]:
         for entry in entries:
             self.apart.turn_to("reading", _GREY_FILE)
             try:
@@ -251,13 +281,20 @@ class _Isolated:
             except ImageError as error:
                 yield entry, error
 
-    def decode(self, data: bytes) -> Photograph:
+    def decode(self, data: Content) -> Photograph | TiffRegions:
         self.apart.turn_to("reading", _GREY_FILE)
         return self.apart("decode", data)  # type: ignore[no-any-return]
 
     def score(self, image: np.ndarray) -> ScoreMap:
         self.apart.turn_to("scoring", ("score", GREY))
         return self.apart("score", image)  # type: ignore[no-any-return]
+
+    def through_windows(self, record: Record, photograph: Photograph | TiffRegions) -> dict[str, Any]:
+        self.apart.turn_to("scoring", ("score", GREY))
+        width, height, inference = photograph.width, photograph.height, self.last.params.predict.inference
+        windows = 2 * large_pictures.num_windows(width, height, inference)  # Tiles are fewer
+        columns, record.note = self.apart("through_windows", record, photograph, times=windows)
+        return columns  # type: ignore[no-any-return]
 
     def columns(self, record: Record, image: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         control = self.last.control()
@@ -271,7 +308,7 @@ class _Isolated:
 _GREY_FILE = ("decode", masks.encode_mask(GREY[:, :, 0]))
 
 
-def _ahead(pairs: Iterator[tuple[Entry, bytes | ImageError]]) -> Iterator[tuple[Entry, bytes | ImageError]]:
+def _ahead(pairs: Iterator[tuple[Entry, Content | ImageError]]) -> Iterator[tuple[Entry, Content | ImageError]]:
     """The same pairs, the next few of them fetched by a thread meanwhile."""
     waiting: queue.Queue[Any] = queue.Queue(_READ_AHEAD)
     over = threading.Event()

@@ -13,7 +13,7 @@ from tasks import progress, storage
 from tasks.archive import runs
 from tasks.archive.manifest import Manifest
 from tasks.archive.output import Output
-from tasks.archive.schema import MASKS
+from tasks.archive.schema import SCHEMA_VERSION, written
 from tasks.errors import JobError
 from tasks.segmentation.archive_job import ArchiveJob, identify, list_archive, units_of
 from tasks.segmentation.finish import publish_report
@@ -44,8 +44,8 @@ def rows_of(report):
     folder = Output.at(report.output).masks_folder(report.run_id)
     tables = [pq.read_table(pa.BufferReader(storage.read_bytes(folder / f.path))) for f in storage.list_files(folder)]
     for table in tables:
-        assert table.schema.equals(MASKS)
-        assert all(table.schema.field(n).metadata[b"description"] for n in MASKS.names)
+        assert table.schema.equals(written(SCHEMA_VERSION))
+        assert all(field.metadata[b"description"] for field in table.schema)
     rows = pa.concat_tables(tables).to_pylist()
     assert len({row["image_id"] for row in rows}) == len(rows)
     return {row["image_id"]: row for row in rows}
@@ -138,8 +138,6 @@ def test_the_run_is_what_decides_a_mask(photographs, tmp_path):
         {"inference": {"long_side_px": 65, "precision": "bf16"}},
         {"mask_size": "working"},
         {"max_pixels": 10_000},
-        {"raw": "full"},
-        {"ignore_profiles": True},
         {"source": str(tmp_path)},
     ]
     for change in same:

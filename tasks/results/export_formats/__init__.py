@@ -1,1 +1,0 @@
-"""The formats of an export: one file each, all behind the interface of `formats.py`."""
