@@ -33,11 +33,17 @@ CLASSES = (
 IGNORE_LABEL = 255
 """Label of void pixels (object borders, difficult objects): no part of any loss or score."""
 
+MOST_BYTE_CLASSES = 255
+"""Classes that labels of 8 bits can name beside 255, which means void; more have labels of 16 bits."""
+
+MOST_CLASSES = 65_535
+"""Classes that labels of 16 bits can name."""
+
 
 def palette(num_colours: int = 256) -> np.ndarray:
     """Colour of each label: the bits of the label dealt out to R, G, B from the highest bit down.
 
-    num_colours: 1 to 256.
+    num_colours: 1 to 65,536.
     Returns (num_colours, 3) uint8, RGB. Label 255 is (224, 224, 192).
     """
     labels = np.arange(num_colours)

@@ -17,7 +17,7 @@ import annotated_types
 import numpy as np
 from numpy.typing import NDArray
 
-from segcore import extras
+from segcore import extras, voc
 from segcore.names import known
 
 try:
@@ -38,7 +38,7 @@ SUM_TOLERANCE = 1e-3
 """How far the probabilities of a pixel may be from summing to one."""
 
 MOST_CLASSES = 255
-"""Labels are uint8, and 255 means ignored."""
+"""Of the engines, whose labels are uint8; of more, `refine_scores` gives an image's most probable ones to them."""
 
 MOST_THREADS = 64
 """More threads than this are not used for one image."""
@@ -139,10 +139,10 @@ def named_params(value: Any) -> Any:
 class Refined:
     """Labels of one image, and how sure the network was of them."""
 
-    labels: NDArray[np.uint8]
-    """(H, W), most probable class after the CRF."""
+    labels: NDArray[np.unsignedinteger]
+    """(H, W) uint8, or uint16 of more than 255 classes: most probable class after the CRF."""
 
-    labels_before: NDArray[np.uint8]
+    labels_before: NDArray[np.unsignedinteger]
     """(H, W), most probable class before the CRF."""
 
     class_pixels: NDArray[np.int64]
@@ -213,6 +213,8 @@ def refine_scores(
     if params is not None:
         _check_reach(params, (height, width))
     _check_threads(num_threads)
+    if len(scores) > MOST_CLASSES:
+        return _refine_many(image, scores, params, (extent_height, extent_width), backend, num_threads)
     if _choose(backend) == "pydensecrf":
         return _refine_scores_numpy(image, scores, params, (extent_height, extent_width))
     labels = np.empty((height, width), np.uint8)
@@ -315,7 +317,7 @@ def _checked_scores(scores: np.ndarray) -> NDArray[np.float16]:
     scores = np.asarray(scores)
     if scores.ndim != 3 or scores.dtype.kind != "f" or 0 in scores.shape[1:]:
         raise ValueError(f"scores must be (C, h, w) float16, got {scores.shape} {scores.dtype}")
-    _check_classes("scores", len(scores))
+    _check_classes("scores", len(scores), voc.MOST_CLASSES)
     with np.errstate(over="ignore"):
         scores = np.ascontiguousarray(scores, dtype=np.float16)
     if not np.isfinite(scores).all():
@@ -324,9 +326,9 @@ def _checked_scores(scores: np.ndarray) -> NDArray[np.float16]:
     return scores
 
 
-def _check_classes(what: str, num_classes: int) -> None:
-    if not 1 <= num_classes <= MOST_CLASSES:
-        raise ValueError(f"{what} must have 1 to {MOST_CLASSES} classes, got {num_classes}")
+def _check_classes(what: str, num_classes: int, most: int = MOST_CLASSES) -> None:
+    if not 1 <= num_classes <= most:
+        raise ValueError(f"{what} must have 1 to {most} classes, got {num_classes}")
 
 
 def _check_reach(params: CrfParams, size: tuple[int, int]) -> None:
@@ -411,17 +413,77 @@ def _refine_scores_numpy(
     )
 
 
-def _upsample(scores: NDArray[np.float16], size_px: tuple[int, int]) -> NDArray[np.float32]:
-    """(C, h, w) to (C, height, width), bilinear, corners aligned with corners."""
-    upsampled = scores.astype(np.float32)
-    for axis, pixels in ((1, size_px[0]), (2, size_px[1])):
+def _refine_many(
+    image: NDArray[np.uint8],
+    scores: NDArray[np.float16],
+    params: CrfParams | None,
+    extent_px: tuple[int, int],
+    backend: Backend,
+    num_threads: int,
+) -> Refined:
+    """`refine_scores` of more than `MOST_CLASSES` classes: labels before the CRF of all of them, a band at a time.
+
+    The CRF is told of the `MOST_CLASSES` that win most pixels, or else come nearest to one; where more win a pixel of
+    one image, those of fewest pixels are lost to it.
+    """
+    (height, width), num_classes = image.shape[:2], len(scores)
+    rows = max(1, _BAND_BYTES // (4 * num_classes * width))
+    bands = [slice(top, min(height, top + rows)) for top in range(0, height, rows)]
+
+    def probabilities(band: slice) -> NDArray[np.float32]:
+        return _softmax(_upsample(scores, extent_px, (band, slice(0, width))))
+
+    before = np.empty((height, width), np.uint16)
+    most, entropy = np.zeros(num_classes, np.float32), 0.0
+    for band in bands:
+        found = probabilities(band)
+        before[band] = found.argmax(axis=0)
+        most = np.maximum(most, found.max(axis=(1, 2)))
+        entropy -= float((found * np.log(np.maximum(found, 1e-30))).sum(dtype=np.float64))
+    labels = before
+    if params is not None:
+        wins = np.bincount(before.ravel(), minlength=num_classes)
+        kept = np.sort(np.lexsort((-most, -wins))[:MOST_CLASSES])
+        kept = kept[(wins[kept] > 0) | (most[kept] > params.min_probability)]
+        of_kept = refine_scores(
+            image, scores[kept], params, extent_px=extent_px, backend=backend, num_threads=num_threads
+        )
+        labels = kept.astype(np.uint16)[of_kept.labels]
+    sums = np.zeros(num_classes)
+    for band in bands:
+        of_label = np.take_along_axis(probabilities(band), labels[band][None].astype(np.intp), axis=0)[0]
+        sums += np.bincount(labels[band].ravel(), weights=of_label.ravel(), minlength=num_classes)
+    pixels = np.bincount(labels.ravel(), minlength=num_classes).astype(np.int64)
+    return Refined(
+        labels=labels,
+        labels_before=before,
+        class_pixels=pixels,
+        class_confidence=sums / np.maximum(pixels, 1),
+        confidence=float(sums.sum() / labels.size),
+        entropy=entropy / labels.size,
+        changed=float((labels != before).mean()),
+    )
+
+
+_BAND_BYTES = 64 << 20
+
+
+def _upsample(
+    scores: NDArray[np.float16], size_px: tuple[int, int], part: tuple[slice, slice] = (slice(None), slice(None))
+) -> NDArray[np.float32]:
+    """(C, h, w) to (C, height, width) or a part of it, bilinear, corners aligned with corners."""
+    upsampled: NDArray[np.floating] = scores
+    for axis, (pixels, shown) in enumerate(zip(size_px, part, strict=True), start=1):
         cells = upsampled.shape[axis]
-        at = np.linspace(0, cells - 1, pixels)
+        at = np.linspace(0, cells - 1, pixels)[shown]
         low = np.clip(at.astype(int), 0, max(cells - 2, 0))
         fraction = (at - low).astype(np.float32).reshape((1, -1, 1) if axis == 1 else (1, 1, -1))
         high = np.minimum(low + 1, cells - 1)
-        upsampled = upsampled.take(low, axis) * (1 - fraction) + upsampled.take(high, axis) * fraction
-    return upsampled
+        upsampled = (
+            upsampled.take(low, axis).astype(np.float32) * (1 - fraction)
+            + upsampled.take(high, axis).astype(np.float32) * fraction
+        )
+    return np.asarray(upsampled, dtype=np.float32)
 
 
 def _softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from segcore.datasets.class_lists import BACKGROUND, Colour, Entry, entries_of, spelt
-from segcore.voc import CLASSES, IGNORE_LABEL, palette
+from segcore.voc import CLASSES, IGNORE_LABEL, MOST_BYTE_CLASSES, MOST_CLASSES, palette
 
 _UNNUMBERED = "__ignore__"
 """labelme lists void under this name, before label 0 and without a number of its own."""
@@ -53,7 +53,7 @@ class LabelSet:
     """Whether nobody has named the classes, and VOC's are taken."""
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.classes) <= IGNORE_LABEL:
+        if not 1 <= len(self.classes) <= MOST_CLASSES:  # Of masks of 8 bits, `_assembled` has seen the numbers
             raise ValueError(f"{self.origin} names {len(self.classes)} classes; 1 to {IGNORE_LABEL} can be told apart.")
         for kind, values in (("class", self.classes), ("colour", self.colours)):
             twice = next((value for value in values if values.count(value) > 1), None)
@@ -68,7 +68,7 @@ class LabelSet:
 
 
 def _voc_colours(number: int) -> tuple[Colour, ...]:
-    return tuple((int(r), int(g), int(b)) for r, g, b in palette()[:number])
+    return tuple((int(r), int(g), int(b)) for r, g, b in palette(max(256, number))[:number])
 
 
 _VOID_COLOUR: Colour = tuple(int(v) for v in palette()[IGNORE_LABEL])  # type: ignore[assignment]
@@ -80,15 +80,16 @@ ASSUMED = replace(VOC_LABELS, origin="PASCAL VOC, assumed", assumed=True)
 """VOC's classes where nobody has named any."""
 
 
-def read_classes(text: str, origin: str = "classes.txt") -> LabelSet:
+def read_classes(text: str, origin: str = "classes.txt", *, wide: bool = False) -> LabelSet:
     """The classes that a file names. Raises ValueError that names file and line.
 
     origin: name of the file; .json, .yaml, .py and .pbtxt are read as such, everything else line by line. Blank lines
     and comments (#) are passed over. Lines without numbers are labels from 0 on; void by its name takes its number, but
     not labelme's `__ignore__`. Where colours are given instead of numbers, background comes first, by its name or as
     black.
+    wide: labels have 16 bits: there may be 65,535 of them, and 255 is one.
     """
-    return _assembled(entries_of(text, origin), origin)
+    return _assembled(entries_of(text, origin), origin, MOST_CLASSES if wide else MOST_BYTE_CLASSES)
 
 
 def with_void(label_set: LabelSet, void: str) -> LabelSet:
@@ -118,7 +119,8 @@ def labels_of_colours(rgb: np.ndarray, label_set: LabelSet) -> tuple[np.ndarray,
     return labels[inverse].reshape(packed.shape), strange
 
 
-def _assembled(entries: Sequence[Entry], origin: str) -> LabelSet:
+def _assembled(entries: Sequence[Entry], origin: str, most: int) -> LabelSet:
+    """most: classes; the label behind the last of them is void."""
     entries = [replace(entry, name=spelt(entry.name)) for entry in entries]
     if any(not entry.name for entry in entries):
         raise ValueError(f"{origin} has a class without a name.")
@@ -133,13 +135,13 @@ def _assembled(entries: Sequence[Entry], origin: str) -> LabelSet:
         outside = [replace(entry, number=-1) for entry in entries if entry.name.casefold() == _UNNUMBERED]
         labelled = [entry for entry in entries if entry.name.casefold() != _UNNUMBERED]
         entries = [replace(entry, number=number) for number, entry in enumerate(labelled)] + outside
-    void = [e for e in entries if e.name.casefold() in _VOID_NAMES or e.number in (-1, IGNORE_LABEL)]
+    void = [e for e in entries if e.name.casefold() in _VOID_NAMES or e.number in (-1, most)]
     classes = [entry for entry in entries if entry not in void]
     by_number: dict[int, Entry] = {}
     for entry in classes:
         assert entry.number is not None
-        if not 0 <= entry.number < IGNORE_LABEL:
-            raise ValueError(f"{origin} gives {entry.name} the label {entry.number}; labels are 0 to 254.")
+        if not 0 <= entry.number < most:
+            raise ValueError(f"{origin} gives {entry.name} the label {entry.number}; labels are 0 to {most - 1}.")
         if entry.number in by_number:
             first = by_number[entry.number].name
             raise ValueError(f"{origin} gives the label {entry.number} to {first} and to {entry.name}.")
@@ -158,7 +160,7 @@ def _assembled(entries: Sequence[Entry], origin: str) -> LabelSet:
     colours = _colours([by_number[k].colour if k in by_number else None for k in range(size)], void_colours)
     if _VOID_COLOUR not in colours and _VOID_COLOUR not in void_colours:
         void_colours.append(_VOID_COLOUR)
-    void_values = tuple(sorted({e.number for e in void if e.number is not None and 0 <= e.number < IGNORE_LABEL}))
+    void_values = tuple(sorted({e.number for e in void if e.number is not None and 0 <= e.number < most}))
     return LabelSet(
         names, colours, tuple(void_colours), origin, void_values, unused, has_colours=has_colours, renumbered=renumbered
     )
@@ -180,7 +182,7 @@ def _background_first(entries: list[Entry]) -> tuple[list[Entry], str]:
 def _colours(given: list[Colour | None], void: list[Colour]) -> tuple[Colour, ...]:
     """A colour for each label: its own, that of VOC's palette where it has none, or the first that is free."""
     taken = {colour for colour in given if colour is not None} | set(void)
-    standard = _voc_colours(IGNORE_LABEL)
+    standard = _voc_colours(max(IGNORE_LABEL, len(given)))
     colours = []
     for label, own in enumerate(given):
         if own is None:

@@ -26,14 +26,15 @@ CLEAR_COLOURS = (
 seen on dark photographs as well as on light ones."""
 
 
-def clear_palette() -> np.ndarray:
+def clear_palette(num_colours: int = 256) -> np.ndarray:
     """Colour of each label for pictures that people look at; masks are stored with VOC's (`segcore.voc.palette`).
 
-    Returns (256, 3) uint8, RGB: black for label 0, then `CLEAR_COLOURS` by label, darker and lighter ones when they are
-    used up, in another order each time; (224, 224, 192) for void.
+    num_colours: 256, or more where labels have 16 bits: there 255 is no void.
+    Returns (num_colours, 3) uint8, RGB: black for label 0, then `CLEAR_COLOURS` by label, darker and lighter ones when
+    they are used up, in another order each time; (224, 224, 192) for void.
     """
-    colours = palette()
-    for label in range(1, 255):
+    colours = palette(num_colours)
+    for label in range(1, num_colours if num_colours > 256 else 255):
         turn, place = divmod(label - 1, len(CLEAR_COLOURS))
         colour = np.array(CLEAR_COLOURS[(place + 3 * turn) % len(CLEAR_COLOURS)], np.float32)
         towards, share = ((0, 0.0), (0, 0.3), (255, 0.4))[turn % 3]
@@ -42,8 +43,8 @@ def clear_palette() -> np.ndarray:
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.55) -> np.ndarray:
-    """Image (H, W, 3) uint8 RGB with each non-background label (H, W) uint8 laid over it in its clear colour."""
-    colours = clear_palette()[labels].astype(np.float32)
+    """Image (H, W, 3) uint8 RGB with each non-background label (H, W) laid over it in its clear colour."""
+    colours = clear_palette(max(256, int(labels.max(initial=0)) + 1))[labels].astype(np.float32)
     share = np.where(labels[..., None] > 0, opacity, 0.0).astype(np.float32)
     blended: np.ndarray = np.rint(image * (1 - share) + colours * share)
     return blended.astype(np.uint8)

@@ -52,20 +52,25 @@ def decode_coco(counts: bytes, height: int, width: int) -> NDArray[np.bool_]:
 
 
 def encode_runs(labels: np.ndarray) -> bytes:
-    """A label map (H, W) uint8 as runs along the rows: label, then length as a little-endian base-128 number."""
+    """A label map (H, W) as runs along the rows: label, then length as a little-endian base-128 number.
+
+    The label is a byte of a map of uint8, two of one of uint16, the lower first.
+    """
     flat = np.ascontiguousarray(labels).ravel()
     if not flat.size:
         return b""
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     lengths = np.diff(starts, append=flat.size)
     sizes = 1 + np.searchsorted(128 ** np.arange(1, 5), lengths, side="right")  # Bytes of each length
-    places = np.concatenate([[0], np.cumsum(sizes + 1)])
+    label_bytes = flat.dtype.itemsize
+    places = np.concatenate([[0], np.cumsum(sizes + label_bytes)])
     encoded = np.zeros(places[-1], np.uint8)
-    encoded[places[:-1]] = flat[starts]
+    for byte in range(label_bytes):
+        encoded[places[:-1] + byte] = flat[starts] >> (8 * byte) & 0xFF
     for digit in range(int(sizes.max())):
         has = sizes > digit
         more = np.where(sizes[has] > digit + 1, 0x80, 0)
-        encoded[places[:-1][has] + 1 + digit] = (lengths[has] >> (7 * digit)) & 0x7F | more
+        encoded[places[:-1][has] + label_bytes + digit] = (lengths[has] >> (7 * digit)) & 0x7F | more
     return encoded.tobytes()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from segcore import models
 from segcore.models.preprocessing import Preprocessing
+from segcore.voc import MOST_BYTE_CLASSES, MOST_CLASSES
 
 FORMAT = 1
 """Version of the JSON form; a reader refuses a newer one."""
@@ -47,7 +48,7 @@ class ModelCard:
     """Name in `segcore.models.NAMES`, "onnx", "huggingface" or "python"."""
 
     classes: tuple[str, ...]
-    """Class names by label, 1 to 255 of them, each once."""
+    """Class names by label, each once: 1 to 255 of them, of models of others to 65,535."""
 
     preprocessing: Preprocessing
     """How uint8 RGB becomes the network's input."""
@@ -87,8 +88,9 @@ class ModelCard:
             raise ValueError(f"convention is one of {', '.join(CONVENTIONS)}, got {_shown(self.convention)}.")
         if self._is_of_others != (self.convention == "areas") and self.convention != "caffe":
             raise ValueError(f"the convention {self.convention} is not one of {self.variant} models.")
-        if not 1 <= len(self.classes) <= 255 or len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"A card names 1 to 255 classes, each once; got {len(self.classes)}.")
+        most = MOST_CLASSES if self._is_of_others else MOST_BYTE_CLASSES
+        if not 1 <= len(self.classes) <= most or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"A card names 1 to {most} classes, each once; got {len(self.classes)}.")
         for text in (*self.classes, self.shown_name, self.init, self.training_split, self.commit, *self.metrics):
             if len(text) > MAX_NAME_CHARACTERS or any(unicodedata.category(c) in _CONTROLS for c in text):
                 raise ValueError(f"{_shown(text)} is no name: it is too long, or would do things to a terminal.")

@@ -48,7 +48,12 @@ MASKS = pa.schema(
         _field("height", pa.int32(), "height of the photograph in px, upright"),
         _field("mask_width", pa.int32(), "width of the mask in px: the photograph's, or the working size on request"),
         _field("mask_height", pa.int32(), "height of the mask in px"),
-        _field("mask", pa.binary(), "palette PNG, pixel values are labels; null where error_kind is set"),
+        _field(
+            "mask",
+            pa.binary(),
+            "PNG, pixel values are labels: palette, or grey of 16 bits in runs of more than 255 classes; null where "
+            "error_kind or mask_file is set",
+        ),
         _field("mask_before_crf", pa.binary(), "the same before the CRF, on request"),
         _field("classes", pa.list_(CLASS), "every class present in the mask, most pixels first"),
         _field("confidence", pa.float32(), "mean probability before the CRF of the assigned class over all pixels"),

@@ -8,6 +8,7 @@ from segcore.models import onnx_file
 from segcore.models.card import ONNX, ModelCard
 from segcore.models.checkpoint import CARD_FILE, ONNX_FILE
 from segcore.models.preprocessing import BY_RANGE
+from segcore.voc import MOST_BYTE_CLASSES
 from tasks.errors import JobError
 
 
@@ -46,7 +47,7 @@ def describe_onnx(
         if questions:
             raise ValueError(f"{path} does not say {'; nor '.join(questions)}.")
         assert classes is not None and preprocessing is not None
-        names = _class_names(classes)
+        names = _class_names(classes, wide=(ends.classes or 0) > MOST_BYTE_CLASSES)
         if ends.classes is not None and len(names) != ends.classes:
             raise ValueError(f"{path} scores {ends.classes} classes, but {len(names)} names were given.")
         options = {
@@ -70,12 +71,12 @@ def describe_onnx(
     return f"{card_path} describes {path.name}: {len(names)} classes; --model {path} takes it."
 
 
-def _class_names(given: str) -> tuple[str, ...]:
+def _class_names(given: str, wide: bool) -> tuple[str, ...]:
     """Names by label, of a file or separated by commas; void keeps its number, since a network may score it."""
     if Path(given).is_file():
-        found = read_classes(decode_text(Path(given).read_bytes()), Path(given).name)
+        found = read_classes(decode_text(Path(given).read_bytes()), Path(given).name, wide=wide)
     else:
-        found = read_classes("\n".join(part.strip() for part in given.split(",")), "--classes")
+        found = read_classes("\n".join(part.strip() for part in given.split(",")), "--classes", wide=wide)
     names = list(found.classes)
     for number in found.void_values:
         names += [f"unused {k}" for k in range(len(names), number + 1)]

@@ -26,7 +26,7 @@ from tasks.errors import JobError
 from tasks.results.reading import Piece, Results, open_results
 
 _WORKERS = 4
-_LABELS = 256
+_LABELS = 65_536
 _COLUMNS = ["image_id", "mask", "mask_file", "error_kind", "entropy", "classes"]
 
 CHANGES = pa.schema(

@@ -23,7 +23,6 @@ from pydantic import BaseModel
 
 from segcore import voc
 from segcore.images.decoding import MAX_PIXELS, ImageError, decode
-from segcore.images.masks import MOST_BYTE_CLASSES
 from segcore.images.rle import encode_coco
 from tasks import storage
 from tasks.ahead import ahead
@@ -161,7 +160,7 @@ class _Writer:
         self.job, self.results, self.destination = job, results, destination
         self.wanted = None if wanted is None else pa.array(sorted(wanted), pa.string())
         self.photographs = Photographs(results) if job.photographs else None
-        self.few_classes = len(results.record.get("class_names") or ()) <= MOST_BYTE_CLASSES
+        self.few_classes = len(results.record.get("class_names") or ()) <= voc.MOST_BYTE_CLASSES
         self.names: dict[str, str] = {}
         if job.to != "coco" or job.photographs:
             ids = results.to_arrow(["image_id"])["image_id"].to_pylist()
@@ -259,7 +258,7 @@ def _labelmap(record: dict[str, Any], found: dict[str, int]) -> str:
         agrees = all(label < len(voc.CLASSES) and voc.CLASSES[label] == name for label, name in by_label.items())
         others = dict(enumerate(voc.CLASSES)) if agrees else {n: f"class {n}" for n in range(max(by_label, default=0))}
         names = others | by_label
-    colours = voc.palette()
+    colours = voc.palette(max(256, *(label + 1 for label in names)))
     lines = []
     for label, name in sorted(names.items()):
         red, green, blue = colours[label]

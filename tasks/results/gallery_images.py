@@ -117,6 +117,8 @@ def _write_image(gallery: Gallery, number: int, row: dict[str, Any], data: bytes
     if labels is not None:
         shown = resize_labels(labels, width, height)
         item["mask"] = _runs(shown)
+        if shown.dtype.itemsize > 1:
+            item["wide"] = True  # Two bytes a label
         if row["mask_before_crf"] is not None:
             item["before"] = _runs(resize_labels(decode_mask(row["mask_before_crf"]), width, height))
         true = None if gallery.truth is None else gallery.truth.read(row["image_id"])

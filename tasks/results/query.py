@@ -23,7 +23,7 @@ VIEWS = {
     "images": "one row per image: sizes, confidence, entropy, changed_by_crf, classes, error_kind, error",
     "objects": "one row per image and class in its mask: class, label, pixels, share (0..1), confidence, box",
     "errors": "one row per image without a mask: error_kind, error",
-    "masks": "image_id, mask and mask_before_crf, palette PNG",
+    "masks": "image_id, mask and mask_before_crf, PNG whose values are labels",
     "runs": "every run of the output; the other views read the one where chosen is true",
     "metrics": "what the sessions of the run measured: session, stage, name, value",
 }

@@ -22,11 +22,11 @@ from pydantic import BaseModel, BeforeValidator
 from segcore.crf import dense_crf
 from segcore.crf.dense_crf import CrfParams
 from segcore.images.decoding import MAX_PIXELS
-from segcore.images.masks import MOST_BYTE_CLASSES
 from segcore.models import checkpoint
 from segcore.predictor import PredictParams
 from segcore.scoring.inference import InferenceParams, relative_work
 from segcore.scoring.onnx_scorer import require_usable
+from segcore.voc import MOST_BYTE_CLASSES
 from tasks import progress, storage
 from tasks.archive import runs
 from tasks.archive.manifest import PART_IMAGES, Manifest, Part, extend

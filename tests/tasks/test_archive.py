@@ -13,7 +13,7 @@ from tasks import progress, storage
 from tasks.archive import runs
 from tasks.archive.manifest import Manifest
 from tasks.archive.output import Output
-from tasks.archive.schema import SCHEMA_VERSION, written
+from tasks.archive.schema import version_of, written
 from tasks.errors import JobError
 from tasks.segmentation.archive_job import ArchiveJob, identify, list_archive, units_of
 from tasks.segmentation.finish import publish_report
@@ -44,7 +44,7 @@ def rows_of(report):
     folder = Output.at(report.output).masks_folder(report.run_id)
     tables = [pq.read_table(pa.BufferReader(storage.read_bytes(folder / f.path))) for f in storage.list_files(folder)]
     for table in tables:
-        assert table.schema.equals(written(SCHEMA_VERSION))
+        assert table.schema.equals(written(version_of(Output.at(report.output).record(report.run_id))))
         assert all(field.metadata[b"description"] for field in table.schema)
     rows = pa.concat_tables(tables).to_pylist()
     assert len({row["image_id"] for row in rows}) == len(rows)

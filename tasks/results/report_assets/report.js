@@ -137,12 +137,12 @@ function swatch(found) {
 
 /* ---------- masks ---------- */
 
-function decodeRuns(text, size) {
+function decodeRuns(text, size, wide) {
   const bytes = atob(text);
-  const labels = new Uint8Array(size);
+  const labels = wide ? new Uint16Array(size) : new Uint8Array(size);
   let at = 0, i = 0;
   while (i < bytes.length) {
-    const label = bytes.charCodeAt(i++);
+    const label = bytes.charCodeAt(i++) + (wide ? bytes.charCodeAt(i++) * 256 : 0);
     let length = 0, shift = 0, byte;
     do { byte = bytes.charCodeAt(i++); length += (byte & 127) * 2 ** shift; shift += 7; } while (byte > 127);
     if (label) labels.fill(label, at, at + length);
@@ -153,7 +153,7 @@ function decodeRuns(text, size) {
 
 function scaled(labels, width, height, toWidth, toHeight) {
   if (width === toWidth && height === toHeight) return labels;
-  const result = new Uint8Array(toWidth * toHeight);
+  const result = new labels.constructor(toWidth * toHeight);
   const columns = Array.from({ length: toWidth }, (_, x) => Math.floor(((2 * x + 1) * width) / (2 * toWidth)));
   for (let y = 0; y < toHeight; y++) {
     const row = Math.floor(((2 * y + 1) * height) / (2 * toHeight)) * width;
@@ -166,8 +166,8 @@ function masksOf(item, side) {
   const [width, height] = item.shown;
   const scale = Math.min(1, side / Math.max(width, height));
   const toWidth = Math.max(1, Math.round(width * scale)), toHeight = Math.max(1, Math.round(height * scale));
-  const decode = (text) => (text ? scaled(decodeRuns(text, width * height), width, height, toWidth, toHeight) : null);
-  return { width: toWidth, height: toHeight, mask: decode(item.mask), before: decode(item.before), truth: decode(item.truth) };
+  const decode = (text, wide) => (text ? scaled(decodeRuns(text, width * height, wide), width, height, toWidth, toHeight) : null);
+  return { width: toWidth, height: toHeight, mask: decode(item.mask, item.wide), before: decode(item.before, item.wide), truth: decode(item.truth) };
 }
 
 function layerOf(masks, mode = look.mode) {
@@ -182,7 +182,8 @@ function paint(masks, fill, lines, lit = null, mode = look.mode) {
   const { width, height } = masks;
   for (const canvas of [fill, lines]) { canvas.width = width; canvas.height = height; }
   if (!labels) return;
-  const palette = new Uint32Array(256), pattern = new Uint8Array(256);
+  const most = Math.max(256, ...Array.from(classOf.keys(), (label) => label + 1));
+  const palette = new Uint32Array(most), pattern = new Uint8Array(most);
   const rgba = (hex, alpha = 255) => (alpha << 24 | parseInt(hex.slice(5, 7), 16) << 16 | parseInt(hex.slice(3, 5), 16) << 8 | parseInt(hex.slice(1, 3), 16)) >>> 0;
   for (const [label, found] of classOf) {
     if (found.background) continue;

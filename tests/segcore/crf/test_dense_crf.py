@@ -247,6 +247,40 @@ def test_one_class_and_255_classes() -> None:
     assert many.class_pixels.sum() == 16 * 20
 
 
+def test_more_classes_than_bytes_have_labels() -> None:
+    """Those that win nothing change nothing: the labels are those of the classes that do."""
+    rng = np.random.default_rng(5)
+    image = photograph(rng, 60, 81)
+    few = rng.normal(0, 3, (6, 9, 12)).astype(np.float16)
+    many = np.full((1000, 9, 12), -60, np.float16)
+    places = np.array([3, 254, 255, 256, 700, 999])
+    many[places] = few
+    for params in (None, CrfParams()):
+        expected = refine_scores(image, few, params)
+        found = refine_scores(image, many, params)
+        assert found.labels.dtype == found.labels_before.dtype == np.uint16
+        assert np.array_equal(found.labels, places[expected.labels])
+        assert np.array_equal(found.labels_before, places[expected.labels_before])
+        assert np.array_equal(found.class_pixels[places], expected.class_pixels)
+        assert found.class_confidence[places] == pytest.approx(expected.class_confidence, abs=1e-4)
+        assert found.confidence == pytest.approx(expected.confidence, abs=1e-4)
+        assert found.entropy == pytest.approx(expected.entropy, abs=1e-4)
+        assert found.changed == pytest.approx(expected.changed)
+
+
+def test_more_winners_than_the_crf_is_told_of() -> None:
+    rng = np.random.default_rng(6)
+    image = photograph(rng, 65, 65)
+    scores = rng.normal(0, 8, (600, 65, 65)).astype(np.float16)
+    before = refine_scores(image, scores, None)
+    assert np.array_equal(before.labels, scores.astype(np.float32).argmax(axis=0)) and before.changed == 0
+    assert len(np.unique(before.labels)) > 500
+    after = refine_scores(image, scores, CrfParams())
+    assert np.array_equal(after.labels_before, before.labels) and len(np.unique(after.labels)) <= 255
+    with pytest.raises(ValueError, match="1 to 65535 classes"):
+        refine_scores(image, np.zeros((65536, 2, 2), np.float16), None)
+
+
 def test_read_only_strided_and_half_precision_input() -> None:
     rng = np.random.default_rng(2)
     image, probabilities = photograph(rng, 24, 30), random_probabilities(rng, 3, 24, 30)
@@ -420,7 +454,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="scores must be"):
         refine_scores(image, scores.astype(int), EXACT)
     with pytest.raises(ValueError, match="1 to 255 classes, got 256"):
-        refine_scores(image, np.zeros((256, 2, 2), np.float16), EXACT)
+        refine(image, np.full((256, *image.shape[:2]), 1 / 256, np.float32), EXACT)
     scores[2, 1, 0] = np.inf
     with pytest.raises(ValueError, match="class 2 at row 1, column 0"):
         refine_scores(image, scores, EXACT)

@@ -19,6 +19,12 @@ def test_a_mask_comes_back_as_it_went_in(labels):
     assert np.array_equal(decode_mask(encode_mask(labels)), labels)
 
 
+@given(arrays(np.uint16, array_shapes(min_dims=2, max_dims=2, max_side=50)))
+def test_labels_of_16_bits_come_back_too(labels):
+    found = decode_mask(encode_mask(labels))
+    assert found.dtype == np.uint16 and np.array_equal(found, labels)
+
+
 def test_the_mask_shows_in_the_colours_of_voc():
     labels = np.array([[0, 1, 15, 255]], dtype=np.uint8)
     shown = np.asarray(Image.open(io.BytesIO(encode_mask(labels))).convert("RGB"))

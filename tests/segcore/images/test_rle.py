@@ -71,3 +71,8 @@ def decode_runs(data, size):
         labels[at : at + length] = label
         at += length
     return labels
+
+
+def test_labels_of_two_bytes_for_a_page():
+    assert encode_runs(np.array([[258, 258, 3]], np.uint16)) == bytes([2, 1, 2, 3, 0, 1])
+    assert encode_runs(np.full((20, 20), 40_000, np.uint16)) == bytes([0x40, 0x9C, 0x90, 0x03])

@@ -18,6 +18,7 @@ def given_model(classes: int = 150) -> tuple[bytes, np.ndarray, np.ndarray]:
     dice = np.random.default_rng(0)
     weight = dice.normal(size=(classes, 3, 1, 1)).astype(np.float32)
     bias = dice.normal(size=classes).astype(np.float32)
+    bias[255:] += 1  # So that some of those that need 16 bits win
     graph = _Graph({"layer.weight": weight, "layer.bias": bias})
     output = graph._convolution("images", "layer", weight, bias, 4, 1, False)
     return graph.model(output), weight[:, :, 0, 0], bias
