@@ -170,7 +170,7 @@ class _Comparison:
             a, b = (run.labels_of(r, small=True) for run, r in ((self.first, row), (self.second, other)))
             assert a is not None and b is not None, "neither has an error"
             b = resize_labels(b, a.shape[1], a.shape[0])
-            counts += count_pixels(a, b, _LABELS)
+            counts += _count(a, b)
             rows.append(_change(row, other, a, b, names))
         return rows, counts, only_a, names
 
@@ -184,13 +184,24 @@ def _ids_with_mask(piece: Piece) -> list[str]:
     return ids
 
 
+def _count(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(`_LABELS`, 3) int64: pixels of each label in both masks, in a, and in b; without what is void in a of bytes."""
+    counts = np.zeros((_LABELS, 3), np.int64)
+    if a.dtype == b.dtype == np.uint8:
+        counts[:256] = count_pixels(a, b, 256)
+    else:
+        for column, labels in enumerate((a[a == b], a, b)):
+            counts[:, column] = np.bincount(labels.ravel(), minlength=_LABELS)
+    return counts
+
+
 def _change(
     row: dict[str, Any], other: dict[str, Any], a: np.ndarray, b: np.ndarray, names: dict[int, str]
 ) -> dict[str, Any]:
     differs = a != b
     change = {"image_id": row["image_id"], "disagreement": float(differs.mean()), "label_a": None, "label_b": None}
     if differs.any():
-        pairs = np.bincount(a[differs].astype(np.int64) * _LABELS + b[differs], minlength=1)
-        before, after = divmod(int(pairs.argmax()), _LABELS)
+        pairs, pixels = np.unique(a[differs].astype(np.int64) * _LABELS + b[differs], return_counts=True)
+        before, after = divmod(int(pairs[pixels.argmax()]), _LABELS)
         change |= {"label_a": names.get(before, str(before)), "label_b": names.get(after, str(after))}
     return change | {"entropy_a": row["entropy"], "entropy_b": other["entropy"]}

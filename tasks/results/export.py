@@ -258,7 +258,7 @@ def _labelmap(record: dict[str, Any], found: dict[str, int]) -> str:
         agrees = all(label < len(voc.CLASSES) and voc.CLASSES[label] == name for label, name in by_label.items())
         others = dict(enumerate(voc.CLASSES)) if agrees else {n: f"class {n}" for n in range(max(by_label, default=0))}
         names = others | by_label
-    colours = voc.palette(max(256, *(label + 1 for label in names)))
+    colours = voc.palette(max([256, *(label + 1 for label in names)]))
     lines = []
     for label, name in sorted(names.items()):
         red, green, blue = colours[label]

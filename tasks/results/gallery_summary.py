@@ -61,7 +61,7 @@ def title_of(results: Results) -> str:
 
 def classes_of(names: dict[int, str], counts: dict[str, Any], entries: list[list[Any]]) -> list[dict[str, Any]]:
     """The classes of the run, in most images first. Labels are known of those that are shown."""
-    most = max(256, *(label + 1 for label in names))
+    most = max([256, *(label + 1 for label in names)])
     colours, clear = palette(most), clear_palette(most)
     shown = collections.Counter(label for entry in entries for label, _, _ in entry[6])
     total_pixels = max(1, sum(count["pixels"] for count in counts.values()))

@@ -10,6 +10,7 @@ import segcore
 from segcore.images import masks
 from segcore.predictor import PredictParams
 from tasks import engines
+from tasks.results.compare import diff_runs
 from tasks.results.export import ExportJob, export_run
 from tasks.results.query import FindJob, ask, find
 from tasks.results.reading import open_results
@@ -85,6 +86,11 @@ def test_three_hundred_classes_through_everything_that_reads_masks(photographs, 
     document = json.loads((tmp_path / "coco" / "annotations.json").read_text())
     ids = [annotation["id"] for annotation in document["annotations"]]
     assert len(set(ids)) == len(ids) and {a["category_id"] for a in document["annotations"]} == present
+    other = run(job_of(photographs, tmp_path / "out", model=str(path), untrained=False, inference={}, crf=None))
+    report_of_both = diff_runs(job.output, report.run_id, other.run_id)
+    before = dict(open_results(job.output, other.run_id).masks())
+    same = sum(int((images[image_id] == labels).sum()) for image_id, labels in before.items())
+    assert report_of_both.agreement == pytest.approx(same / sum(labels.size for labels in before.values()))
     shown = publish_gallery(job.model_copy(update={"gallery_images": 3}), report)
     assert shown.gallery is not None
     items = [p.read_text() for p in (tmp_path / "out" / "report").rglob("items/**/*.js")]
