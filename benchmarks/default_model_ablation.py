@@ -67,6 +67,7 @@ LINES: dict[str, tuple[str, TrainRecipe, str | None]] = {
     ),
     "scratch": ("no ImageNet weights", BASE, None),
     "seed-1": ("another seed", replace(BASE, seed=1), "lite2-imagenet"),
+    "seed-2": ("a third seed", replace(BASE, seed=2), "lite2-imagenet"),
 }
 """What is changed in words, the recipe, and the initial weights, by name."""
 

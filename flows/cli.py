@@ -45,7 +45,10 @@ COMMANDS = {
         "find": ("flows.results_cli:find", "Find images by class, share and confidence, without SQL."),
         "query": ("flows.results_cli:query", "Query a run in SQL (DuckDB)."),
         "report": ("flows.results_cli:report", "Make a gallery: static pages that open from a disk or a bucket."),
-        "export": ("flows.results_cli:export", "Export masks as COCO, PNG or VOC."),
+        "export": (
+            "flows.results_cli:export",
+            "Export masks as COCO, CVAT, PNG, VOC or YOLO, for Label Studio or `datasets`.",
+        ),
         "diff": ("flows.results_cli:diff", "Compare two runs."),
         "compact": ("flows.results_cli:compact", "Replace many small files of a run by few large ones."),
     },

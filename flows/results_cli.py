@@ -1,6 +1,5 @@
 """Console commands about results: `segment-archive query`, `find`, `report`, `export`, `diff` and `compact`."""
 
-import webbrowser
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -103,7 +102,7 @@ def report(
     with screen.Counter("images", quiet=quiet or json) as counter:
         made = build_report(job, counter)
     if open_:
-        webbrowser.open(made.address)
+        screen.open_page(made.address)
     if json:
         screen.print_json(made)
     if json or quiet:
@@ -121,7 +120,11 @@ def report(
         print(f"In a browser: {made.address}")
 
 
-@options(arguments=("output", "destination"))
+@options(
+    arguments=("output", "destination"),
+    names={"classes": "--class -c", "limit": "--limit -n"},
+    groups={"Which images": (*FindJob.model_fields, "ids"), "Regions": ("shapes", "tolerance_px")},
+)
 def export(job: ExportJob, *, json: Json = False, quiet: Quiet = False) -> None:
     """Export the masks of a run for other tools. The same command goes on where it was ended.
 
@@ -130,6 +133,10 @@ def export(job: ExportJob, *, json: Json = False, quiet: Quiet = False) -> None:
     segment-archive export OUTPUT coco/ --to coco
 
     segment-archive export OUTPUT voc/ --to voc --photographs
+
+    segment-archive export OUTPUT review/ --to label-studio --photographs --sort annotate --limit 50
+
+    segment-archive export OUTPUT dogs/ --to cvat --shapes polygons --class dog --min-share 0.1
     """
     from tasks.results.export import export_run
 
@@ -141,15 +148,15 @@ def export(job: ExportJob, *, json: Json = False, quiet: Quiet = False) -> None:
         return
     if done.done_before == done.masks:
         print("Nothing to do: the export is complete.")
-    regions = f", {counted(done.annotations, 'region')}" if done.format == "coco" else ""
+    regions = f", {counted(done.annotations, 'region')}" if done.annotations else ""
     without = f"{counted(done.without_mask, 'image')} {'has' if done.without_mask == 1 else 'have'} none"
     print(f"{counted(done.masks, 'mask')}{regions} of run {done.run_id} as {done.format}; {without}.")
-    if job.photographs:
+    if done.photographs or done.photographs_missing:
         print(
             f"{counted(done.photographs, 'photograph')} copied, {done.photographs_missing} could not be read any more."
         )
     if done.too_large:
-        print(f"{counted(done.too_large, 'mask')} beside the rows, too large for COCO's run lengths: left out.")
+        print(f"{counted(done.too_large, 'mask')} beside the rows, too large for regions: left out.")
     print(f"In {done.destination}")
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import shlex
-import webbrowser
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -14,7 +13,18 @@ from tasks.segmentation.archive_job import ArchiveJob, output_beside, require_no
 from tasks.words import counted
 
 ARCHIVE_GROUPS = {
-    "Input": ("source", "output", "limit", "refresh_changed", "id_column", "image_column"),
+    "Input": (
+        "source",
+        "output",
+        "limit",
+        "refresh_changed",
+        "pairs",
+        "skip_duplicates",
+        "id_column",
+        "image_column",
+        "raw",
+        "ignore_profiles",
+    ),
     "Model": ("model", "untrained", "seed", "inference"),
     "CRF": ("crf", "crf_engine"),
     "Output": ("png", "mask_size", "keep_mask_before_crf", "gallery_images"),
@@ -36,7 +46,7 @@ trial_options = functools.partial(archive_options, arguments=("source",), found=
 
 NO_ARCHIVE = (
     *("output", "cpus", "gpus", "engine", "refresh_changed", "png", "gallery_images", "keep_mask_before_crf"),
-    *("image_seconds", "image_memory_mib", "limit"),
+    *("image_seconds", "image_memory_mib", "limit", "pairs", "skip_duplicates"),
 )
 """Fields of the job that say nothing without an archive."""
 
@@ -73,13 +83,15 @@ def run(
     elif not quiet:
         print_report(report, job.source)
     if open_ and report.gallery:
-        webbrowser.open(screen.address(report.gallery))
+        screen.open_page(screen.address(report.gallery))
 
 
 def print_report(report: Any, source: str) -> None:
     """Print what came out of a job, and what can be asked of it."""
     errors = counted(report.num_errors, "error row") if report.num_errors else "no errors"
-    images, masks = counted(report.images, "image"), counted(report.masks, "mask")
+    images, masks = counted(report.images, "image"), counted(report.masks - report.duplicates, "mask")
+    if report.duplicates:
+        masks += f", {counted(report.duplicates, 'duplicate')} with the mask of another"
     if not report.done_now:
         print(f"Nothing to do: all of {source} has its rows ({images}: {masks}, {errors}).")
     else:
@@ -144,4 +156,4 @@ def show(
         if shown.mask is not None:
             print(f"Mask: {shown.mask}")
     if open_:
-        webbrowser.open(screen.address(shown.picture))
+        screen.open_page(screen.address(shown.picture))

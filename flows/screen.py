@@ -115,6 +115,14 @@ def address(path: str) -> str:
     return path if "://" in path else Path(path).resolve().as_uri()
 
 
+def open_page(page: str) -> None:
+    """Open an address in the browser; where there is none, say so."""
+    import webbrowser
+
+    if not webbrowser.open(page):
+        print(f"No browser could be started here: open {page} where there is one.", file=sys.stderr)
+
+
 def show_answer(answer: Any, format_: Format | None, to: str | None) -> None:
     """Print the rows of a query, or write them to a file, whose ending names the format."""
     from tasks.errors import JobError

@@ -17,7 +17,10 @@ def sentence(error: CycloptsError, tokens: Sequence[str], app: App, command: str
     if isinstance(error, cyclopts.MissingArgumentError) and error.argument is not None:
         used = error.keyword or next((token.keyword for token in error.argument.tokens if token.keyword), None)
         if used is not None:
-            return f"{used} needs a value."
+            # `prepare PATH --check`: the one option that looks like a switch and takes what people put before it
+            before = tokens[-2] if used == tokens[-1] == "--check" and len(tokens) > 1 else command
+            meant = "" if before in command or before.startswith("-") else f" Did you mean {used} {before}?"
+            return f"{used} needs a value.{meant}"
         return f"{_name(error.argument)} must be given."
     if isinstance(error, cyclopts.RepeatArgumentError):
         return f"{error.token.keyword} is given twice: give it once."

@@ -4,18 +4,27 @@ import functools
 import importlib.util
 
 EXTRAS = {
+    "av": "video",
     "google": "torch",
     "matplotlib": "charts",
     "onnx": "onnx",
     "prefect": "prefect",
     "pydensecrf": "pydensecrf",
+    "rawpy": "raw",
     "ray": "cluster",
     "torch": "torch",
     "transformers": "hf",
 }
 """Packages by their name in Python, and the extra of this project that installs each."""
 
-_NAMES = {"google": "protobuf", "torch": "PyTorch", "ray": "Ray", "prefect": "Prefect", "matplotlib": "Matplotlib"}
+_NAMES = {
+    "av": "PyAV",
+    "google": "protobuf",
+    "matplotlib": "Matplotlib",
+    "prefect": "Prefect",
+    "ray": "Ray",
+    "torch": "PyTorch",
+}
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from segcore import large_pictures
 from segcore.crf import dense_crf
 from segcore.crf.dense_crf import Backend, CrfParams, Refined
 from segcore.images import decoding, regions, tiff
-from segcore.images.decoding import MAX_PIXELS, Photograph
+from segcore.images.decoding import MAX_PIXELS, Photograph, Reading
 from segcore.images.masks import label_type
 from segcore.images.regions import ArrayRegions, Regions, TiffRegions
 from segcore.large_pictures import LargeSummary, Tile
@@ -55,6 +55,9 @@ class PredictParams:
     """Images with more pixels are refused before they are decoded; at their own size (`long_side_px` None), TIFFs with
     more are read region by region."""
 
+    reading: Reading = field(default_factory=Reading)
+    """What is taken of a file where there is a choice."""
+
     def resolved(self) -> PredictParams:
         """The same with the engine that "auto" means here. ValueError for an engine that is not here."""
         return replace(self, crf_engine=dense_crf.choose_engine(self.crf_engine))
@@ -64,7 +67,7 @@ class PredictParams:
 
         model_digest: `LoadedModel.digest`, or `checkpoint.describe` without loading the model.
         """
-        return {
+        fingerprint: dict[str, Any] = {
             "model": model_digest,
             "inference": asdict(self.inference),
             "crf": None if self.crf is None else asdict(self.crf),
@@ -73,6 +76,9 @@ class PredictParams:
             "max_pixels": self.max_pixels,
             "pipeline_version": PIPELINE_VERSION,
         }
+        if self.reading != Reading():  # Left out by default: runs of before there was a choice go on
+            fingerprint["reading"] = asdict(self.reading)
+        return fingerprint
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,8 @@ class Predictor:
 
     def decode(self, data: bytes) -> Photograph:
         """The pixels of an image file: upright RGB at working size. Raises ImageError, which says what is wrong."""
-        return decoding.decode(data, self.params.inference.long_side_px, self.params.max_pixels)
+        params = self.params
+        return decoding.decode(data, params.inference.long_side_px, params.max_pixels, params.reading)
 
     def open(self, data: tiff.Content) -> Photograph | TiffRegions:
         """The same, or, at its own size, a TIFF with too many pixels to be decoded whole, to be read region by region.

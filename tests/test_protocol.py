@@ -2,11 +2,14 @@
 
 import dataclasses
 import random
+import subprocess
+import sys
 
 import pytest
 
 from tasks import storage
 from tasks.storage import locate
+from tests.conftest import ROOT
 from tests.protocol import model
 from tests.protocol.bugs import BUGS
 from tests.protocol.history import History, Plan, in_place, play
@@ -74,3 +77,11 @@ def test_more_histories_keep_the_promise():
 def test_a_planted_bug_is_found(bug):
     with bug.planted():
         assert any(play(seed).violation for seed in range(60)), bug.what
+
+
+@pytest.mark.slow
+def test_the_command_plays_on_all_cores_and_goes_on_later():
+    command = [sys.executable, "-m", "tests.protocol", "--histories", "50", "--minutes", "0.1"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert told.returncode in (0, 1) and not told.stderr, told.stderr
+    assert "| planted bug | found by | after histories |" in told.stdout

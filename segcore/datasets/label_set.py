@@ -15,7 +15,7 @@ from segcore.voc import CLASSES, IGNORE_LABEL, MOST_BYTE_CLASSES, MOST_CLASSES, 
 _UNNUMBERED = "__ignore__"
 """labelme lists void under this name, before label 0 and without a number of its own."""
 
-_VOID_NAMES = frozenset((_UNNUMBERED, "ignore", "ignored", "void", "unlabelled", "unlabeled"))
+VOID_NAMES = frozenset((_UNNUMBERED, "ignore", "ignored", "void", "unlabelled", "unlabeled"))
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _assembled(entries: Sequence[Entry], origin: str, most: int) -> LabelSet:
         outside = [replace(entry, number=-1) for entry in entries if entry.name.casefold() == _UNNUMBERED]
         labelled = [entry for entry in entries if entry.name.casefold() != _UNNUMBERED]
         entries = [replace(entry, number=number) for number, entry in enumerate(labelled)] + outside
-    void = [e for e in entries if e.name.casefold() in _VOID_NAMES or e.number in (-1, most)]
+    void = [e for e in entries if e.name.casefold() in VOID_NAMES or e.number in (-1, most)]
     classes = [entry for entry in entries if entry not in void]
     by_number: dict[int, Entry] = {}
     for entry in classes:
@@ -168,7 +168,7 @@ def _assembled(entries: Sequence[Entry], origin: str, most: int) -> LabelSet:
 
 def _background_first(entries: list[Entry]) -> tuple[list[Entry], str]:
     """Classes in the order of their labels: background, the others as they stand, void at its place if that is last."""
-    void = [entry for entry in entries if entry.name.casefold() in _VOID_NAMES]
+    void = [entry for entry in entries if entry.name.casefold() in VOID_NAMES]
     classes = [entry for entry in entries if entry not in void]
     first = next((e for e in classes if e.name == BACKGROUND), None)
     first = first or next((e for e in classes if e.colour == (0, 0, 0)), None)

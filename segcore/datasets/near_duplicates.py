@@ -23,9 +23,14 @@ LOOK_SIDE_PX: Final = 128
 """Decode photographs to this long side before: smaller, what a decoder leaves out at the right edge moves the bits of
 mirror images."""
 
+SAME_ASPECT: Final = 0.02
+"""Copies have the same ratio of their sides, to this share: sizes in whole pixels and cameras' margins move it less."""
+
 _SIDE = 32
 _FLAT = 6.0
 _BLOCK = 1 << 22
+_POOL_AT_A_TIME = 1 << 12  # With the rows, a block of some MB, which stays in the cache
+_ROWS_AT_A_TIME = 256
 
 # The 63 lowest frequencies of an 8 x 8 block without the mean, and the next horizontal one
 _FREQUENCIES = [(v, u) for v in range(8) for u in range(8) if (v, u) != (0, 0)] + [(0, 8)]
@@ -80,3 +85,49 @@ def close_pairs(
         mirrored = np.bitwise_count(differing ^ _MIRROR) <= max_distance
         for i, j in np.argwhere(same | mirrored):
             yield ClosePair(start + int(i), int(j), not same[i, j])
+
+
+def originals(
+    looks: NDArray[np.uint64],
+    aspects: NDArray[np.float64],
+    known_looks: NDArray[np.uint64],
+    known_aspects: NDArray[np.float64],
+    max_distance: int = MAX_DISTANCE,
+) -> NDArray[np.int64]:
+    """Which image each of n images is a copy of, (n,): k for known image k, m + i for image i of these, or -1.
+
+    looks: (n,) hashes, 0 where there is none: such an image is no copy. aspects: (n,) width / height.
+    known_looks, known_aspects: (m,), of images that are no copies.
+    In order: an image is compared with the known ones and with those before it that are no copies themselves, and the
+    first that is alike counts. So a chain of small changes does not become one image. Mirror images are no copies.
+    """
+    known, total = len(known_looks), len(known_looks) + len(looks)
+    pool, sides, numbers = np.empty(total, np.uint64), np.empty(total, np.float64), np.empty(total, np.int64)
+    pool[:known], sides[:known], numbers[:known] = known_looks, known_aspects, np.arange(known)
+    held = known
+    found = np.full(len(looks), -1, np.int64)
+
+    def first_alike(rows: NDArray[np.intp], start: int, end: int) -> NDArray[np.int64]:
+        """Place in the pool of the first image alike, for each of the rows; -1 where there is none."""
+        alike = np.bitwise_count(looks[rows, None] ^ pool[None, start:end]) <= max_distance  # (rows, pool)
+        if alike.any():  # Seldom, so the sides are compared afterwards
+            alike &= np.abs(np.log(aspects[rows, None] / sides[None, start:end])) <= SAME_ASPECT
+        return np.where(alike.any(axis=1), start + alike.argmax(axis=1), -1)
+
+    for first in range(0, len(looks), _ROWS_AT_A_TIME):
+        rows = first + np.flatnonzero(looks[first : first + _ROWS_AT_A_TIME])
+        before = held
+        for start in range(0, before, _POOL_AT_A_TIME):
+            rows = rows[found[rows] < 0]
+            if not len(rows):
+                break
+            places = first_alike(rows, start, min(before, start + _POOL_AT_A_TIME))
+            found[rows[places >= 0]] = numbers[places[places >= 0]]
+        for row in rows[found[rows] < 0]:
+            place = first_alike(np.array([row]), before, held)[0] if held > before else -1
+            if place >= 0:
+                found[row] = numbers[place]
+                continue
+            pool[held], sides[held], numbers[held] = looks[row], aspects[row], known + row
+            held += 1
+    return found

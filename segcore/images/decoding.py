@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pillow_heif
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from segcore.images import containers, tiff
+from segcore.images import containers, raw, tiff
 from segcore.images.colour import Converted, to_srgb
 from segcore.images.containers import PNG_SIGNATURE, Bare
 
@@ -46,8 +46,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "BMP", "DIB", "TIFF", "GIF")
 such as EPS, stay out."""
 
 _ENDINGS = "jpg jpeg jpe jfif mpo png webp avif heic heif hif bmp dib tif tiff gif"
-EXTENSIONS = frozenset(f".{ending}" for ending in _ENDINGS.split())
-"""File names that promise one of the formats; the bytes decide."""
+EXTENSIONS = frozenset(f".{ending}" for ending in _ENDINGS.split()) | raw.EXTENSIONS
+"""File names that promise one of the formats or a camera's RAW file; the bytes decide."""
 
 MAX_PIXELS = 178_956_970
 """Pillow's own bound against decompression bombs (twice its warning bound of 1 GiB of RGB / 4 / 3)."""
@@ -70,7 +70,7 @@ class ErrorKind(StrEnum):
     EMPTY = "empty"
     """No bytes."""
     UNSUPPORTED = "unsupported"
-    """A kind of image that is not read, such as a camera's RAW file; the message has the remedy."""
+    """A kind of image that is not read here, such as a RAW file without its reader; the message has the remedy."""
     NOT_AN_IMAGE = "not_an_image"
     """No accepted format recognises the bytes."""
     TRUNCATED = "truncated"
@@ -117,27 +117,44 @@ class Photograph:
     """What was missing, damaged or ignored, though there is a picture; for the image's row."""
 
 
-def decode(data: bytes, long_side_px: int | None = None, max_pixels: int = MAX_PIXELS) -> Photograph:
+@dataclass(frozen=True)
+class Reading:
+    """What is taken of a file where there is a choice; decides pixels."""
+
+    raw: Literal["preview", "full"] = "preview"
+    """Of a camera's RAW file: the preview that the camera has put in, where it is large enough, or always the values of
+    the sensor, developed."""
+
+    ignore_profiles: bool = False
+    """Take the numbers of every picture for sRGB, as versions before colour profiles were converted did."""
+
+
+def decode(
+    data: bytes, long_side_px: int | None = None, max_pixels: int = MAX_PIXELS, reading: Reading = Reading()
+) -> Photograph:
     """Decode an image, turn it upright, convert it to sRGB and scale it down to the working size.
 
-    data: the file. First frame of GIF, first page of TIFF that is no thumbnail. EXIF orientation is applied; colours
-        go through the embedded profile; alpha is laid over white; deep samples become bytes (`_to_bytes`). Metadata
-        that is damaged is ignored, and so is the end of a file that has nearly all of its rows (`MIN_ROWS`).
+    data: the file. First frame of GIF, first page of TIFF that is no thumbnail, of a RAW file what `reading` says. EXIF
+        orientation is applied; colours go through the embedded profile; alpha is laid over white; deep samples become
+        bytes (`_to_bytes`). Metadata that is damaged is ignored, and so is the end of a file that has nearly all of its
+        rows (`MIN_ROWS`).
     long_side_px: images with a longer long side are scaled down to it (never up); None keeps the own size.
     max_pixels: larger images are refused before their pixels are decoded; at most `MAX_PIXELS`.
     Raises ImageError for anything that is not a usable image.
     """
     if not data:
         raise ImageError(ErrorKind.EMPTY, "the file is empty")
-    most = min(max_pixels, MAX_PIXELS)
+    want = _Want(long_side_px, min(max_pixels, MAX_PIXELS), reading)
+    if tiff.is_raw(data, tiff.directories(data) if tiff.is_tiff(data) else []):
+        return _explained(lambda: _read_raw(data, want))
     bare = _bare(data)
     try:
-        return _explained(lambda: _read(bare, long_side_px, most))
+        return _explained(lambda: _read(bare, want))
     except ImageError as error:
         if error.kind not in (ErrorKind.CORRUPT, ErrorKind.TRUNCATED, ErrorKind.NOT_AN_IMAGE):
             raise
         for attempt in (_read_without_metadata, _read_cut_jpeg, _read_cut_png, _read_cut_other):
-            photograph = attempt(bare, long_side_px, most)
+            photograph = attempt(bare, want)
             if photograph is not None:
                 return photograph
         raise
@@ -160,7 +177,16 @@ def from_picture(
             raise ValueError(f"The image is {picture.dtype} {picture.shape}; expected (H, W, 3) uint8 RGB.")
         picture = Image.fromarray(picture)
     opened = picture
-    return _explained(lambda: _upright_rgb(opened, Bare(b""), long_side_px, min(max_pixels, MAX_PIXELS)))
+    want = _Want(long_side_px, min(max_pixels, MAX_PIXELS))
+    return _explained(lambda: _upright_rgb(opened, Bare(b""), want))
+
+
+class _Want(NamedTuple):
+    """What is asked of a reader; the first two as in `decode`."""
+
+    long_side_px: int | None
+    max_pixels: int
+    reading: Reading = Reading()
 
 
 Read = TypeVar("Read")
@@ -174,6 +200,8 @@ def _explained(read: Callable[[], Read]) -> Read:
             return read()
     except ImageError:
         raise
+    except raw.UnsupportedRawError as error:
+        raise ImageError(ErrorKind.UNSUPPORTED, str(error)) from None
     except UnidentifiedImageError:
         raise ImageError(ErrorKind.NOT_AN_IMAGE, "no accepted image format recognises the bytes") from None
     except (Image.DecompressionBombError, MemoryError) as error:
@@ -184,38 +212,65 @@ def _explained(read: Callable[[], Read]) -> Read:
         raise ImageError(ErrorKind.TRUNCATED if cut else ErrorKind.CORRUPT, text) from None
 
 
-def _read(bare: Bare, long_side_px: int | None, max_pixels: int) -> Photograph:
+def _read(bare: Bare, want: _Want) -> Photograph:
     data = bare.data
     pages = tiff.directories(data) if tiff.is_tiff(data) else []
-    if tiff.is_raw(data, pages):
-        raise ImageError(ErrorKind.UNSUPPORTED, tiff.RAW_REMEDY)
     if pages:
-        return _read_tiff(bare, pages, long_side_px, max_pixels)
+        return _read_tiff(bare, pages, want)
     _require_few_scans(data)
     with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-        return _upright_rgb(opened, bare, long_side_px, max_pixels)
+        return _upright_rgb(opened, bare, want)
 
 
-def _read_tiff(bare: Bare, pages: list[tiff.Directory], long_side_px: int | None, max_pixels: int) -> Photograph:
+def _read_raw(data: bytes, want: _Want) -> Photograph:
+    """The picture of a camera's RAW file, of the size that it has when it is developed, however it was read."""
+    with raw.opened(data) as file:
+        width, height = file.size
+        _require_modest_size(width, height, want.max_pixels)
+        side = max(fit_long_side(width, height, want.long_side_px))
+        preview = None if want.reading.raw == "full" else file.preview()
+        if preview is not None and max(preview.size) >= side:
+            with contextlib.suppress(Exception):  # A damaged preview: the sensor's values are there too
+                return replace(_of_preview(preview, want), width=width, height=height)
+        try:
+            read = _upright_rgb(Image.fromarray(file.developed(side)), Bare(b""), want, 1)
+        except raw.DAMAGED:
+            if preview is None or max(preview.size) < raw.USABLE_PX:
+                raise
+            shown = "{} x {}".format(*preview.size)
+            note = f"the sensor's values do not decode: its preview of {shown} px is read"
+            read = replace(_of_preview(preview, want), note=note)
+        return replace(read, width=width, height=height)
+
+
+def _of_preview(preview: raw.Preview, want: _Want) -> Photograph:
+    if isinstance(preview.picture, np.ndarray):
+        return _upright_rgb(Image.fromarray(preview.picture), Bare(b""), want, preview.orientation)
+    _require_few_scans(preview.picture)
+    with Image.open(io.BytesIO(preview.picture), formats=("JPEG",)) as opened:
+        return _upright_rgb(opened, Bare(b""), want, preview.orientation)
+
+
+def _read_tiff(bare: Bare, pages: list[tiff.Directory], want: _Want) -> Photograph:
     data, number = bare.data, tiff.choose_page(pages)
     if number:
         data = tiff.with_page_first(data, pages[number])
         bare.notes.append(f"page {number + 1} of its {len(pages)}, since those before are thumbnails")
     page = pages[number]
     if tiff.is_deep(page):
-        _require_modest_size(*page.size, max_pixels)
+        _require_modest_size(*page.size, want.max_pixels)
         bare.profile = tiff.read_profile(data, page)
         opened = _of_samples(tiff.read_samples(data, page), page)
-        return _upright_rgb(opened, bare, long_side_px, max_pixels, page.first(tiff.ORIENTATION, 1))
+        return _upright_rgb(opened, bare, want, page.first(tiff.ORIENTATION, 1))
     with Image.open(io.BytesIO(data), formats=("TIFF",)) as opened:
-        return _upright_rgb(opened, bare, long_side_px, max_pixels)
+        return _upright_rgb(opened, bare, want)
 
 
-def _read_without_metadata(bare: Bare, long_side_px: int | None, max_pixels: int) -> Photograph | None:
+def _read_without_metadata(bare: Bare, want: _Want) -> Photograph | None:
     """The picture of a file whose metadata the decoder has tripped over."""
     for data, note in containers.without_metadata(bare.data):
         with contextlib.suppress(ImageError):
-            return _explained(functools.partial(_read, Bare(data, notes=[note]), long_side_px, max_pixels))
+            return _explained(functools.partial(_read, Bare(data, notes=[note]), want))
     return None
 
 
@@ -224,7 +279,7 @@ MIN_ROWS = 0.9
 has. Of a progressive JPEG, whose scans each cover all rows, the coarse picture must be whole."""
 
 
-def _read_cut_jpeg(bare: Bare, long_side_px: int | None, max_pixels: int) -> Photograph | None:
+def _read_cut_jpeg(bare: Bare, want: _Want) -> Photograph | None:
     """The picture of a JPEG without its end. The rows that it has are those that do not depend on what follows it."""
     if not bare.data.startswith(containers.JPEG_START):
         return None
@@ -232,7 +287,7 @@ def _read_cut_jpeg(bare: Bare, long_side_px: int | None, max_pixels: int) -> Pho
     for start in (cut, *(data for data, _ in containers.without_metadata(cut))):
         with contextlib.suppress(ImageError):
             ended = Bare(start + _JPEG_END)
-            photograph = _explained(functools.partial(_read, ended, long_side_px, max_pixels))
+            photograph = _explained(functools.partial(_read, ended, want))
             share = 1.0 if containers.has_whole_picture(start) else _explained(functools.partial(_share_of_rows, start))
             if share < MIN_ROWS:
                 return None
@@ -257,16 +312,16 @@ def _share_of_rows(start: bytes) -> float:
     return float(rows.argmax() / len(rows)) if rows.any() else 1.0
 
 
-def _read_cut_other(bare: Bare, long_side_px: int | None, max_pixels: int) -> Photograph | None:
+def _read_cut_other(bare: Bare, want: _Want) -> Photograph | None:
     """The picture of another file that is cut; rows that are missing repeat the last one that is there."""
     if bare.data.startswith((containers.JPEG_START, PNG_SIGNATURE)):
         return None
     if bare.data.startswith(b"GIF8"):
-        return _read_cut_gif(bare, long_side_px, max_pixels)
+        return _read_cut_gif(bare, want)
     read: list[Photograph] = []
     for data in containers.completed(bare.data):
         with contextlib.suppress(ImageError):
-            read.append(_explained(functools.partial(_read, Bare(data), None, max_pixels)))
+            read.append(_explained(functools.partial(_read, Bare(data), want._replace(long_side_px=None))))
         if len(read) == 2:
             break
     if len(read) < 2:
@@ -277,7 +332,7 @@ def _read_cut_other(bare: Bare, long_side_px: int | None, max_pixels: int) -> Ph
     spans = [np.flatnonzero(missing.any(axis=axis)) for axis in (1, 0)]
     if not len(spans[0]):
         what = _joined(read[0].note, "the file has no end")
-        return replace(from_picture(image, long_side_px, max_pixels), note=what)
+        return replace(from_picture(image, want.long_side_px, want.max_pixels), note=what)
     shares = [1 - (span[-1] + 1 - span[0]) / size for span, size in zip(spans, missing.shape, strict=True)]
     axis = int(np.argmax(shares))
     if shares[axis] < MIN_ROWS:
@@ -286,14 +341,14 @@ def _read_cut_other(bare: Bare, long_side_px: int | None, max_pixels: int) -> Ph
     first, end = spans[axis][0], spans[axis][-1] + 1
     lines[first:end] = lines[first - 1] if first else lines[end]
     what = _joined(read[0].note, f"the file is cut: {shares[axis]:.0%} of its rows are there")
-    return replace(from_picture(image, long_side_px, max_pixels), note=what)
+    return replace(from_picture(image, want.long_side_px, want.max_pixels), note=what)
 
 
-def _read_cut_gif(bare: Bare, long_side_px: int | None, max_pixels: int) -> Photograph | None:
+def _read_cut_gif(bare: Bare, want: _Want) -> Photograph | None:
     """The same of a GIF, whose missing rows all have colour 0, and lie apart where it is interlaced."""
     for data in containers.completed(bare.data):
         with contextlib.suppress(ImageError, OSError), Image.open(io.BytesIO(data), formats=("GIF",)) as opened:
-            if opened.width * opened.height > max_pixels:
+            if opened.width * opened.height > want.max_pixels:
                 return None
             colours = np.array(opened)
             missing = (colours == 0).reshape(len(colours), -1).all(axis=1)
@@ -312,21 +367,21 @@ def _read_cut_gif(bare: Bare, long_side_px: int | None, max_pixels: int) -> Phot
             filled.save(buffer, "PNG", compress_level=1, transparency=opened.info.get("transparency"))
             note = f"the GIF is cut: {share:.0%} of its rows are there"
             whole = replace(bare, data=buffer.getvalue(), notes=[*bare.notes, note])
-            return _explained(functools.partial(_read, whole, long_side_px, max_pixels))
+            return _explained(functools.partial(_read, whole, want))
     return None
 
 
-def _read_cut_png(bare: Bare, long_side_px: int | None, max_pixels: int) -> Photograph | None:
+def _read_cut_png(bare: Bare, want: _Want) -> Photograph | None:
     """The picture of a PNG whose pixels end too early; its last row is repeated."""
     if not bare.data.startswith(PNG_SIGNATURE):
         return None
-    completed = containers.completed_png(bare.data, MIN_ROWS, max_pixels)
+    completed = containers.completed_png(bare.data, MIN_ROWS, want.max_pixels)
     if completed is None:
         return None
     data, share = completed
     with contextlib.suppress(ImageError):
         notes = [*bare.notes, f"the PNG is cut: {share:.0%} of its rows are there"]
-        return _explained(functools.partial(_read, replace(bare, data=data, notes=notes), long_side_px, max_pixels))
+        return _explained(functools.partial(_read, replace(bare, data=data, notes=notes), want))
     return None
 
 
@@ -436,16 +491,14 @@ def _require_modest_size(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _upright_rgb(
-    opened: Image.Image, bare: Bare, long_side_px: int | None, max_pixels: int, orientation: int | None = None
-) -> Photograph:
+def _upright_rgb(opened: Image.Image, bare: Bare, want: _Want, orientation: int | None = None) -> Photograph:
     """orientation: where it is known already; else EXIF's."""
     width, height = opened.size
-    _require_modest_size(width, height, max_pixels)
-    _require_modest_tiles(opened, max_pixels)
-    if long_side_px is not None and opened.format in ("JPEG", "MPO"):
+    _require_modest_size(width, height, want.max_pixels)
+    _require_modest_tiles(opened, want.max_pixels)
+    if want.long_side_px is not None and opened.format in ("JPEG", "MPO"):
         # JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; twice the working size leaves room to resample.
-        target_width, target_height = fit_long_side(width, height, 2 * long_side_px)
+        target_width, target_height = fit_long_side(width, height, 2 * want.long_side_px)
         opened.draft(None, (target_width, target_height))
     opened.load()
     if orientation is None:
@@ -455,8 +508,10 @@ def _upright_rgb(
     profile = bare.profile or opened.info.get("icc_profile")
     if profile is None and opened.format in ("AVIF", "HEIF"):
         profile = containers.nclx_profile(bare.data)
+    if want.reading.ignore_profiles:
+        profile = None
     width, height = opened.size if opened.format == "TIFF" else (width, height)
-    size = fit_long_side(width, height, long_side_px)
+    size = fit_long_side(width, height, want.long_side_px)
     # Scaled first and turned afterwards: so a large photograph is held once, not three times
     rgb, note = _scaled_rgb(opened, size, profile, _transparent_key(opened, bare))
     turn = _TURNS.get(orientation)

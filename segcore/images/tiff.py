@@ -58,8 +58,6 @@ _RAW_STARTS = (
     b"II\x1a\0\0\0HEAPCCDR",  # Canon, until 2004
 )
 
-RAW_REMEDY = "a camera's RAW file, which is not read: develop it to JPEG or TIFF, or use the JPEG beside it"
-
 
 @dataclass(frozen=True)
 class Directory:

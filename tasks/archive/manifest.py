@@ -87,6 +87,12 @@ class Part:
         """Images among the listed ones from start to end that belong to it; a refresh or a rival owns the others."""
         return int(self._owned[start:end].sum())
 
+    def listed_ids(self, start: int = 0, end: int | None = None) -> list[str]:
+        """Identities of all listed images from start to end, whoever owns them now."""
+        end = self.num_listed if end is None else end
+        ids: list[str] = self._rows["image_id"].slice(start, end - start).to_pylist()
+        return ids
+
     def image_ids(self, start: int = 0, end: int | None = None) -> list[str]:
         """Identities of `entries`."""
         end = self.num_listed if end is None else end

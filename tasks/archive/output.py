@@ -6,6 +6,7 @@
     runs/<run id>.json              run records, `runs.py`
     labels/run=<run id>/            masks that are too large for a row, which names them
     png/run=<run id>/               masks as files of their own
+    looks/source=<source id>/       which images look alike, where a run skips duplicates
     report/run=<run id>/            galleries
     diff/<run id>-<run id>/         comparisons
 
@@ -31,7 +32,10 @@ from tasks.errors import JobError
 from tasks.parquet_files import read_parquet
 from tasks.storage import Location, StoredFile
 
-OWN = ("manifest/source=", "masks/run=", "compacted/run=", "runs/", "labels/run=", "png/run=", "report/run=", "diff/")
+OWN = (
+    *("manifest/source=", "masks/run=", "compacted/run=", "runs/", "labels/run=", "png/run=", "report/run="),
+    *("looks/source=", "diff/"),
+)
 """What the paths of an output's files begin with: in a source that is its own output, they are no photographs."""
 
 _READERS = 8
@@ -134,6 +138,10 @@ class Output:
         """Folder of a run's masks as files of their own."""
         return self.place / "png" / f"run={run_id}"
 
+    def looks_folder(self, source: str, reading: str) -> Location:
+        """Folder of what images look like. source: `source_id`. reading: digest of how they are read and compared."""
+        return self.place / "looks" / f"source={source}" / reading
+
     def gallery_folder(self, run_id: str) -> Location:
         """Folder of a run's gallery."""
         return self.place / "report" / f"run={run_id}"
@@ -144,7 +152,7 @@ class Output:
 
     def sweep(self) -> None:
         """Remove what killed sessions left half written."""
-        for own in ("manifest", "masks", "labels", "runs", "png"):
+        for own in ("manifest", "masks", "labels", "runs", "png", "looks"):
             storage.sweep_temporary(self.place / own)
 
     # Runs

@@ -70,7 +70,16 @@ MASKS = pa.schema(
 )
 """One row per image: a mask, or the reason why there is none. What readers have of every run."""
 
-_LATER = ("note", "mask_file")  # Columns that runs of earlier versions do not have
+DUPLICATE_OF = "duplicate_of"
+
+ROWS = MASKS.append(
+    _field(
+        DUPLICATE_OF, pa.string(), "null, or image_id of the image that this one is a copy of: its mask is that one's"
+    )
+)
+"""Every column that a row may have. The last is only in runs that skip duplicates, so that others stay as they were."""
+
+_LATER = ("note", "mask_file", DUPLICATE_OF)  # Columns that runs of earlier versions do not have
 
 
 def version_of(record: dict[str, Any]) -> int:
@@ -80,22 +89,36 @@ def version_of(record: dict[str, Any]) -> int:
     return LARGE_SCHEMA_VERSION if version == LARGE_SCHEMA_VERSION else SCHEMA_VERSION
 
 
-def written(version: int) -> pa.Schema:
-    """What the rows of a run are written as. version: `SCHEMA_VERSION` or `LARGE_SCHEMA_VERSION`."""
-    if version == LARGE_SCHEMA_VERSION:
-        return MASKS
-    index = _field("index", pa.uint8(), "label of the class")
-    of_class = pa.struct([index, *(CLASS.field(n) for n in range(1, CLASS.num_fields))])
-    classes = MASKS.field("classes").with_type(pa.list_(of_class))
-    fields = [classes if field.name == "classes" else field for field in MASKS if field.name != "mask_file"]
-    return pa.schema(fields, metadata={"segment_archive.schema_version": str(SCHEMA_VERSION)})
+def written(version: int, *, with_copies: bool = False) -> pa.Schema:
+    """What the rows of a run are written as. version: `SCHEMA_VERSION` or `LARGE_SCHEMA_VERSION`.
+
+    with_copies: whether the run skips duplicates.
+    """
+    fields = list(MASKS)
+    if version != LARGE_SCHEMA_VERSION:
+        index = _field("index", pa.uint8(), "label of the class")
+        of_class = pa.struct([index, *(CLASS.field(n) for n in range(1, CLASS.num_fields))])
+        classes = MASKS.field("classes").with_type(pa.list_(of_class))
+        fields = [classes if field.name == "classes" else field for field in MASKS if field.name != "mask_file"]
+    if with_copies:
+        fields.append(ROWS.field(DUPLICATE_OF))
+    return pa.schema(fields, metadata={"segment_archive.schema_version": str(version)})
 
 
-def conform(table: pa.Table, columns: Sequence[str] = tuple(MASKS.names), schema: pa.Schema = MASKS) -> pa.Table:
+def schema_of(record: dict[str, Any]) -> pa.Schema:
+    """What the rows of a run are written as. record: of the run."""
+    deciding = record.get("deciding")
+    return written(version_of(record), with_copies=isinstance(deciding, dict) and "duplicates" in deciding)
+
+
+def conform(table: pa.Table, columns: Sequence[str] | None = None, schema: pa.Schema = ROWS) -> pa.Table:
     """Rows of any version in columns of today, or of another schema: those that the version did not have are null.
 
+    columns: None: those of every run, and what these rows have beside them.
     Raises ArrowInvalid where a column is missing that every version has.
     """
+    if columns is None:
+        columns = [name for name in schema.names if name in MASKS.names or name in table.column_names]
     for name in columns:
         if name not in table.column_names:
             field = schema.field(name)

@@ -8,9 +8,11 @@ import collections
 import contextlib
 import os
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from segcore.images import raw
 from segcore.images.decoding import EXTENSIONS
 from tasks import storage, storage_faults
 from tasks.archive.entries import (
@@ -50,6 +52,10 @@ CONTAINERS = {
 """Files that may hold images and are not read, with the remedy."""
 
 
+DEVELOPED = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".heic", ".heif", ".hif"))
+"""What cameras write beside a RAW file of the same shot."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A source with everything that decides what its entries are."""
@@ -63,6 +69,14 @@ class Source:
 
     image_column: str | None = None
     """Parquet: column with the image bytes, nested fields with dots; None: the first of the usual names."""
+
+    pairs: bool = False
+    """Whether a RAW file and the JPEG or HEIC of the same shot (same folder, same name) are one picture: the latter."""
+
+    @property
+    def deciding(self) -> list[str | None]:
+        """What of this decides the entries, beside the location; what nobody asked for is not in it."""
+        return [self.id_column, self.image_column, *(["pairs"] if self.pairs else [])]
 
 
 @dataclass
@@ -117,20 +131,48 @@ def list_source(
     aside = LeftAside() if aside is None else aside
     try:
         if storage.is_file(location):
-            yield from _unique(_list_files(source, iter([storage.stat(location)]), aside, listed, single=True))
+            files = iter([storage.stat(location)])
+            yield from _paired(source, _unique(_list_files(source, files, aside, listed, single=True)), aside)
             return
         if location.protocol == "file" and not storage.exists(location):
             raise FileNotFoundError(location.path)
         files = storage.list_files(location, problems=True)
         if leave_out is not None:
             files = _without(files, location, leave_out)
-        yield from _unique(_list_files(source, files, aside, listed, single=False))
+        yield from _paired(source, _unique(_list_files(source, files, aside, listed, single=False)), aside)
     except (OSError, ValueError) as error:
         if isinstance(error, JobError):
             raise
         raise JobError(f"Cannot read the source. {storage_faults.explain(error, location)}") from None
     except Exception as error:  # botocore's own kinds derive from Exception alone
         raise JobError(f"Cannot read the source. {storage_faults.explain(error, location)}") from None
+
+
+def _paired(source: Source, entries: Iterator[Entry], aside: LeftAside) -> Iterator[Entry]:
+    """The entries without RAW files that lie beside the developed picture of the same shot, which come at the end.
+
+    Of the pictures only hashes of their names are remembered.
+    """
+    if not source.pairs:
+        yield from entries
+        return
+    pictures: set[int] = set()
+    alone: list[tuple[int, Entry]] = []
+    for entry in entries:
+        ending = suffix(entry.image_id)
+        stem = entry.image_id[: len(entry.image_id) - len(ending)]
+        shot = hash(unicodedata.normalize("NFC", stem).casefold())
+        if ending in raw.EXTENSIONS and entry.kind != "broken":
+            alone.append((shot, entry))
+            continue
+        if ending in DEVELOPED and entry.kind != "broken" and entry.size != 0:
+            pictures.add(shot)
+        yield entry
+    for shot, entry in alone:
+        if shot in pictures:
+            aside.note("RAW file beside its JPEG", "RAW files beside their JPEG", entry.image_id)
+        else:
+            yield entry
 
 
 def _unique(entries: Iterator[Entry]) -> Iterator[Entry]:

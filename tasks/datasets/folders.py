@@ -11,12 +11,12 @@ An image and a mask are one pair by the same path without roles, splits and endi
 the form of their Unicode or by a suffix such as _mask are paired too. What has no partner is a finding.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
 from segcore.datasets import sbd
+from segcore.datasets.division import divide
 from segcore.datasets.label_set import ASSUMED, VOC_LABELS
 from segcore.datasets.pair_check import Finding, Kind
 from tasks import storage
@@ -169,20 +169,6 @@ def read_voc_with_sbd(voc: Location, sbd_folder: Location | None, *, prefer_sbd:
         source, mask = next((entry for entry in sources if entry[1] is not None), sources[0])
         layout.pairs[image_id] = Pair(image_id, images.get(image_id), mask, source)
     return layout
-
-
-def divide(ids: Iterable[str], val_share: float) -> dict[str, list[str]]:
-    """Lists train and val, by a digest of each id: an image that is added later moves no other one.
-
-    Of so few that none would come to val, the one that is nearest to it does.
-    """
-    digests = {image_id: hashlib.sha256(b"split " + image_id.encode()).digest() for image_id in sorted(ids)}
-    shares = {image_id: int.from_bytes(digest[:8], "big") / 2**64 for image_id, digest in digests.items()}
-    val = {image_id for image_id, share in shares.items() if share < val_share}
-    if not val and val_share > 0 and len(shares) > 1:
-        val = {min(shares, key=lambda image_id: shares[image_id])}
-    lists = {"train": [i for i in shares if i not in val], "val": [i for i in shares if i in val]}
-    return {name: members for name, members in lists.items() if members}
 
 
 # Files and their roles

@@ -10,6 +10,7 @@ from typing import Annotated
 import annotated_types
 from pydantic import BaseModel
 
+from segcore.datasets.division import VAL_SHARE
 from segcore.datasets.label_set import LabelSet
 from segcore.datasets.pair_check import Finding
 from segcore.images.decoding import EXTENSIONS
@@ -132,7 +133,7 @@ class OwnData(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=T
     by_colour: bool = False
     """Read masks with a palette by its colours instead of their numbers."""
 
-    val_share: Annotated[float, annotated_types.Interval(ge=0.0, lt=1.0)] = 0.1
+    val_share: Annotated[float, annotated_types.Interval(ge=0.0, lt=1.0)] = VAL_SHARE
     """Share of the images that becomes val, where nothing else divides them."""
 
 

@@ -1,59 +1,75 @@
-"""A run in the formats of other tools: COCO with RLE, a tree of palette PNG, the layout of PASCAL VOC.
+"""A run, or what a question finds in it, in the formats of other tools; `export_formats/` has a file for each.
 
 One mask file of the run, or one row group of a large one, is exported at a time, and leaves a fragment with its counts:
 what has a fragment is not done again. A fragment's name is a function of the run as it stands, so nothing old is mixed
 with anything new.
 """
 
-import collections
 import contextlib
+import csv
 import hashlib
 import io
 import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
 
+import annotated_types
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import ExifTags, Image, UnidentifiedImageError
-from pydantic import BaseModel
+import pyarrow.parquet as pq
 
-from segcore import voc
-from segcore.images.decoding import MAX_PIXELS, ImageError, decode
-from segcore.images.rle import encode_coco
 from tasks import storage
 from tasks.ahead import ahead
-from tasks.archive.stored_content import StoredContent
 from tasks.errors import JobError
+from tasks.results.export_formats.coco import Coco
+from tasks.results.export_formats.cvat import Cvat
+from tasks.results.export_formats.folders import PngTree, VocLayout
+from tasks.results.export_formats.formats import Export, Format, Picture
+from tasks.results.export_formats.hf import HuggingFace
+from tasks.results.export_formats.label_studio import LabelStudio
+from tasks.results.export_formats.yolo import Yolo
 from tasks.results.export_names import file_names, name_bytes
 from tasks.results.photographs import Photographs
+from tasks.results.query import FindJob, find
 from tasks.results.reading import Piece, Results, open_results
 from tasks.storage import Location
 
 _WORKERS = 4
-_COPY_BYTES = 8 << 20
-_COLUMNS = ["image_id", "uri", "mask", "mask_file", "mask_width", "mask_height", "classes"]
+_COLUMNS = [
+    *("image_id", "uri", "width", "height", "mask", "mask_file", "mask_width", "mask_height"),
+    *("classes", "confidence", "model"),
+]
 _FRAGMENTS = "export-parts"
 _LAYOUT = 2  # Raised when the same run gives other files
 
-NAMES = "names.jsonl"
-"""Which file is of which image: a JSON object with name, image_id and uri a line."""
+_FORMATS: dict[str, type[Format]] = {
+    "coco": Coco,
+    "cvat": Cvat,
+    "hf": HuggingFace,
+    "label-studio": LabelStudio,
+    "png": PngTree,
+    "voc": VocLayout,
+    "yolo": Yolo,
+}
+_WITH_POLYGONS = ("coco", "cvat", "label-studio")
 
 SUMMARY = "export.json"
 """Written last: its existence means that the export is complete."""
 
 
-class ExportJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """What to export, as what, and where to."""
+class ExportJob(FindJob, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """What to export, as what, and where to; where a question is put, only the images that it finds."""
 
     output: str
     """URI of the results."""
 
-    to: Literal["coco", "png", "voc"]
-    """coco: annotations.json with compressed RLE; png: a tree of palette PNG; voc: the folders of PASCAL VOC."""
+    to: Literal["coco", "cvat", "hf", "label-studio", "png", "voc", "yolo"]
+    """coco: annotations.json with compressed RLE; cvat: CVAT for images 1.1; hf: Parquet for `datasets`; label-studio:
+    tasks with predictions; png: a tree of palette PNG; voc: the folders of PASCAL VOC; yolo: segment polygons."""
 
     destination: str
     """Folder or prefix, empty or with an unfinished export of the same run."""
@@ -62,10 +78,27 @@ class ExportJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings
     """Run to export; by default the one that finished last."""
 
     photographs: bool = False
-    """Copy the photographs too: images/ of COCO, JPEGImages/ of VOC. Not for png."""
+    """Copy the photographs too: images/, or JPEGImages/ of VOC. Not for png; hf has them always."""
+
+    shapes: Literal["masks", "polygons"] = "masks"
+    """How coco, cvat and label-studio draw regions: every pixel, or polygons; yolo has polygons always."""
+
+    tolerance_px: Annotated[float, annotated_types.Interval(ge=0, le=100)] = 1.0
+    """How far a polygon may be from the outline of its region; 0 keeps every pixel, with many points."""
+
+    images_at: str | None = None
+    """Address at which Label Studio finds the photographs, before their names; by default images/ of the export below
+    its document root where they are copied, else where they were read."""
 
     ids: str | None = None
-    """File with the identities of the images to export, one a line, as the gallery saves them; by default all."""
+    """File with the identities of the images to export: one a line, as the gallery saves them, or what `find --to`
+    wrote; by default all."""
+
+    @property
+    def question(self) -> FindJob | None:
+        """What is looked for; None: every image."""
+        asked = FindJob(**{name: getattr(self, name) for name in FindJob.model_fields})
+        return None if asked == FindJob() else asked
 
 
 @dataclass
@@ -80,7 +113,7 @@ class ExportReport:
     """Error rows: they have nothing to export."""
 
     annotations: int = 0
-    """Regions of COCO; background has none."""
+    """Regions; background has none, and png, voc and hf have no regions."""
 
     photographs: int = 0
     photographs_missing: int = 0
@@ -90,7 +123,7 @@ class ExportReport:
     """Labels by name."""
 
     too_large: int = 0
-    """Masks beside their rows that have too many pixels for COCO's run lengths."""
+    """Masks beside their rows that have too many pixels for regions, and are left out."""
 
     done_before: int = 0
     """Masks that an earlier session had exported."""
@@ -109,10 +142,9 @@ def export_run(job: ExportJob, advance: Callable[[int, int], None] | None = None
         results = open_results(job.output, job.run)
         if not results.is_finished:
             raise JobError(f"Run {results.run_id} is not finished: export it when every image has its row.")
-        if job.photographs and job.to == "png":
-            raise JobError("A tree of PNG masks has no place for photographs; use --to voc or --to coco.")
+        _require_sense(job)
         counts = [piece.rows for piece in results.pieces]
-    wanted = None if job.ids is None else _read_ids(storage.locate(job.ids), results)
+    wanted = _wanted(job, results)
     with storage.explained(destination):
         key = _key(job, results, wanted)
         before = _finished_before(destination, key)
@@ -130,7 +162,7 @@ def export_run(job: ExportJob, advance: Callable[[int, int], None] | None = None
         place = destination / _FRAGMENTS / _fragment(key, number)
         if place.name in done:
             return _read_tally(place, before=True)
-        return writer.write(results.pieces[number], int(first_rows[number]), place)
+        return writer.write(number, int(first_rows[number]), place)
 
     with storage.explained(destination):
         for number, tally in enumerate(ahead(write, range(len(results.pieces)), _WORKERS)):
@@ -144,7 +176,8 @@ def export_run(job: ExportJob, advance: Callable[[int, int], None] | None = None
                 "exported: did somebody else write there? Run the archive job again, then the export."
             )
         fragments = [destination / _FRAGMENTS / _fragment(key, number) for number in range(len(results.pieces))]
-        writer.finish(report, fragments)
+        classes = dict(sorted((label, name) for name, label in report.classes.items()))
+        writer.format.finish(classes, lambda which: _lines(fragments, which))
         report.seconds = time.monotonic() - start
         facts = {name: value for name, value in vars(report).items() if name not in ("destination", "done_before")}
         storage.write_whole(destination / SUMMARY, f"{json.dumps({'key': key, **facts}, indent=1)}\n".encode())
@@ -154,55 +187,42 @@ def export_run(job: ExportJob, advance: Callable[[int, int], None] | None = None
 
 
 class _Writer:
-    """What one format does with one piece of the run, and at the end."""
+    """Gives a format the images of one piece of the run, and keeps what comes of it."""
 
     def __init__(self, job: ExportJob, results: Results, destination: Location, wanted: frozenset[str] | None) -> None:
-        self.job, self.results, self.destination = job, results, destination
+        self.results = results
         self.wanted = None if wanted is None else pa.array(sorted(wanted), pa.string())
-        self.photographs = Photographs(results) if job.photographs else None
-        self.few_classes = len(results.record.get("class_names") or ()) <= voc.MOST_BYTE_CLASSES
+        kind = _FORMATS[job.to]
+        with_photographs = job.photographs or kind.needs_photographs
+        tolerance_px = job.tolerance_px if job.shapes == "polygons" or kind is Yolo else None
+        self.format = kind(
+            Export(destination, results.run_id, results.record, with_photographs, tolerance_px, job.images_at)
+        )
+        self.photographs = Photographs(results) if with_photographs else None
         self.names: dict[str, str] = {}
-        if job.to != "coco" or job.photographs:
+        if kind.names_files or (with_photographs and not kind.needs_photographs):
             ids = results.to_arrow(["image_id"])["image_id"].to_pylist()
             ids = ids if wanted is None else [image_id for image_id in ids if image_id in wanted]
-            self.names = file_names(ids, None if job.to == "coco" else ".png", name_bytes(destination))
+            self.names = file_names(ids, kind.suffix, name_bytes(destination))
 
-    def write(self, piece: Piece, first_row: int, place: Location) -> dict[str, Any]:
+    def write(self, number: int, first_row: int, place: Location) -> dict[str, Any]:
         """Export the rows of one piece, then leave its fragment; returns its counts."""
-        tally: collections.Counter[str] = collections.Counter()
-        classes: dict[str, int] = {}
-        lines: tuple[list[str], list[str]] = ([], [])
-        rows = self._rows(piece)
+        rows = self._rows(self.results.pieces[number])
         with_mask = [(first_row + offset, row) for offset, row in rows if row["mask_width"] is not None]
-        tally["without_mask"] = len(rows) - len(with_mask)
-        for number, row in with_mask:
-            classes |= {c["name"]: c["index"] for c in row["classes"]}
-            tally["masks"] += 1
-            name = self.names.get(row["image_id"])
-            if name is not None and self.job.to != "coco":
-                folder = self.destination / "SegmentationClass" if self.job.to == "voc" else self.destination
-                beside = self.results.output.label_file(row)
-                if beside is None:
-                    storage.write_whole(folder / f"{name}.png", row["mask"], durable=False)
-                else:
-                    _copy(beside, folder / f"{name}.tif")
-                lines[0].append(name)
-                lines[1].append(json.dumps({"name": name, "image_id": row["image_id"], "uri": row["uri"]}))
-            else:
-                labels = None
-                if row["mask_file"] is None or row["mask_width"] * row["mask_height"] <= MAX_PIXELS:
-                    labels = self.results.labels_of(row)
-                tally["too_large"] += labels is None
-                file = None if name is None else f"images/{name}"
-                image, annotations = _coco(number + 1, row, labels, file, 256 if self.few_classes else 65536)
-                lines[0].append(json.dumps(image))
-                lines[1].extend(json.dumps(annotation) for annotation in annotations)
-                tally["annotations"] += len(annotations)
-        if self.photographs is not None:
-            self._copy_photographs(self.photographs, [row for _, row in with_mask], tally)
-        fragment = {"tally": tally, "classes": classes, "lines": lines}
+        written = self.format.write(self._pictures(with_mask), number)
+        written.tally["without_mask"] = len(rows) - len(with_mask)
+        written.tally["masks"] = len(with_mask)
+        classes = {c["name"]: c["index"] for _, row in with_mask for c in row["classes"]}
+        fragment = {"tally": written.tally, "classes": classes, "lines": written.lines}
         storage.write_whole(place, json.dumps(fragment).encode(), durable=False)
-        return {**tally, "classes": classes}
+        return {**written.tally, "classes": classes}
+
+    def _pictures(self, rows: list[tuple[int, dict[str, Any]]]) -> Iterator[Picture]:
+        only = [row for _, row in rows]
+        read = (data for _, data in self.photographs.read(only)) if self.photographs is not None else None
+        for number, row in rows:
+            name = self.names.get(row["image_id"], row["image_id"])
+            yield Picture(number, row, name, None if read is None else next(read), self.results)
 
     def _rows(self, piece: Piece) -> list[tuple[int, dict[str, Any]]]:
         """The rows of a piece that are exported, each with its number in it."""
@@ -214,146 +234,45 @@ class _Writer:
         table = Results.read_piece(piece, _COLUMNS).take(pa.array(numbers))
         return list(zip(numbers.tolist(), table.to_pylist(), strict=True))
 
-    def finish(self, report: ExportReport, fragments: list[Location]) -> None:
-        """Join what the fragments hold."""
-        classes = dict(sorted(report.classes.items(), key=lambda item: item[1]))
-        if self.job.to == "coco":
-            storage.write_stream(
-                self.destination / "annotations.json", _coco_document(self.results, classes, fragments)
-            )
-            return
-        storage.write_whole(self.destination / "labelmap.txt", _labelmap(self.results.record, classes).encode())
-        if self.job.to == "voc":
-            sets = self.destination / "ImageSets/Segmentation"
-            storage.write_stream(sets / "all.txt", (f"{line}\n".encode() for line in _lines(fragments, 0)))
-        storage.write_stream(self.destination / NAMES, (f"{line}\n".encode() for line in _lines(fragments, 1)))
-
-    def _copy_photographs(
-        self, photographs: Photographs, rows: list[dict[str, Any]], tally: collections.Counter[str]
-    ) -> None:
-        for row, data in photographs.read(rows):
-            if isinstance(data, ImageError) or (self.job.to == "voc" and row["mask_file"] is not None):
-                tally["photographs_missing"] += 1  # Or has more pixels than a JPEG of VOC's
-                continue
-            if self.job.to == "voc":
-                place = self.destination / f"JPEGImages/{self.names[row['image_id']]}.jpg"
-                data = _upright_jpeg(data)
-            else:
-                place = self.destination / f"images/{self.names[row['image_id']]}"
-            if isinstance(data, StoredContent):
-                _copy(data.place, place)
-            else:
-                storage.write_whole(place, data, durable=False)
-            tally["photographs"] += 1
-
-
-def _labelmap(record: dict[str, Any], found: dict[str, int]) -> str:
-    """Every class in the order of labels with its colour in the palette: `name:red,green,blue::`, CVAT's form.
-
-    record: of the run; its classes are those of the model. found: labels by name of the classes that are in a mask.
-    """
-    names = dict(enumerate(record.get("class_names") or ()))
-    if any(names.get(label) != name for name, label in found.items()):  # A run of before records named them
-        by_label = {label: name for name, label in found.items()}
-        agrees = all(label < len(voc.CLASSES) and voc.CLASSES[label] == name for label, name in by_label.items())
-        others = dict(enumerate(voc.CLASSES)) if agrees else {n: f"class {n}" for n in range(max(by_label, default=0))}
-        names = others | by_label
-    colours = voc.palette(max([256, *(label + 1 for label in names)]))
-    lines = []
-    for label, name in sorted(names.items()):
-        red, green, blue = colours[label]
-        plain = " ".join("".join(c if c.isprintable() and c not in ":#" else " " for c in name).split())
-        lines.append(f"{plain or f'class {label}'}:{red},{green},{blue}::")
-    return "# label:color_rgb:parts:actions\n" + "\n".join(lines) + "\n"
-
-
-def _copy(source: Location, destination: Location) -> None:
-    with storage.open_for_reading(source) as opened:
-        storage.write_stream(destination, iter(lambda: opened.read(_COPY_BYTES), b""))
-
-
-def _coco(
-    number: int, row: dict[str, Any], labels: np.ndarray | None, file: str | None, each: int
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """An image and its regions. Ids are functions of the row's number in the run, so that fragments need no counter.
-
-    labels: (H, W); None: too large, and it has no regions. file: path of its copy; None: it has none, and is named by
-        its identity. each: ids of an image, more than its largest label.
-    """
-    height, width = row["mask_height"], row["mask_width"]
-    facts = {"width": width, "height": height, "uri": row["uri"], "identity": row["image_id"]}
-    image = {"id": number, "file_name": row["image_id"] if file is None else file, **facts}
-    encoded = {} if labels is None else encode_coco(labels)
-    annotations: list[dict[str, Any]] = []
-    for found in row["classes"] if labels is not None else ():
-        if _is_background(found["name"], found["index"]):
-            continue
-        box = found["box"]
-        annotations.append(
-            {
-                "id": number * each + found["index"],
-                "image_id": number,
-                "category_id": found["index"],
-                "segmentation": {"size": [height, width], "counts": encoded[found["index"]].decode("ascii")},
-                "area": found["pixels"],
-                "bbox": [box["x0"], box["y0"], box["x1"] - box["x0"], box["y1"] - box["y0"]],
-                "iscrowd": 0,
-                "score": round(found["confidence"], 5),
-            }
-        )
-    return image, annotations
-
-
-def _coco_document(results: Results, classes: dict[str, int], fragments: list[Location]) -> Iterator[bytes]:
-    """annotations.json, streamed: fragments are read twice rather than held."""
-    about = {"description": f"run {results.run_id} of model {results.record.get('model')}", "version": "1.0"}
-    categories = [
-        {"id": label, "name": name, "supercategory": ""}
-        for name, label in classes.items()
-        if not _is_background(name, label)
-    ]
-    yield f'{{"info": {json.dumps(about)},\n"licenses": [],\n"categories": {json.dumps(categories)}'.encode()
-    for which, name in enumerate(("images", "annotations")):
-        yield f',\n"{name}": ['.encode()
-        for number, line in enumerate(_lines(fragments, which)):
-            yield f"{',' if number else ''}\n{line}".encode()
-        yield b"]"
-    yield b"}\n"
-
 
 def _lines(fragments: list[Location], which: int) -> Iterator[str]:
     for data in ahead(storage.read_bytes, fragments, _WORKERS):
         yield from json.loads(data)["lines"][which]
 
 
-def _is_background(name: str, label: int) -> bool:
-    return label == 0 and name == "background"
+def _require_sense(job: ExportJob) -> None:
+    if job.photographs and not _FORMATS[job.to].takes_photographs:
+        raise JobError("A tree of PNG masks has no place for photographs; use --to voc or --to coco.")
+    if job.shapes == "polygons" and job.to not in (*_WITH_POLYGONS, "yolo"):
+        raise JobError(f"Masks of {job.to} are pictures; polygons are for --to {', '.join(_WITH_POLYGONS)} and yolo.")
+    if job.images_at is not None and job.to != "label-studio":
+        raise JobError("--images-at is for --to label-studio, whose tasks hold addresses of photographs.")
 
 
-def _upright_jpeg(data: bytes) -> bytes:
-    """A photograph as JPEG whose pixels lie as its mask does: its own bytes where they do already."""
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            if opened.format == "JPEG" and opened.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-                return data
-    except (UnidentifiedImageError, OSError):
-        pass
-    buffer = io.BytesIO()
-    Image.fromarray(decode(data).image).save(buffer, format="JPEG", quality=95)
-    return buffer.getvalue()
+def _wanted(job: ExportJob, results: Results) -> frozenset[str] | None:
+    """The identities of the images to export; None: all."""
+    wanted = None if job.ids is None else _read_ids(storage.locate(job.ids), results)
+    if (question := job.question) is None:
+        return wanted
+    answer = find(job.output, question, results.run_id)
+    where = answer.columns.index("image_id")
+    found = frozenset(str(row[where]) for row in answer.rows())
+    found = found if wanted is None else found & wanted
+    if not found:
+        raise JobError(f"No image of run {results.run_id} is what was asked for: there is nothing to export.")
+    return found
 
 
 def _read_ids(place: Location, results: Results) -> frozenset[str]:
     """The identities of a list; those with line breaks are written as JSON strings."""
     with storage.explained(place):
-        text = storage.read_bytes(place).decode("utf-8-sig", errors="replace")
-    ids = set()
-    for line in text.split("\n"):
-        line = line.rstrip("\r")
-        with contextlib.suppress(ValueError):
-            line = json.loads(line) if line.startswith('"') and isinstance(json.loads(line), str) else line
-        if line.strip():
-            ids.add(line)
+        data = storage.read_bytes(place)
+    ending = PurePosixPath(place.path).suffix.lower()
+    try:
+        answer = _answer(data, ending)
+    except (ValueError, KeyError, TypeError, pa.ArrowException):
+        raise JobError(f"{place.uri} has no column image_id: is it what `find --to` wrote?") from None
+    ids = set(_lines_of(data)) if answer is None else set(answer)
     missing = sorted(ids - set(results.to_arrow(["image_id"])["image_id"].to_pylist()))
     if not ids or missing:
         named = f"{len(missing)} images that run {results.run_id} has not: {', '.join(missing[:5])}"
@@ -363,11 +282,36 @@ def _read_ids(place: Location, results: Results) -> frozenset[str]:
     return frozenset(ids)
 
 
+def _answer(data: bytes, ending: str) -> list[str] | None:
+    """Identities in a table that `find --to` wrote; None where the file is no table."""
+    if ending == ".parquet":
+        return [str(i) for i in pq.read_table(pa.BufferReader(data), columns=["image_id"])["image_id"].to_pylist()]
+    if ending == ".json":
+        return [str(row["image_id"]) for row in json.loads(data)]
+    if ending == ".csv":
+        text = io.StringIO(data.decode("utf-8-sig"), newline="")
+        return [row["image_id"] for row in csv.DictReader(text)]
+    return None
+
+
+def _lines_of(data: bytes) -> Iterator[str]:
+    for line in data.decode("utf-8-sig", errors="replace").split("\n"):
+        line = line.rstrip("\r")
+        with contextlib.suppress(ValueError):
+            line = json.loads(line) if line.startswith('"') and isinstance(json.loads(line), str) else line
+        if line.strip():
+            yield line
+
+
 def _key(job: ExportJob, results: Results, wanted: frozenset[str] | None) -> str:
     """Names an export of this run as it stands now."""
     files = [(file.place.name, file.size, file.version) for file in results.files]
     chosen = None if wanted is None else sorted(wanted)
-    text = json.dumps([_LAYOUT, results.run_id, job.to, job.photographs, chosen, files])
+    facts = [_LAYOUT, results.run_id, job.to, job.photographs, chosen, files]
+    others = [job.shapes, job.tolerance_px, job.images_at]
+    if job.to not in ("png", "voc") and others != ["masks", 1.0, None]:
+        facts += others
+    text = json.dumps(facts)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from tasks import progress, storage
 from tasks.archive.output import Output
-from tasks.results.export import NAMES, SUMMARY
+from tasks.results.export import SUMMARY
+from tasks.results.export_formats.folders import NAMES
 from tasks.results.export_names import file_names, name_bytes
 from tasks.results.reading import Piece, Results, open_results
 

@@ -28,7 +28,7 @@ from segcore.images.masks import decode_mask
 from tasks import storage
 from tasks.ahead import ahead
 from tasks.archive.output import MaskFile, Output, is_finished
-from tasks.archive.schema import MASKS, conform
+from tasks.archive.schema import ROWS, conform
 from tasks.archive.stored_content import StoredContent
 from tasks.errors import JobError
 from tasks.parquet_files import whole_parquet
@@ -50,7 +50,7 @@ REMEDY = "remove it and run the archive job again, which does just its images an
 
 MASK_COLUMNS = ("mask", "mask_before_crf")
 
-FACTS = [name for name in MASKS.names if name not in MASK_COLUMNS]
+FACTS = [name for name in ROWS.names if name not in MASK_COLUMNS]
 """Every column but the masks: what a question needs, in a few hundred bytes an image."""
 
 
@@ -116,7 +116,7 @@ class Results:
         paths = [file.place.path for file in self.files]
         import pyarrow.dataset as ds  # Brings pandas: not before somebody asks
 
-        return ds.dataset(paths, schema=MASKS, format="parquet", filesystem=arrow_filesystem(self.output.place))
+        return ds.dataset(paths, schema=ROWS, format="parquet", filesystem=arrow_filesystem(self.output.place))
 
     @cached_property
     def num_rows(self) -> int:
@@ -379,8 +379,8 @@ def _known(columns: Sequence[str] | None) -> list[str]:
     if columns is None:
         return FACTS
     for name in columns:
-        if name not in MASKS.names:
-            raise JobError(f"There is no column {name!r}; there are {', '.join(MASKS.names)}.")
+        if name not in ROWS.names:
+            raise JobError(f"There is no column {name!r}; there are {', '.join(ROWS.names)}.")
     return list(columns)
 
 

@@ -27,7 +27,7 @@ from tasks import storage
 from tasks.ahead import ahead
 from tasks.archive import runs, seals
 from tasks.archive.output import Output, RunFiles
-from tasks.archive.schema import conform, version_of, written
+from tasks.archive.schema import conform, schema_of
 from tasks.archive.seals import Seal
 from tasks.errors import JobError
 from tasks.parquet_files import naming_damage
@@ -160,7 +160,7 @@ def rewrite_without(output: Output, run_id: str, seal: Seal, wanted: set[str]) -
     """
     _own_seal(output, run_id, seal)
     folder, ids = output.sealed_folder(run_id), pa.array(sorted(wanted), pa.string())
-    schema = written(version_of(output.record(run_id)))
+    schema = schema_of(output.record(run_id))
     prefix = seals.prefix_of(seal.segment, seals.digest([seal.prefix, sorted(wanted)]), seal.revision + 1)
     held, sizes = seal.files if wanted else (), list[int]()
     for number, file in enumerate(held):
@@ -210,7 +210,7 @@ def _seal_batch(
     """Write the large files of some segments, then their seals. batch: small files by segment."""
     folder = output.sealed_folder(run_id)
     prefixes = {segment: seals.prefix_of(segment, seals.digest_of(small)) for segment, small in batch.items()}
-    schema = written(version_of(output.record(run_id)))
+    schema = schema_of(output.record(run_id))
     sizes = {}
     for segment, small in batch.items():
         rows, sizes[segment] = _write_segment(

@@ -21,14 +21,16 @@ from pydantic import BaseModel, BeforeValidator
 
 from segcore.crf import dense_crf
 from segcore.crf.dense_crf import CrfParams
-from segcore.images.decoding import MAX_PIXELS
+from segcore.datasets import near_duplicates
+from segcore.images.decoding import MAX_PIXELS, Reading
 from segcore.models import checkpoint
 from segcore.predictor import PredictParams
 from segcore.scoring.inference import InferenceParams, relative_work
 from segcore.scoring.onnx_scorer import require_usable
 from segcore.voc import MOST_BYTE_CLASSES
-from tasks import progress, storage
+from tasks import engines, progress, storage
 from tasks.archive import runs
+from tasks.archive.entries import Entry
 from tasks.archive.manifest import PART_IMAGES, Manifest, Part, extend
 from tasks.archive.output import Output, source_id
 from tasks.archive.schema import LARGE_SCHEMA_VERSION, SCHEMA_VERSION, version_of
@@ -37,6 +39,8 @@ from tasks.engines import Engine, EngineName
 from tasks.errors import JobError
 from tasks.models.remote import local_model
 from tasks.results.report import GALLERY_IMAGES
+from tasks.segmentation import duplicates
+from tasks.segmentation.duplicates import Duplicates, Original
 from tasks.stream.isolation import limits_of
 from tasks.stream.units import Destination, MaskParams, Unit, mask_file
 from tasks.stream.worker import UnitWork
@@ -89,6 +93,12 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     max_pixels: Annotated[int, annotated_types.Interval(ge=1, le=MAX_PIXELS)] = PredictParams.max_pixels
     """Photographs with more pixels become error rows."""
 
+    raw: Literal["preview", "full"] = "preview"
+    """Of RAW files: the camera's preview where it is large enough, or always the sensor's values, developed."""
+
+    ignore_profiles: bool = False
+    """Take the colours of every photograph for sRGB, as versions did that did not convert embedded profiles."""
+
     image_seconds: Annotated[float, annotated_types.Gt(0)] | None = None
     """Time that one image may take in one stage before it becomes an error row; by default five minutes, and more in
     proportion where the model, the sizes and the scales make much work."""
@@ -106,6 +116,12 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     refresh_changed: bool = False
     """Do photographs again that were replaced under the same path."""
 
+    pairs: bool = False
+    """Count a RAW file and the JPEG or HEIC of the same shot (same folder, same name) as one picture, the latter."""
+
+    skip_duplicates: bool = False
+    """Score photographs that look alike once: the others get its mask, and name it in the column duplicate_of."""
+
     limit: Annotated[int, annotated_types.Ge(1)] | None = None
     """Take no more than this many images into the archive; a later run without a limit goes on with the rest."""
 
@@ -120,9 +136,15 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     RAY_ADDRESS is set or there are GPUs. Decides no mask: a job begun on one goes on with the other."""
 
     @property
+    def listed(self) -> Source:
+        """What is listed, and how."""
+        return Source(storage.locate(self.source), self.id_column, self.image_column, self.pairs)
+
+    @property
     def predict(self) -> PredictParams:
         """What decides a mask, beside the model."""
-        return PredictParams(self.inference, self.crf, self.crf_engine, self.mask_size, self.max_pixels)
+        reading = Reading(self.raw, self.ignore_profiles)
+        return PredictParams(self.inference, self.crf, self.crf_engine, self.mask_size, self.max_pixels, reading)
 
 
 @dataclass(frozen=True)
@@ -154,7 +176,7 @@ def list_archive(job: ArchiveJob, engine: Engine | None = None) -> ArchivePlan:
     """
     output = Output.at(job.output)
     identity = identify(job)
-    source = Source(storage.locate(job.source), job.id_column, job.image_column)
+    source = job.listed
     aside = LeftAside()
 
     def listed() -> dict[bytes, bool]:
@@ -182,7 +204,12 @@ def list_archive(job: ArchiveJob, engine: Engine | None = None) -> ArchivePlan:
             "--refresh-changed does them again."
         )
     _say_what_changed(output, identity)
-    remaining = [part.count(start, end) for _, part, start, end in _remaining(manifest, output, identity)]
+    if identity.skip_duplicates:
+        limits = limits_of(0.0, job.image_seconds, job.image_memory_mib)
+        place = duplicates.place_of(output, identity.source_id, identity.predict)
+        with storage.explained(output.place), engines.at_hand(job.engine, cpus=job.cpus, gpus=job.gpus):
+            duplicates.find(manifest, source.location, place, identity.predict, limits)
+    remaining = [piece.count() for piece in _remaining(manifest, output, identity)]
     if remaining:
         progress.say(_what_will_happen(job, identity, manifest.num_images, sum(remaining)))
     return ArchivePlan(
@@ -221,6 +248,14 @@ class Identity:
 
     deciding: dict[str, Any]
     """Everything that went into the run id."""
+
+    skip_duplicates: bool = False
+
+    def copies(self, output: Output) -> Duplicates:
+        """Which images are copies, as far as it is decided; none where the job does not ask."""
+        if not self.skip_duplicates:
+            return Duplicates({})
+        return duplicates.load(duplicates.place_of(output, self.source_id, self.predict))
 
 
 START_S = 4.0
@@ -278,14 +313,16 @@ def _identify(job: ArchiveJob) -> Identity:
     is_large = predict.inference.long_side_px is None or len(card.classes) > MOST_BYTE_CLASSES
     deciding = {
         "source": storage.locate(job.source).uri,
-        "columns": [job.id_column, job.image_column],
+        "columns": job.listed.deciding,
         **predict.fingerprint(digest),
         "keep_mask_before_crf": job.keep_mask_before_crf,
         "schema_version": LARGE_SCHEMA_VERSION if is_large else SCHEMA_VERSION,
     }
+    if job.skip_duplicates:
+        deciding["duplicates"] = [near_duplicates.VERSION, near_duplicates.MAX_DISTANCE, near_duplicates.SAME_ASPECT]
     return Identity(
         run_id=_digest(deciding),
-        source_id=source_id(storage.locate(job.source).uri, [job.id_column, job.image_column]),
+        source_id=source_id(storage.locate(job.source).uri, job.listed.deciding),
         model_name=card.shown_name,
         model_digest=digest,
         classes=card.classes,
@@ -293,6 +330,7 @@ def _identify(job: ArchiveJob) -> Identity:
         work=relative_work(job.inference, card.parameters),
         unit_images=_unit_images(job.inference, card.parameters),
         deciding=deciding,
+        skip_duplicates=job.skip_duplicates,
     )
 
 
@@ -322,6 +360,7 @@ def mask_params(job: ArchiveJob, identity: Identity) -> MaskParams:
         predict=identity.predict,
         limits=limits_of(identity.work, job.image_seconds, job.image_memory_mib),
         keep_mask_before_crf=job.keep_mask_before_crf,
+        skip_duplicates=job.skip_duplicates,
         schema_version=version_of({"deciding": identity.deciding}),
     )
 
@@ -346,20 +385,58 @@ def units_of(part: Part, unit_images: int) -> Iterator[tuple[str, int, int]]:
         yield f"{part.name}-{number:02d}", start, min(start + unit_images, part.num_listed)
 
 
+COPIES = "-copies"
+"""End of the name of a unit of copies; the images of the same piece that have masks of their own go without it."""
+
+
 def remaining_units(manifest: Manifest, output: Output, identity: Identity) -> Iterator[Unit]:
-    """Units that have no mask file yet, in the order of the manifest."""
-    for name, part, start, end in _remaining(manifest, output, identity):
-        yield Unit(name, part.entries(start, end))
+    """Units of images with masks of their own that have no mask file yet, in the order of the manifest."""
+    for piece in _remaining(manifest, output, identity):
+        if not piece.are_copies:
+            yield Unit(piece.name, piece.entries())
 
 
-def _remaining(manifest: Manifest, output: Output, identity: Identity) -> Iterator[tuple[str, Part, int, int]]:
-    """Name of each such unit, and where it lies in its part."""
+def remaining_copies(manifest: Manifest, output: Output, identity: Identity) -> Iterator[Unit]:
+    """The same of copies: units whose originals all have their rows."""
+    pieces = [piece for piece in _remaining(manifest, output, identity) if piece.are_copies]
+    units = [(piece.name, {entry: piece.copies[entry.image_id] for entry in piece.entries()}) for piece in pieces]
+    if units:
+        for name, entries, copied in duplicates.with_rows(output, identity.run_id, units):
+            yield Unit(name, entries, copied)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A unit without a mask file: images with masks of their own, or copies."""
+
+    name: str
+    part: Part
+    start: int
+    end: int
+    copies: dict[str, Original]
+    """What of the listed images are copies."""
+
+    are_copies: bool = False
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Its images."""
+        entries = self.part.entries(self.start, self.end)
+        return tuple(entry for entry in entries if (entry.image_id in self.copies) == self.are_copies)
+
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.entries()) if self.copies else self.part.count(self.start, self.end)
+
+
+def _remaining(manifest: Manifest, output: Output, identity: Identity) -> Iterator[_Piece]:
     look = output.look(identity.run_id)
-    committed = look.names
+    committed, copies_of = look.names, identity.copies(output)
     for part in manifest.parts(leave_out=look.seals):
         for name, start, end in units_of(part, identity.unit_images):
-            if mask_file(name) not in committed and part.count(start, end):
-                yield name, part, start, end
+            copies = copies_of.among(part, start, end)
+            pieces = [_Piece(name, part, start, end, copies)]
+            pieces += [_Piece(name + COPIES, part, start, end, copies, True)] if copies else []
+            yield from (piece for piece in pieces if mask_file(piece.name) not in committed and piece.count())
 
 
 def _unit_images(inference: InferenceParams, parameters: int) -> int:

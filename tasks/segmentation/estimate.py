@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tasks import storage
 from tasks.archive.entries import Entry
-from tasks.archive.sources import Source, list_source
+from tasks.archive.sources import list_source
 from tasks.errors import JobError
 from tasks.segmentation.archive_job import START_S, ArchiveJob, identify, mask_params
 from tasks.stream.staged import StagedWorker
@@ -67,7 +67,7 @@ def measure(job: ArchiveJob, num_sample: int, seed: int = 0) -> Sample:
 
     Writes nothing but a temporary folder. Raises JobError where there are no images.
     """
-    source = Source(storage.locate(job.source), job.id_column, job.image_column)
+    source = job.listed
     listed, entries = _draw(list_source(source, leave_out=storage.locate(job.output)), num_sample + 1, seed)
     if not entries:
         raise JobError(f"{job.source} holds no images: is it the right folder or prefix? Hidden files do not count.")

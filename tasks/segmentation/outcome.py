@@ -19,13 +19,16 @@ class ClassCount:
 
 @dataclass
 class ArchiveReport:
-    """What came out: `images == masks + errors`."""
+    """What came out: `images == masks + errors`, and `duplicates` of the masks are those of other images."""
 
     run_id: str
     output: str
     model: str
     images: int = 0
     masks: int = 0
+    duplicates: int = 0
+    """Images that have the mask of one that looks alike."""
+
     errors: dict[str, int] = field(default_factory=dict)
     """Error rows by kind, most frequent first."""
 
@@ -62,8 +65,9 @@ class ArchiveReport:
     @property
     def sentence(self) -> str:
         """What came out, in counts."""
+        copies = f" ({counted(self.duplicates, 'duplicate')} among them)" if self.duplicates else ""
         masks, errors = counted(self.masks, "mask"), counted(self.num_errors, "error")
-        return f"{counted(self.images, 'image')}: {masks}, {errors}"
+        return f"{counted(self.images, 'image')}: {masks}{copies}, {errors}"
 
 
 def summary(report: ArchiveReport) -> str:

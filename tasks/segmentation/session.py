@@ -22,6 +22,7 @@ from tasks.segmentation.archive_job import (
     ArchivePlan,
     Identity,
     identify,
+    remaining_copies,
     remaining_units,
     unit_work,
 )
@@ -79,15 +80,17 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan, engine: Engine | None 
         with storage.explained(output.place):
             company = _Company(output, plan.run_id, _facts(job, identity, plan))
         for _ in range(_PASSES):  # Again where another session has listed images meanwhile
-            units = remaining_units(output.manifest(identity.source_id), output, identity)
             done_before = session.images
-            for report in engine.units(company.share(units), work, meter):
-                if not session.seconds_to_first:
-                    session.seconds_to_first = time.monotonic() - start
-                meter.add(report)
-                session.images = meter.images
-                tracker.advance(report.images, report.errors.total())
-                company.look()
+            # Copies take the masks of what is committed by then
+            for remaining in (remaining_units, remaining_copies) if job.skip_duplicates else (remaining_units,):
+                units = remaining(output.manifest(identity.source_id), output, identity)
+                for report in engine.units(company.share(units), work, meter):
+                    if not session.seconds_to_first:
+                        session.seconds_to_first = time.monotonic() - start
+                    meter.add(report)
+                    session.images = meter.images
+                    tracker.advance(report.images, report.errors.total())
+                    company.look()
             if session.images == done_before:
                 break
         session.warning = meter.warn()

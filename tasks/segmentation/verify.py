@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from tasks import storage
 from tasks.archive.manifest import SEGMENT_IMAGES, Manifest, segment_names
 from tasks.archive.output import Output
-from tasks.archive.schema import version_of
+from tasks.archive.schema import DUPLICATE_OF, version_of
 from tasks.archive.seals import Seal, segment_of
 from tasks.errors import JobError
 from tasks.parquet_files import naming_damage, read_parquet
 from tasks.results import sealing
 from tasks.results.reading import REMEDY
-from tasks.segmentation.archive_job import Identity, units_of
+from tasks.segmentation.archive_job import COPIES, Identity, units_of
 from tasks.segmentation.outcome import ArchiveReport, ClassCount
 from tasks.storage import Location
 from tasks.stream.rows import rows_as_file, write_rows
@@ -58,6 +58,7 @@ class _Check:
     """It, and what belongs to it, where it holds more."""
 
     masks: int = 0
+    duplicates: int = 0
     errors: collections.Counter[str] = field(default_factory=collections.Counter)
     examples: list[str] = field(default_factory=list)
     classes: dict[str, ClassCount] = field(default_factory=dict)
@@ -96,7 +97,8 @@ def check_run(output: Output, identity: Identity, manifest: Manifest | None = No
     for held, wanted in foreign:
         _drop_foreign(output, identity.run_id, held, wanted)
     for held in absent:  # Or a session that began before the refresh could still commit it
-        storage.write_once(held.places[0], rows_as_file([], version_of({"deciding": identity.deciding})))
+        version = version_of({"deciding": identity.deciding})
+        storage.write_once(held.places[0], rows_as_file([], version, with_copies=identity.skip_duplicates))
     if report.images != report.masks + report.num_errors:
         raise JobError(
             f"Listed and found differ ({report.sentence}) in "
@@ -155,6 +157,7 @@ def _expected(
 ) -> Iterator[tuple[_Held, list[str]]]:
     """What must hold which images."""
     folder, sealed = output.masks_folder(identity.run_id), output.sealed_folder(identity.run_id)
+    copies_of = identity.copies(output)
     for name, parts in itertools.groupby(manifest.parts(), key=lambda part: part.segment):
         seal = alone.get(name)
         if seal is not None:
@@ -163,8 +166,13 @@ def _expected(
             continue
         for part in parts:
             for unit, start, end in units_of(part, identity.unit_images):
-                file = mask_file(unit)
-                yield _Held(file, (folder / file,)), part.image_ids(start, end)
+                ids, copies = part.image_ids(start, end), copies_of.among(part, start, end)
+                if not copies or len(copies) < end - start:
+                    file = mask_file(unit)
+                    yield _Held(file, (folder / file,)), [i for i in ids if i not in copies] if copies else ids
+                if copies:
+                    file = mask_file(unit + COPIES)
+                    yield _Held(file, (folder / file,)), [i for i in ids if i in copies]
 
 
 def _with_masks(table: pa.Table, there: set[str]) -> pa.Table:
@@ -183,7 +191,7 @@ def _check(held: _Held, expected: list[str], there: set[str]) -> _Check:
             # A few kB of the file: not the masks
             with naming_damage(place, REMEDY), storage.open_for_reading(place, sparse=True) as opened:
                 file = pq.ParquetFile(opened)
-                columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
+                columns = [name for name in (*_COLUMNS, DUPLICATE_OF) if name in file.schema_arrow.names]
                 for group in range(file.metadata.num_row_groups):
                     _count(
                         check, _with_masks(file.read_row_group(group, columns=columns), there), place, present, wanted
@@ -210,6 +218,8 @@ def _count(check: _Check, table: pa.Table, place: Location, present: set[str], w
     kinds = table["error_kind"].to_pylist()
     check.errors.update(kind for kind in kinds if kind is not None)
     check.masks += kinds.count(None)
+    if DUPLICATE_OF in table.column_names:
+        check.duplicates += len(table) - table[DUPLICATE_OF].null_count
     if len(check.examples) < _NAMED_AT_MOST and len(kinds) != kinds.count(None):
         named = table.filter(pc.is_valid(table["error"]))
         reasons = zip(named["image_id"].to_pylist(), named["error"].to_pylist(), strict=True)
@@ -244,6 +254,7 @@ def _drop_foreign(output: Output, run_id: str, held: _Held, wanted: set[str]) ->
 
 def _add(report: ArchiveReport, errors: collections.Counter[str], check: _Check) -> None:
     report.masks += check.masks
+    report.duplicates += check.duplicates
     errors.update(check.errors)
     report.examples.extend(check.examples[: max(0, _NAMED_AT_MOST - len(report.examples))])
     for name, count in check.classes.items():

@@ -23,10 +23,10 @@ from segcore.scoring.memory import is_out_of_memory
 from tasks import storage
 from tasks.archive.entries import Entry
 from tasks.archive.output import Output
-from tasks.archive.schema import SCHEMA_VERSION, empty_row, written
+from tasks.archive.schema import DUPLICATE_OF, SCHEMA_VERSION, empty_row, written
 from tasks.storage import Location
 from tasks.stream.model import predictor_of
-from tasks.stream.units import Destination, MaskParams, Record
+from tasks.stream.units import Copy, Destination, MaskParams, Record
 
 GREY = np.full((65, 65, 3), 128, np.uint8)
 """An image that nothing can be wrong with: where it fails too, the photographs are not to blame."""
@@ -73,6 +73,8 @@ class MaskRows:
             "model": self.params.model_name,
             "note": record.note or None,
         }
+        if self.params.skip_duplicates:
+            row[DUPLICATE_OF] = None
         if record.error is not None:
             row |= {"error_kind": record.error.kind.value, "error": str(record.error)}
         return row
@@ -101,6 +103,27 @@ class MaskRows:
                 self.predictor.mask(refined.labels_before, record.width, record.height)
             )
         return columns
+
+    def copied(self, copy: Copy) -> dict[str, Any]:
+        """The row of an image that is a copy of another: that one's mask, at its own size, and what goes with it."""
+        original = copy.original
+        record = Record(copy.entry, None, copy.width, copy.height)
+        row = self.base_row(record) | {name: original[name] for name in _OF_MASKS}
+        row[DUPLICATE_OF] = original["image_id"]
+        size = (original["mask_width"], original["mask_height"])
+        row["mask_file"] = original.get("mask_file")
+        beside = original["mask"] is None  # A mask too large for a row is not made anew in another size
+        if beside or self.params.predict.mask_size == "working" or size == (copy.width, copy.height):
+            return row
+        labels = self.predictor.mask(masks.decode_mask(original["mask"]), copy.width, copy.height)
+        row |= {"mask": masks.encode_mask(labels), "mask_width": copy.width, "mask_height": copy.height}
+        if original["mask_before_crf"] is not None:
+            before = masks.decode_mask(original["mask_before_crf"])
+            row["mask_before_crf"] = masks.encode_mask(self.predictor.mask(before, copy.width, copy.height))
+        confidence = np.zeros(len(self.params.classes))
+        for known in original["classes"]:
+            confidence[known["index"]] = known["confidence"]
+        return row | {"classes": self._classes(masks.summarise(labels, confidence))}
 
     def columns_in_file(
         self, record: Record, picture: TiffRegions, tiles: Iterator[Tile], device: str
@@ -154,6 +177,13 @@ class MaskRows:
         storage.write_once(self.destination.file_of(unit), rows_as_file(rows, self.params.schema_version))
 
 
+_OF_MASKS = (
+    *("mask", "mask_before_crf", "mask_width", "mask_height", "classes"),
+    *("confidence", "entropy", "changed_by_crf", "device"),
+)
+"""Columns that say something of a mask."""
+
+
 def failure_of(what: str, error: Exception) -> ImageError:
     """What an error row says of an exception that one image has raised."""
     if isinstance(error, ImageError):
@@ -180,9 +210,18 @@ def write_rows(place: Location, rows: list[dict[str, Any]] | pa.Table) -> None:
     storage.write_whole(place, rows_as_file(rows))
 
 
-def rows_as_file(rows: list[dict[str, Any]] | pa.Table, version: int = SCHEMA_VERSION) -> bytes:
-    """The bytes of a mask file. version: of rows that are no table yet."""
-    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=written(version))
+def rows_as_file(
+    rows: list[dict[str, Any]] | pa.Table, version: int = SCHEMA_VERSION, *, with_copies: bool = False
+) -> bytes:
+    """The bytes of a mask file. version: of rows that are no table yet.
+
+    with_copies: whether its run skips duplicates, as rows say by themselves.
+    """
+    if isinstance(rows, pa.Table):
+        table = rows
+    else:
+        with_copies |= any(DUPLICATE_OF in row for row in rows)
+        table = pa.Table.from_pylist(rows, schema=written(version, with_copies=with_copies))
     buffer = io.BytesIO()
     per_row = max(1, table.nbytes // max(1, table.num_rows))
     # PNG and identities are dense already; the other columns are small

@@ -5,6 +5,7 @@ Plain data without Ray, so that a process apart (`tasks/stream/isolation.py`) ha
 
 import collections
 from dataclasses import dataclass, field
+from typing import Any
 
 from segcore.images.decoding import ImageError
 from segcore.predictor import PredictParams
@@ -40,11 +41,27 @@ class MaskParams:
 
     keep_mask_before_crf: bool
 
+    skip_duplicates: bool = False
+    """Whether rows may be copies, and say so."""
+
     schema_version: int = SCHEMA_VERSION
     """Of the rows, `tasks/archive/schema.py`."""
 
     limits: ImageLimits = field(default_factory=ImageLimits)
     """What one image may take; decides no mask."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """An image that is a copy of one that has its mask."""
+
+    entry: Entry
+    width: int
+    height: int
+    """Own size in px, upright."""
+
+    original: dict[str, Any]
+    """The row of the other."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,9 @@ class Unit:
     """Of its mask file, without ending: a function of the manifest part."""
 
     entries: tuple[Entry, ...]
+    """What is read and scored."""
+
+    copies: tuple[Copy, ...] = ()
 
 
 @dataclass(frozen=True)

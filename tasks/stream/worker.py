@@ -116,6 +116,8 @@ class UnitWorker:
     def commit(self, unit: Unit, rows: list[dict[str, Any]], report: UnitReport, beat: Beat) -> None:
         """Write the rows of a unit, whole or not at all, and log its error rows."""
         destination = self.work.destination
+        rows = [*rows, *(self.last.copied(copy) for copy in unit.copies)]
+        report.images += len(unit.copies)
         beat("commit")
         with storage.explained(destination.masks):
             self.last.commit(unit.name, rows)

@@ -158,6 +158,8 @@ def test_wrong_usage_is_a_plain_sentence(tmp_path):
         (("run",), "SOURCE must be given."),
         (("export", "a", "b"), "--to must be given."),
         (("run", "a", "b", "--model"), "--model needs a value."),
+        (("prepare", "--check"), "--check needs a value."),
+        (("prepare", "mine", "--check"), "--check needs a value. Did you mean --check mine?"),
         (("run", "a", "b", "--model", "x", "--model", "y"), "--model is given twice: give it once."),
         (("run", "a", "b", "--limit", "many"), "--limit must be a whole number, not 'many'."),
         (("run", "a", "b", "--scales", "1,x"), "--scales must be a number, not 'x'."),

@@ -64,7 +64,7 @@ def test_mistakes_are_one_sentence(command, small_output, tmp_path):
         (("find", small_output, "--sort", "beauty"), "--sort"),
         (("report", small_output, "--images", "0"), "--images: "),
         (("report", small_output, "--where", "confidence >"), "DuckDB cannot answer"),
-        (("export", small_output, tmp_path / "e", "--to", "gif"), "--to must be coco, png or voc, not 'gif'"),
+        (("export", small_output, tmp_path / "e", "--to", "gif"), "png, voc or yolo, not 'gif'"),
         (("diff", small_output, "aaaa", "aaaa"), "are the same run"),
     ]:
         told = command(*arguments)

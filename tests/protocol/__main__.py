@@ -24,10 +24,9 @@ from tasks.processes import usable_cpus
 from tests.conftest import ROOT
 from tests.protocol import model
 from tests.protocol.bugs import BUGS
-from tests.protocol.history import play
+from tests.protocol.pieces import PIECE, replayed, violations
 
 FOLDER = ROOT / ".run" / "protocol"
-_PIECE = 25
 _HUNT = 4000  # Histories after which a bug counts as not found
 
 
@@ -63,32 +62,9 @@ def main() -> None:
     sys.exit(bool(way or not done.whole(args.histories)))
 
 
-def replayed(seed: int, bug: str | None) -> str:
-    """A history in words, with its plan before it."""
-    history = _played(seed, bug)
-    return "\n".join([str(history.plan), *history.turns.log, history.violation or "The promise is kept."])
-
-
-def _played(seed: int, bug: str | None):
-    if bug is None:
-        return play(seed)
-    with next(known for known in BUGS if known.name == bug).planted():
-        return play(seed)
-
-
-def violations(start: int, bug: str | None) -> list[str]:
-    """Of a piece of histories, from this seed on: what each has broken; ends with the first that a bug has."""
-    found: list[str] = []
-    for seed in range(start, start + _PIECE):
-        found.append(_played(seed, bug).violation)
-        if bug is not None and found[-1]:
-            break
-    return found
-
-
 def _spread(pool: ProcessPoolExecutor, start: int, end: int, bug: str | None, ends: float) -> Iterator[tuple[int, str]]:
     """Seed and violation of each history, a few pieces at a time, in the order of the seeds."""
-    starts = iter(range(start, end, _PIECE))
+    starts = iter(range(start, end, PIECE))
     waiting: dict[int, Future[list[str]]] = {}
     following = start
     while True:
@@ -100,7 +76,7 @@ def _spread(pool: ProcessPoolExecutor, start: int, end: int, bug: str | None, en
         while following in waiting and waiting[following].done():
             found = waiting.pop(following).result()
             yield from enumerate(found, following)
-            following += _PIECE
+            following += PIECE
 
 
 class _Done:
@@ -120,7 +96,7 @@ class _Done:
         facts["played"] = seed + 1
         if violation:
             facts["violations"][str(seed)] = violation
-        if violation or facts["played"] % _PIECE == 0:
+        if violation or facts["played"] % PIECE == 0:
             self.place.parent.mkdir(parents=True, exist_ok=True)
             new = self.place.with_suffix(".new")
             new.write_text(json.dumps(self.facts, indent=1))

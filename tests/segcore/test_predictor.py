@@ -11,6 +11,7 @@ from PIL import Image
 
 from segcore.crf import dense_crf
 from segcore.crf.dense_crf import CrfParams
+from segcore.images.decoding import Reading
 from segcore.models import checkpoint
 from segcore.predictor import Predictor, PredictParams
 from segcore.scoring.inference import InferenceParams
@@ -53,9 +54,12 @@ def test_everything_that_decides_a_mask_is_in_the_fingerprint(predictor):
         {"crf_engine": "pydensecrf"},
         {"mask_size": "working"},
         {"max_pixels": 1000},
+        {"reading": Reading(raw="full")},
+        {"reading": Reading(ignore_profiles=True)},
     )
     seen = [json.dumps(replace(PARAMS, **change).fingerprint("a")) for change in changes]
     assert len({json.dumps(PARAMS.fingerprint("a")), json.dumps(PARAMS.fingerprint("b")), *seen}) == len(seen) + 2
+    assert "reading" not in known  # A choice that nobody makes leaves the runs of before as they are
     named = dense_crf.choose_engine("auto")
     assert replace(PARAMS, crf_engine=named).fingerprint("a") == PARAMS.fingerprint("a")
 

@@ -138,6 +138,8 @@ def test_the_run_is_what_decides_a_mask(photographs, tmp_path):
         {"inference": {"long_side_px": 65, "precision": "bf16"}},
         {"mask_size": "working"},
         {"max_pixels": 10_000},
+        {"raw": "full"},
+        {"ignore_profiles": True},
         {"source": str(tmp_path)},
     ]
     for change in same:

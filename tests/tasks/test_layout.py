@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from segcore.datasets.division import divide
 from segcore.datasets.pair_check import Kind
 from segcore.images.masks import encode_mask
-from tasks.datasets.folders import divide, read_layout, read_voc_with_sbd
+from tasks.datasets.folders import read_layout, read_voc_with_sbd
 from tasks.datasets.layout import OwnData
 from tasks.errors import JobError
 from tasks.storage import locate

@@ -7,6 +7,7 @@ import pytest
 
 from segcore.images.masks import decode_mask
 from tasks import storage
+from tasks.archive.schema import MASKS
 from tasks.errors import JobError
 from tasks.results import reading
 from tasks.results.reading import FACTS, open_results
@@ -109,7 +110,7 @@ def test_large_files_are_read_row_group_by_row_group(tmp_path, monkeypatch):
     rows = small_rows(tmp_path / "photographs", num_images=9)
     write_run(str(tmp_path / "out"), "r", rows, per_file=9)
     [file] = open_results(str(tmp_path / "out")).files
-    pq.write_table(pa.Table.from_pylist(rows, schema=reading.MASKS), file.place.path, row_group_size=2)
+    pq.write_table(pa.Table.from_pylist(rows, schema=MASKS), file.place.path, row_group_size=2)
     opened = open_results(str(tmp_path / "out"))
     tables = list(opened.tables(["image_id", "mask"]))
     assert [len(table) for table in tables] == [2, 2, 2, 2, 1]

@@ -1,6 +1,10 @@
 """One photograph in, one picture out: from a path or the web, equal to what the library and the archive make of it."""
 
 import http.server
+import os
+import re
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -65,3 +69,11 @@ def test_what_cannot_be_shown_is_one_sentence(photograph, tmp_path):
         shown = invoke(app, "show", *arguments)
         assert shown.exit_code == 1 and words in shown.stderr, shown.output
         assert len(shown.stderr.splitlines()) == 1 and "[Errno" not in shown.stderr
+
+
+def test_where_no_browser_can_be_started_the_address_is_said(photograph, monkeypatch):
+    monkeypatch.chdir(photograph.parent)
+    # A process of its own: webbrowser looks for browsers once
+    command = [sys.executable, "-m", "flows.cli", "show", str(photograph), "--untrained", "--long-side", "65", "--open"]
+    told = subprocess.run(command, env=os.environ | {"BROWSER": "false"}, capture_output=True, text=True, check=True)
+    assert re.search(r"No browser could be started here: open file://\S+ where there is one\.", told.stderr)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from segcore import extras
 from segcore.images import tiff as tiff_files
 from segcore.images.colour import ADOBE_RGB, DISPLAY_P3, PROPHOTO, SRGB, rgb_profile
-from segcore.images.decoding import MIN_ROWS, ErrorKind, ImageError, decode
+from segcore.images.decoding import MIN_ROWS, ErrorKind, ImageError, Reading, decode
 from tests.conftest import ROOT, photograph
 from tests.odd_images import (
     SIZE,
@@ -149,6 +150,37 @@ def test_colours_of_a_profile_come_out_as_srgb(name, format_):
     assert apart(half, np.asarray(picture().resize((48, 30), Image.Resampling.BICUBIC))) < 6
 
 
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("format_", ["PNG", "TIFF", "WEBP"])
+def test_profiles_are_ignored_on_request(name, format_):
+    stored, profile = in_colours_of(picture(), *PROFILES[name]), rgb_profile(*PROFILES[name])
+    data = saved(stored, format_, icc_profile=profile, **({"lossless": True} if format_ == "WEBP" else {}))
+    assert np.array_equal(decode(data, reading=Reading(ignore_profiles=True)).image, np.asarray(stored))
+    assert not np.array_equal(decode(data).image, np.asarray(stored))
+
+
+def test_deep_linear_samples_are_brought_to_the_curve_of_srgb():
+    """A linear 0.2 is a middle grey, 124 of 255: by its profile alone, since nothing else says that it is linear."""
+    linear = np.full((40, 60, 3), round(0.2 * 65535), np.uint16)
+    profile = tuple(rgb_profile(SRGB, 1.0))
+    read = decode(tiff(linear, {34675: profile})).image.astype(int)
+    assert np.abs(read - 124).max() <= 2
+    assert np.abs(decode(tiff(linear, {})).image.astype(int) - 51).max() <= 1
+    ignored = decode(tiff(linear, {34675: profile}), reading=Reading(ignore_profiles=True)).image
+    assert np.array_equal(ignored, decode(tiff(linear, {})).image)
+
+
+def test_a_gain_map_behind_the_picture_is_no_part_of_it():
+    """As phones store high dynamic range: a second JPEG, a grey map, in the same file (MPF, and XMP that names it)."""
+    gain = Image.new("L", (SIZE[0] // 4, SIZE[1] // 4), 250).convert("RGB")
+    plain = saved(picture(), "JPEG", quality=95)
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version='1.0' Item:Semantic='GainMap'/>"
+    segment = b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp
+    both = saved(picture(), "MPO", quality=95, save_all=True, append_images=[gain])
+    for data in (plain[:2] + segment + plain[2:] + saved(gain, "JPEG"), both):
+        assert np.array_equal(decode(data).image, decode(plain).image)
+
+
 def test_a_profile_that_is_srgb_changes_nothing():
     for profile in (ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), rgb_profile(SRGB)):
         assert np.array_equal(decode(saved(picture(), "PNG", icc_profile=profile)).image, RGB)
@@ -191,7 +223,8 @@ def test_hostile_profiles_cost_nothing_but_a_note():
         assert decode(saved(picture(), "PNG", icc_profile=bytes(broken))).image.shape == RGB.shape
 
 
-def test_raw_files_are_refused_by_their_content():
+def test_raw_files_are_known_by_their_content(monkeypatch):
+    monkeypatch.setattr(extras, "is_here", lambda package: False)  # No reader of them is installed
     cfa = tiff(np.zeros((80, 100, 1), np.uint16), {262: (32803,)})
     inside = tiff(np.full((12, 16, 3), 128, np.uint8), {254: (1,), 330: (1600,)})
     inside += bytes(1600 - len(inside)) + struct.pack("<HHHIIHHII", 2, 254, 4, 1, 0, 262, 3, 1, 32803) + bytes(4)
@@ -206,7 +239,7 @@ def test_raw_files_are_refused_by_their_content():
         b"FOVb\0\0\3\0",
     )
     for data in (cfa, inside, canon, dng, nikon, *(start + bytes(500) for start in starts)):
-        with pytest.raises(ImageError, match="develop it to JPEG or TIFF") as caught:
+        with pytest.raises(ImageError, match="RAW file of a camera needs rawpy") as caught:
             decode(data)
         assert caught.value.kind is ErrorKind.UNSUPPORTED
 
