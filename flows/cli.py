@@ -49,6 +49,7 @@ COMMANDS = {
             "flows.results_cli:export",
             "Export masks as COCO, CVAT, PNG, VOC or YOLO, for Label Studio or `datasets`.",
         ),
+        "import": ("flows.review_cli:import_", "Bring corrected masks back as a dataset."),
         "diff": ("flows.results_cli:diff", "Compare two runs."),
         "compact": ("flows.results_cli:compact", "Replace many small files of a run by few large ones."),
     },

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tasks.nights.baselines import Night
     from tasks.nights.nightly import NightPlan
     from tasks.results.sealing import CompactJob, CompactReport
+    from tasks.review.corrections import CorrectionsJob, CorrectionsReport
     from tasks.segmentation.archive_job import ArchiveJob
     from tasks.segmentation.outcome import ArchiveReport
     from tasks.training.finish import TrainReport
@@ -74,6 +75,14 @@ def prepare_dataset(job: DatasetJob, step: Step) -> DatasetReport:
     sources = step(unpack_archives)(job, archives)
     step(check_pairs)(job, sources)
     return step(write_shards)(job, sources)
+
+
+def import_corrections(job: CorrectionsJob, step: Step) -> CorrectionsReport:
+    """Bring corrected masks back, and prepare them as a dataset."""
+    from tasks.review.corrections import collect_corrections, dataset_job
+
+    report = step(collect_corrections)(job)
+    return report.model_copy(update={"dataset": prepare_dataset(dataset_job(job), step)})
 
 
 def reevaluate(job: ReevaluateJob, step: Step) -> Night | NightPlan:

@@ -31,6 +31,7 @@ from tasks.evaluation.tuning import TuneJob, TuneReport
 from tasks.nights.baselines import Night
 from tasks.results import gallery
 from tasks.results.sealing import CompactJob, CompactReport
+from tasks.review.corrections import CorrectionsJob, CorrectionsReport
 from tasks.segmentation.archive_job import ArchiveJob
 from tasks.segmentation.outcome import ArchiveReport, summary
 from tasks.training.finish import TrainReport
@@ -89,6 +90,12 @@ def prepare_dataset(job: DatasetJob) -> State[DatasetReport]:
         job,
         lambda report: Completed(message=f"{report.name}: {say_splits(report.splits)}", data=report),
     )
+
+
+@flow(name="import-corrections", flow_run_name="{job.dataset}")
+def import_corrections(job: CorrectionsJob) -> State[CorrectionsReport]:
+    """Bring corrected masks back, and prepare them as a dataset."""
+    return _run(jobs.import_corrections, job, lambda report: Completed(message=report.told(), data=report))
 
 
 @flow(name="reevaluate", flow_run_name="{job.dataset}")

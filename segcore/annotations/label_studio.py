@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote, urlsplit
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -146,7 +147,7 @@ def read_tasks(document: bytes) -> Iterator[Annotated]:
         tasks = json.loads(document)
     except (ValueError, RecursionError):
         raise ValueError("it is no JSON") from None
-    tasks = [tasks] if isinstance(tasks, dict) else tasks
+    tasks = [tasks] if isinstance(tasks, dict) and isinstance(tasks.get("data"), dict) else tasks
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise ValueError("it is no list of Label Studio's tasks")
     for task in tasks:
@@ -154,6 +155,13 @@ def read_tasks(document: bytes) -> Iterator[Annotated]:
             yield _of_task(task)
         else:
             yield _of_short_form(task)
+
+
+def path_of_address(address: str) -> str:
+    """Path of an image from what a task says of it: a path, an address, or where Label Studio serves local files."""
+    local = address.partition("?d=")[2]
+    parts = urlsplit(local or address) if "://" in (local or address) else None
+    return unquote(parts.path if parts else local or address.partition("?")[0])
 
 
 def _of_task(task: dict[str, Any]) -> Annotated:

@@ -58,6 +58,14 @@ def decode_mask(data: bytes) -> np.ndarray:
         return np.array(image, np.uint16 if image.mode == "I;16" else np.uint8)
 
 
+def scaled(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A label map (H, W) in another size (height, width) px, by nearest."""
+    if labels.shape == size:
+        return labels
+    rows, columns = nearest_index(size[0], labels.shape[0]), nearest_index(size[1], labels.shape[1])
+    return np.asarray(labels[np.ix_(rows, columns)])
+
+
 def summarise(
     labels: np.ndarray, confidence: np.ndarray, width: int | None = None, height: int | None = None
 ) -> list[ClassSummary]:

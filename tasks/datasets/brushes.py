@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from segcore.annotations.label_studio import path_of_address
 from segcore.images.masks import encode_mask
 from tasks import storage
 from tasks.storage import Location
@@ -113,4 +114,4 @@ def _image_path(item: dict[str, Any]) -> str:
     data = item.get("data") if isinstance(item.get("data"), dict) else item
     values = [data.get("image"), *data.values()] if isinstance(data, dict) else []
     found = next((v for v in values if isinstance(v, str) and re.search(r"\.[A-Za-z0-9]{3,5}(?:$|\?)", v)), "")
-    return found.partition("?d=")[2] or found.partition("?")[0]
+    return path_of_address(found)

@@ -11,7 +11,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from segcore import voc
 from segcore.annotations.regions import BACKGROUND, has_background
-from segcore.images.decoding import MAX_PIXELS, ImageError, decode, nearest_index
+from segcore.images.decoding import MAX_PIXELS, ImageError, decode
+from segcore.images.masks import scaled
 from tasks import storage
 from tasks.archive.stored_content import StoredContent
 from tasks.results.reading import Results
@@ -86,11 +87,7 @@ class Picture:
         labels = self.labels
         if labels is None:
             return None
-        height, width = self.row["height"] or labels.shape[0], self.row["width"] or labels.shape[1]
-        if labels.shape == (height, width):
-            return labels
-        rows, columns = nearest_index(height, labels.shape[0]), nearest_index(width, labels.shape[1])
-        return np.asarray(labels[np.ix_(rows, columns)])
+        return scaled(labels, (self.row["height"] or labels.shape[0], self.row["width"] or labels.shape[1]))
 
     @property
     def names(self) -> dict[int, str]:

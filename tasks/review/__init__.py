@@ -1,0 +1,1 @@
+"""What people have corrected in other tools, on its way back."""
