@@ -18,6 +18,8 @@ ARCHIVE_GROUPS = {
         "output",
         "limit",
         "refresh_changed",
+        "pages",
+        "frames",
         "pairs",
         "skip_duplicates",
         "id_column",
@@ -46,7 +48,7 @@ trial_options = functools.partial(archive_options, arguments=("source",), found=
 
 NO_ARCHIVE = (
     *("output", "cpus", "gpus", "engine", "refresh_changed", "png", "gallery_images", "keep_mask_before_crf"),
-    *("image_seconds", "image_memory_mib", "limit", "pairs", "skip_duplicates"),
+    *("image_seconds", "image_memory_mib", "limit", "pages", "frames", "pairs", "skip_duplicates"),
 )
 """Fields of the job that say nothing without an archive."""
 

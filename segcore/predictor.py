@@ -20,6 +20,7 @@ from segcore.crf import dense_crf
 from segcore.crf.dense_crf import Backend, CrfParams, Refined
 from segcore.images import decoding, regions, tiff
 from segcore.images.decoding import MAX_PIXELS, Photograph, Reading
+from segcore.images.inner import InnerImage
 from segcore.images.masks import label_type
 from segcore.images.regions import ArrayRegions, Regions, TiffRegions
 from segcore.large_pictures import LargeSummary, Tile
@@ -171,7 +172,7 @@ class Predictor:
         """Everything that decides a mask; see `PredictParams.fingerprint`, which needs no loaded model."""
         return self.params.fingerprint(self.model.digest)
 
-    def decode(self, data: bytes) -> Photograph:
+    def decode(self, data: bytes | InnerImage) -> Photograph:
         """The pixels of an image file: upright RGB at working size. Raises ImageError, which says what is wrong."""
         params = self.params
         return decoding.decode(data, params.inference.long_side_px, params.max_pixels, params.reading)
@@ -181,6 +182,8 @@ class Predictor:
 
         data: the file, in memory or where it is.
         """
+        if isinstance(data, InnerImage):
+            return self.decode(data)
         if self.params.inference.long_side_px is None and tiff.is_tiff(data):
             pages = tiff.directories(data)
             if pages and not tiff.is_raw(data, pages):

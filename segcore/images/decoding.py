@@ -21,9 +21,10 @@ import numpy as np
 import pillow_heif
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from segcore.images import containers, raw, tiff
+from segcore.images import containers, inner, raw, tiff, video
 from segcore.images.colour import Converted, to_srgb
 from segcore.images.containers import PNG_SIGNATURE, Bare
+from segcore.images.inner import InnerImage
 
 pillow_heif.register_heif_opener()
 Image.init()  # Some formats are otherwise known only after a first failure
@@ -130,14 +131,17 @@ class Reading:
 
 
 def decode(
-    data: bytes, long_side_px: int | None = None, max_pixels: int = MAX_PIXELS, reading: Reading = Reading()
+    data: bytes | InnerImage,
+    long_side_px: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    reading: Reading = Reading(),
 ) -> Photograph:
     """Decode an image, turn it upright, convert it to sRGB and scale it down to the working size.
 
-    data: the file. First frame of GIF, first page of TIFF that is no thumbnail, of a RAW file what `reading` says. EXIF
-        orientation is applied; colours go through the embedded profile; alpha is laid over white; deep samples become
-        bytes (`_to_bytes`). Metadata that is damaged is ignored, and so is the end of a file that has nearly all of its
-        rows (`MIN_ROWS`).
+    data: the file, or one image of a file that holds several. First frame of GIF, first page of TIFF that is no
+        thumbnail, of a RAW file what `reading` says. EXIF orientation is applied; colours go through
+        the embedded profile; alpha is laid over white; deep samples become bytes (`_to_bytes`). Metadata that is
+        damaged is ignored, and so is the end of a file that has nearly all of its rows (`MIN_ROWS`).
     long_side_px: images with a longer long side are scaled down to it (never up); None keeps the own size.
     max_pixels: larger images are refused before their pixels are decoded; at most `MAX_PIXELS`.
     Raises ImageError for anything that is not a usable image.
@@ -145,6 +149,8 @@ def decode(
     if not data:
         raise ImageError(ErrorKind.EMPTY, "the file is empty")
     want = _Want(long_side_px, min(max_pixels, MAX_PIXELS), reading)
+    if isinstance(data, InnerImage):
+        return _explained(functools.partial(_read_inner, data, want))
     if tiff.is_raw(data, tiff.directories(data) if tiff.is_tiff(data) else []):
         return _explained(lambda: _read_raw(data, want))
     bare = _bare(data)
@@ -200,7 +206,7 @@ def _explained(read: Callable[[], Read]) -> Read:
             return read()
     except ImageError:
         raise
-    except raw.UnsupportedRawError as error:
+    except (raw.UnsupportedRawError, video.UnsupportedVideoError) as error:
         raise ImageError(ErrorKind.UNSUPPORTED, str(error)) from None
     except UnidentifiedImageError:
         raise ImageError(ErrorKind.NOT_AN_IMAGE, "no accepted image format recognises the bytes") from None
@@ -220,6 +226,51 @@ def _read(bare: Bare, want: _Want) -> Photograph:
     _require_few_scans(data)
     with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
         return _upright_rgb(opened, bare, want)
+
+
+def _read_inner(image: InnerImage, want: _Want) -> Photograph:
+    """One image of a file that holds several."""
+    data, which = image.file, inner.which(image.fragment)
+    if isinstance(which, float):
+        frame = video.frame_at(data, which, want.max_pixels)
+        return _upright_rgb(Image.fromarray(frame), Bare(b""), want, 1)
+    if tiff.is_tiff(data):
+        pages = tiff.directories(data, inner.MAX_PAGES)
+        pictures = tiff.pictures(pages)
+        if which > len(pictures):
+            raise EOFError(f"the file has {len(pictures)} pages, and no page {which}")
+        return _read_page(Bare(data), pages, pictures[which - 1], want)
+    with Image.open(io.BytesIO(data), formats=_ANIMATIONS) as opened:
+        _require_modest_size(*opened.size, want.max_pixels)
+        opened.seek(which - 1)
+        profile = opened.info.get("icc_profile")
+        return _upright_rgb(opened.convert("RGBA"), Bare(b"", profile), want, 1)
+
+
+_ANIMATIONS = ("GIF", "WEBP")
+
+
+def count_pages(data: bytes) -> int:
+    """Images that a file holds as pages or frames, `inner.MAX_PAGES` at most; 1 for any other. Raises ImageError.
+
+    Pages of a TIFF that are marked reduced, or as masks, do not count, nor do thumbnails before the first.
+    """
+
+    def count() -> int:
+        if tiff.is_tiff(data):
+            pages = tiff.directories(data, inner.MAX_PAGES)
+            return 1 if tiff.is_raw(data, pages) else max(1, len(tiff.pictures(pages)))
+        if not data.startswith((b"GIF8", b"RIFF")):
+            return 1
+        with Image.open(io.BytesIO(data), formats=_ANIMATIONS) as opened:
+            return min(int(getattr(opened, "n_frames", 1)), inner.MAX_PAGES)
+
+    return _explained(count)
+
+
+def frame_times(data: bytes, every_s: float | None, max_pixels: int = MAX_PIXELS) -> list[float]:
+    """Times of frames of a video as `video.times` says. Raises ImageError."""
+    return _explained(lambda: video.times(data, every_s, min(max_pixels, MAX_PIXELS)))
 
 
 def _read_raw(data: bytes, want: _Want) -> Photograph:
@@ -252,11 +303,15 @@ def _of_preview(preview: raw.Preview, want: _Want) -> Photograph:
 
 
 def _read_tiff(bare: Bare, pages: list[tiff.Directory], want: _Want) -> Photograph:
-    data, number = bare.data, tiff.choose_page(pages)
+    number = tiff.choose_page(pages)
     if number:
-        data = tiff.with_page_first(data, pages[number])
         bare.notes.append(f"page {number + 1} of its {len(pages)}, since those before are thumbnails")
+    return _read_page(bare, pages, number, want)
+
+
+def _read_page(bare: Bare, pages: list[tiff.Directory], number: int, want: _Want) -> Photograph:
     page = pages[number]
+    data = tiff.with_page_first(bare.data, page) if number else bare.data
     if tiff.is_deep(page):
         _require_modest_size(*page.size, want.max_pixels)
         bare.profile = tiff.read_profile(data, page)

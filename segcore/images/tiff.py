@@ -126,14 +126,14 @@ def is_raw(data: Content, pages: list[Directory]) -> bool:
     return any(page.raw for page in pages)
 
 
-def directories(data: Content) -> list[Directory]:
+def directories(data: Content, most: int = MAX_DIRECTORIES) -> list[Directory]:
     """Pages in their order, each followed by those that it names as its own; at most `MAX_DIRECTORIES`."""
     order, big = form_of(data)
     found: list[Directory] = []
     seen: set[int] = set()
 
     def walk(offset: int) -> None:
-        while offset and offset not in seen and len(found) < MAX_DIRECTORIES:
+        while offset and offset not in seen and len(found) < most:
             seen.add(offset)
             read = _directory(data, offset, order, big)
             if read is None:
@@ -144,7 +144,7 @@ def directories(data: Content) -> list[Directory]:
                 walk(child)
             offset = following
 
-    with contextlib.suppress(struct.error):
+    with contextlib.suppress(struct.error, RecursionError):
         walk(unpack_at(f"{order}Q", data, 8)[0] if big else unpack_at(f"{order}I", data, 4)[0])
     return found
 
@@ -192,6 +192,16 @@ def choose_page(pages: list[Directory]) -> int:
             if not page.reduced and page.size[0] >= LARGER * width and page.size[1] >= LARGER * height:
                 return number
     return chosen
+
+
+def pictures(pages: list[Directory]) -> list[int]:
+    """Numbers of the pages that are pictures of their own: that of `choose_page`, and those after it that are no copies
+    or masks."""
+    if not pages:
+        return []
+    first = choose_page(pages)
+    others = range(first + 1, len(pages))
+    return [first, *(number for number in others if not pages[number].reduced and min(pages[number].size) > 0)]
 
 
 def with_page_first(data: bytes, page: Directory) -> bytes:

@@ -48,6 +48,9 @@ class Entry:
     """Parquet: the image column. Tar: how it is compressed, and "sparse". Zip: how, and into how many
     bytes. Broken: the reason."""
 
+    fragment: str = ""
+    """Which image of its bytes, `segcore/images/inner.py`; empty: the one that is shown first."""
+
 
 _MARKED = re.compile(r"\d+-[0-9a-f]{8}(#[0-9a-f]{16})?")
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from segcore.images.decoding import ErrorKind, ImageError
+from segcore.images.inner import InnerImage
 from segcore.images.tiff import Content, is_tiff
 from tasks import storage, storage_faults
 from tasks.archive.entries import Entry, decode_path, first_line, is_listed_as
@@ -31,16 +32,19 @@ def read_entries(root: Location, entries: Sequence[Entry], *, large: bool = Fals
     """Bytes of each entry, in order; an ImageError that says why in place of bytes that cannot be had.
 
     root: the source. large: a TIFF of many bytes is `StoredContent`, which is read in slices where it is.
-    Entries of one container are read together, and only while it is the one that was listed. A file that was replaced
-    since comes with its new size and version.
+    An entry that is one image of several in a file comes as `InnerImage`. Entries of one container or file are read
+    together, of a container only while it is the one that was listed. A file that was replaced since comes with its
+    new size and version.
     Raises JobError where the source itself cannot be read any more: an outage is no image's fault.
     """
     for together in _together(entries):
         if together[0].kind in _CONTAINERS:
             outcomes: Iterator[tuple[Entry, Any]] = _read_container(root.protocol, together)
         else:
-            outcomes = iter([_read_file(root.protocol, together[0], large)])
+            outcomes = _read_file(root.protocol, together, large)
         for entry, outcome in outcomes:
+            if entry.fragment and isinstance(outcome, bytes):
+                outcome = InnerImage(outcome, entry.fragment)
             if isinstance(outcome, ImageError) and entry.kind != "broken":
                 may_be_outage = outcome.kind in (ErrorKind.MISSING, ErrorKind.UNREADABLE)
                 if may_be_outage and not storage.answers(root):
@@ -49,10 +53,10 @@ def read_entries(root: Location, entries: Sequence[Entry], *, large: bool = Fals
 
 
 def _together(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
-    """Runs of entries of one container; files of their own alone."""
+    """Runs of entries of one container, or of one file."""
     group: list[Entry] = []
     for entry in entries:
-        if group and (entry.kind not in _CONTAINERS or (entry.kind, entry.path) != (group[0].kind, group[0].path)):
+        if group and (entry.kind == "broken" or (entry.kind, entry.path) != (group[0].kind, group[0].path)):
             yield group
             group = []
         group.append(entry)
@@ -60,25 +64,39 @@ def _together(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
         yield group
 
 
-def _read_file(protocol: str, entry: Entry, large: bool) -> tuple[Entry, Content | ImageError]:
-    if entry.kind == "broken":
-        return entry, ImageError(ErrorKind.UNREADABLE, entry.note)
-    if large and entry.size is not None and entry.size > WHOLE_BYTES:
-        found = _in_slices(Location(protocol, decode_path(entry.path)), entry)
+def _read_file(protocol: str, entries: Sequence[Entry], large: bool) -> Iterator[tuple[Entry, Content | ImageError]]:
+    """Images of one file."""
+    first, *others = entries
+    if large and not first.fragment and first.kind == "file" and (first.size or 0) > WHOLE_BYTES:
+        found = _in_slices(Location(protocol, decode_path(first.path)), first)
         if found is not None:
-            return found
+            yield found
+            if others:
+                yield from _read_file(protocol, others, large)
+            return
+    version, data = _bytes_of(protocol, first)
+    for entry in entries:
+        if isinstance(data, ImageError) or (is_listed_as(entry.version, version, data) and len(data) == entry.size):
+            yield entry, data
+        else:
+            yield replace(entry, version=version, size=len(data)), data
+
+
+def _bytes_of(protocol: str, entry: Entry) -> tuple[str, bytes | ImageError]:
+    """Version and bytes of a file."""
+    if entry.kind == "broken":
+        return "", ImageError(ErrorKind.UNREADABLE, entry.note)
     if entry.size is not None and entry.size > MAX_FILE_BYTES:
-        return entry, ImageError(ErrorKind.TOO_LARGE, f"the file has {entry.size} bytes, more than {MAX_FILE_BYTES}")
+        return "", ImageError(ErrorKind.TOO_LARGE, f"the file has {entry.size} bytes, more than {MAX_FILE_BYTES}")
     place = Location(protocol, decode_path(entry.path))
     try:
         data, version = storage.read_versioned(place)
     except FileNotFoundError:
-        return entry, ImageError(ErrorKind.MISSING, "listed, but not there any more when it was to be read")
+        return "", ImageError(ErrorKind.MISSING, "listed, but not there any more when it was to be read")
     except Exception as error:  # Whatever the storage says of one image is that image's reason
         _require_no_outage(place, error)
-        return entry, ImageError(ErrorKind.UNREADABLE, f"the storage did not give the bytes: {first_line(error)}")
-    same = is_listed_as(entry.version, version, data) and len(data) == entry.size
-    return (entry if same else replace(entry, version=version, size=len(data))), data
+        return "", ImageError(ErrorKind.UNREADABLE, f"the storage did not give the bytes: {first_line(error)}")
+    return version, data
 
 
 def _in_slices(place: Location, entry: Entry) -> tuple[Entry, Content | ImageError] | None:
@@ -100,10 +118,12 @@ def _read_container(protocol: str, entries: Sequence[Entry]) -> Iterator[tuple[E
     place = Location(protocol, decode_path(entries[0].path))
     what, read = _CONTAINERS[entries[0].kind]
     found: dict[str, bytes | ImageError] = {}
+    # Several images of one member are read once
+    members = {(entry.position, entry.size, entry.note): entry for entry in reversed(entries)}
     try:
         # Positions hold for the container that was listed and for no other, before and after
         _require_version(place, entries[0])
-        found = read(place, entries)
+        found = read(place, list(members.values()))
         _require_version(place, entries[0])
         rest = ImageError(ErrorKind.MISSING, f"the {what} ends before this image")
     except ImageError as error:
@@ -119,7 +139,7 @@ def _read_container(protocol: str, entries: Sequence[Entry]) -> Iterator[tuple[E
             except ImageError as changed:
                 rest = changed
     for entry in entries:
-        yield entry, found.get(entry.image_id, rest)
+        yield entry, found.get(members[entry.position, entry.size, entry.note].image_id, rest)
 
 
 def _require_no_outage(place: Location, error: Exception) -> None:

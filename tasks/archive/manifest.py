@@ -52,9 +52,16 @@ SCHEMA = pa.schema(
         pa.field("size", pa.int64()),
         pa.field("version", pa.string(), nullable=False),
         pa.field("note", pa.string(), nullable=False),
+        pa.field("fragment", pa.string(), nullable=False),
     ]
 )
 """One row per listed image; the fields are those of `Entry`, and the part that it is in."""
+
+
+def entries_of(rows: pa.Table) -> tuple[Entry, ...]:
+    """What rows of segments list, those of versions before fragments included."""
+    columns = [rows[name].to_pylist() for name in SCHEMA.names[1:] if name in rows.column_names]
+    return tuple(Entry(*values) for values in zip(*columns, strict=True))
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,7 @@ class Part:
         """The images among the listed ones from start to end that belong to it."""
         end = self.num_listed if end is None else end
         rows = self._rows.slice(start, end - start).filter(pa.array(self._owned[start:end]))
-        columns = [rows[name].to_pylist() for name in SCHEMA.names[1:]]
-        return tuple(Entry(*values) for values in zip(*columns, strict=True))
+        return entries_of(rows)
 
 
 class Manifest:

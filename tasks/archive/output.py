@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from tasks import storage
 from tasks.archive import runs, seals
 from tasks.archive.entries import Entry
-from tasks.archive.manifest import REMEDY, SCHEMA, Manifest
+from tasks.archive.manifest import REMEDY, Manifest, entries_of
 from tasks.archive.seals import Seal
 from tasks.errors import JobError
 from tasks.parquet_files import read_parquet
@@ -260,11 +260,10 @@ class Output:
                 continue
             table = read_parquet(folder / file.path, REMEDY)
             table = table.filter(pc.is_in(table["image_id"], wanted))
-            columns = [table[name].to_pylist() for name in SCHEMA.names[1:]]
             refresh = (table.schema.metadata or {}).get(b"refresh") == b"1"
-            for values in zip(*columns, strict=True):
-                if refresh or values[0] not in found:
-                    found[values[0]] = Entry(*values)
+            for entry in entries_of(table):
+                if refresh or entry.image_id not in found:
+                    found[entry.image_id] = entry
         return found
 
     def _manifest_of(self, record: dict[str, Any]) -> Location | None:

@@ -11,6 +11,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from segcore.images import raw
 from segcore.images.decoding import EXTENSIONS
@@ -73,10 +74,19 @@ class Source:
     pairs: bool = False
     """Whether a RAW file and the JPEG or HEIC of the same shot (same folder, same name) are one picture: the latter."""
 
+    pages: Literal["first", "all"] = "first"
+    """Of a TIFF, an animated GIF or WebP: the first page or frame, or each as an image of its own."""
+
+    frames: float | Literal["scenes"] | None = None
+    """Of a video: a frame every so many seconds, or of each scene, as images; None: none."""
+
     @property
     def deciding(self) -> list[str | None]:
         """What of this decides the entries, beside the location; what nobody asked for is not in it."""
-        return [self.id_column, self.image_column, *(["pairs"] if self.pairs else [])]
+        asked = ["pairs"] if self.pairs else []
+        asked += [] if self.pages == "first" else [f"pages={self.pages}"]
+        asked += [] if self.frames is None else [f"frames={self.frames}"]
+        return [self.id_column, self.image_column, *asked]
 
 
 @dataclass
@@ -114,6 +124,7 @@ def list_source(
     leave_out: Location | None = None,
     aside: LeftAside | None = None,
     listed: Callable[[], Mapping[bytes, bool]] = dict,
+    within: Callable[[Iterator[Entry]], Iterator[Entry]] = iter,
 ) -> Iterator[Entry]:
     """Every image of a source, streamed.
 
@@ -125,6 +136,7 @@ def list_source(
     leave_out: a folder inside the source that is not part of it (the output).
     aside: is told what was left aside.
     listed: gives `Manifest.parquet_files`; asked where there are Parquet files.
+    within: puts the images of files that hold several in their place, `tasks/stream/survey.py`.
     Raises JobError where the source does not exist, cannot be listed, or holds nothing but Parquet without images.
     """
     location = source.location
@@ -132,14 +144,16 @@ def list_source(
     try:
         if storage.is_file(location):
             files = iter([storage.stat(location)])
-            yield from _paired(source, _unique(_list_files(source, files, aside, listed, single=True)), aside)
+            found = _list_files(source, files, aside, listed, single=True)
+            yield from _paired(source, _unique(within(found)), aside)
             return
         if location.protocol == "file" and not storage.exists(location):
             raise FileNotFoundError(location.path)
         files = storage.list_files(location, problems=True)
         if leave_out is not None:
             files = _without(files, location, leave_out)
-        yield from _paired(source, _unique(_list_files(source, files, aside, listed, single=False)), aside)
+        found = _list_files(source, files, aside, listed, single=False)
+        yield from _paired(source, _unique(within(found)), aside)
     except (OSError, ValueError) as error:
         if isinstance(error, JobError):
             raise

@@ -20,12 +20,13 @@ class Photographs:
         self.results = results
 
     def read(self, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Any]]:
-        """The bytes of each row's photograph, in order; an ImageError that says why in place of those that are gone.
+        """What `decode` takes of each row's photograph, in order; an ImageError that says why where it is gone.
 
         rows: with image_id and uri. Where they have mask_file, a photograph whose mask is there is `StoredContent`.
         """
-        # A file of its own stands under its URI; a member of a container, or a name that is no text, in the manifest
-        hidden = [row["image_id"] for row in rows if "!/" in row["uri"] or "\\x" in row["uri"]]
+        # A file of its own stands under its URI; a member of a container, an image within a file, or a name that is no
+        # text, in the manifest
+        hidden = [row["image_id"] for row in rows if any(mark in row["uri"] for mark in ("!/", "#", "\\x"))]
         entries = self.results.output.entries(self.results.record, hidden) if hidden else {}
         for contained, group in itertools.groupby(rows, key=lambda row: row["image_id"] in entries):
             if not contained:

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -36,12 +36,13 @@ from tasks.archive.output import Output, source_id
 from tasks.archive.schema import LARGE_SCHEMA_VERSION, SCHEMA_VERSION, version_of
 from tasks.archive.sources import LeftAside, Source, list_source
 from tasks.engines import Engine, EngineName
-from tasks.errors import JobError
+from tasks.errors import JobError, require_packages
 from tasks.models.remote import local_model
 from tasks.results.report import GALLERY_IMAGES
 from tasks.segmentation import duplicates
 from tasks.segmentation.duplicates import Duplicates, Original
 from tasks.stream.isolation import limits_of
+from tasks.stream.survey import inner_images
 from tasks.stream.units import Destination, MaskParams, Unit, mask_file
 from tasks.stream.worker import UnitWork
 
@@ -116,6 +117,12 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     refresh_changed: bool = False
     """Do photographs again that were replaced under the same path."""
 
+    pages: Literal["first", "all"] = "first"
+    """Take the first page of a TIFF, and frame of a GIF or WebP, or each as an image of its own (name.tif#2)."""
+
+    frames: Annotated[float, annotated_types.Ge(0.04)] | Literal["scenes"] | None = None
+    """Take frames of video files as images (clip.mp4#t=12.0): one every so many seconds, or one of each scene."""
+
     pairs: bool = False
     """Count a RAW file and the JPEG or HEIC of the same shot (same folder, same name) as one picture, the latter."""
 
@@ -138,7 +145,8 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     @property
     def listed(self) -> Source:
         """What is listed, and how."""
-        return Source(storage.locate(self.source), self.id_column, self.image_column, self.pairs)
+        where = storage.locate(self.source)
+        return Source(where, self.id_column, self.image_column, self.pairs, self.pages, self.frames)
 
     @property
     def predict(self) -> PredictParams:
@@ -183,7 +191,7 @@ def list_archive(job: ArchiveJob, engine: Engine | None = None) -> ArchivePlan:
         with storage.explained(output.place):
             return output.manifest(identity.source_id).parquet_files()
 
-    entries = list_source(source, leave_out=output.place, aside=aside, listed=listed)
+    entries = list_images(job, aside, listed)
     first = list(itertools.islice(entries, 1))  # A source that cannot be read ends here, before anything is started
     storage.require_writable(output.place)
     if engine is not None and output.record(identity.run_id).get("status") != runs.FINISHED:
@@ -224,6 +232,18 @@ def list_archive(job: ArchiveJob, engine: Engine | None = None) -> ArchivePlan:
         remaining_units=len(remaining),
         remaining_images=sum(remaining),
     )
+
+
+def list_images(
+    job: ArchiveJob, aside: LeftAside | None = None, listed: Callable[[], Mapping[bytes, bool]] = dict
+) -> Iterator[Entry]:
+    """Every image of the source, as `list_source` does. Raises JobError where what looks into videos is not here."""
+    source = job.listed
+    if source.frames is not None:
+        require_packages("--frames", "video", "av")
+    limits = limits_of(0.0, job.image_seconds, job.image_memory_mib)
+    within = functools.partial(inner_images, source=source, max_pixels=job.max_pixels, limits=limits)
+    return list_source(source, storage.locate(job.output), aside, listed, within)
 
 
 @dataclass(frozen=True)

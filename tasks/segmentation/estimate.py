@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from tasks import storage
 from tasks.archive.entries import Entry
-from tasks.archive.sources import list_source
 from tasks.errors import JobError
-from tasks.segmentation.archive_job import START_S, ArchiveJob, identify, mask_params
+from tasks.segmentation.archive_job import START_S, ArchiveJob, identify, list_images, mask_params
 from tasks.stream.staged import StagedWorker
 from tasks.stream.units import STAGES, Destination, Unit
 from tasks.stream.worker import UnitWork
@@ -68,7 +67,7 @@ def measure(job: ArchiveJob, num_sample: int, seed: int = 0) -> Sample:
     Writes nothing but a temporary folder. Raises JobError where there are no images.
     """
     source = job.listed
-    listed, entries = _draw(list_source(source, leave_out=storage.locate(job.output)), num_sample + 1, seed)
+    listed, entries = _draw(list_images(job), num_sample + 1, seed)
     if not entries:
         raise JobError(f"{job.source} holds no images: is it the right folder or prefix? Hidden files do not count.")
     params = mask_params(job, identify(job))

@@ -7,6 +7,7 @@ from PIL import Image
 
 from segcore.datasets.near_duplicates import LOOK_SIDE_PX, fingerprint
 from segcore.images.decoding import Reading, decode
+from segcore.images.inner import InnerImage
 
 
 class Look(NamedTuple):
@@ -26,7 +27,7 @@ class Looker:
     def __init__(self, max_pixels: int, reading: Reading) -> None:
         self.max_pixels, self.reading = max_pixels, reading
 
-    def look(self, data: bytes) -> Look:
+    def look(self, data: bytes | InnerImage) -> Look:
         """Raises ImageError."""
         photograph = decode(data, LOOK_SIDE_PX, self.max_pixels, self.reading)
         return Look(fingerprint(photograph.image) or 0, photograph.width, photograph.height)

@@ -1,6 +1,7 @@
 """What a format of an export is asked for: its files of one image, its lines for a fragment, its files at the end."""
 
 import collections
+import contextlib
 import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from segcore import voc
 from segcore.annotations.regions import BACKGROUND, has_background
 from segcore.images.decoding import MAX_PIXELS, ImageError, decode
+from segcore.images.inner import InnerImage
 from segcore.images.masks import scaled
 from tasks import storage
 from tasks.archive.stored_content import StoredContent
@@ -64,7 +66,7 @@ class Picture:
     name: str
     """Path of its file, as the format names it; the identity where it has none."""
 
-    photograph: bytes | StoredContent | ImageError | None
+    photograph: bytes | InnerImage | StoredContent | ImageError | None
     """Its bytes, where they are if they are many, or why they could not be read; None: not asked for."""
 
     results: Results
@@ -147,8 +149,9 @@ class Format:
     def copy_photograph(self, picture: Picture, tally: collections.Counter[str]) -> None:
         """Write the copy of a photograph; one that cannot be read any more is counted."""
         place, data = self.photograph_place(picture), picture.photograph
-        if isinstance(data, bytes):
-            storage.write_whole(place, upright_jpeg(data) if self.suffix else data, durable=False)
+        if isinstance(data, bytes | InnerImage):
+            as_it_is = isinstance(data, bytes) and not self.suffix
+            storage.write_whole(place, data[:] if as_it_is else upright_jpeg(data), durable=False)
         elif isinstance(data, StoredContent) and not self.suffix:
             copy(data.place, place)
         else:  # Or it has more pixels than a JPEG
@@ -189,14 +192,12 @@ def colours(names: dict[int, str], *, background: bool = False) -> dict[str, tup
     return {name: tuple(map(int, palette[label])) for label, name in names.items() if name != left_out}  # type: ignore[misc]
 
 
-def upright_jpeg(data: bytes) -> bytes:
+def upright_jpeg(data: bytes | InnerImage) -> bytes:
     """A photograph as JPEG whose pixels lie as its mask does: its own bytes where they do already."""
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
+    if isinstance(data, bytes):
+        with contextlib.suppress(UnidentifiedImageError, OSError), Image.open(io.BytesIO(data)) as opened:
             if opened.format == "JPEG" and opened.getexif().get(ExifTags.Base.Orientation, 1) == 1:
                 return data
-    except (UnidentifiedImageError, OSError):
-        pass
     buffer = io.BytesIO()
     Image.fromarray(decode(data).image).save(buffer, format="JPEG", quality=95)
     return buffer.getvalue()
