@@ -86,6 +86,10 @@ def export(
     *,
     untrained: Annotated[bool, flag("Seeded random weights, where there are no trained ones.")] = False,
     replace: Annotated[bool, flag("Overwrite the file and its card.")] = False,
+    int8: Annotated[bool, flag("Convolutions of eight bits, calibrated on photographs; compares the labels.")] = False,
+    calibration: Annotated[
+        str | None, Parameter(help="Folder of photographs for --int8, like those to be segmented; 100 are taken.")
+    ] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -94,11 +98,15 @@ def export(
     For example:
 
     segment-archive weights export pspnet_lite2 net/model.onnx
+
+    segment-archive weights export deeplab_v2_resnet101 small/model.onnx --int8 --calibration ~/photos
     """
     from tasks.models import weights
 
     try:
-        exported = weights.export_weights(name, file, untrained=untrained, replace=replace)
+        exported = weights.export_weights(
+            name, file, untrained=untrained, replace=replace, int8=int8, calibration=calibration
+        )
     except (ValueError, OSError) as error:
         raise JobError(str(error)) from None
     _show(exported, file, json, quiet)

@@ -16,7 +16,7 @@ from segcore.images.masks import ClassSummary
 from segcore.images.regions import Regions
 from segcore.scoring.inference import LOWEST, InferenceParams, ScoreMap, window_px
 
-TILE_PX = 1024
+TILE_PX = 768
 """Side of what is refined at once, without its margin."""
 
 _STRIPE_BYTES = 256 << 20

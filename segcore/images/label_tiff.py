@@ -16,7 +16,7 @@ from segcore.images import tiff
 from segcore.images.regions import directory
 from segcore.voc import palette
 
-SIDE_PX = 512
+SIDE_PX = 256
 """Side of a tile of the file."""
 
 OVERVIEW_PX = 2048

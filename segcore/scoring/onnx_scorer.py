@@ -142,6 +142,12 @@ class OnnxScorer:
         self._aligned = model.card.convention == "caffe"
         self._matrices: dict[tuple[int, int], dict[str, np.ndarray]] = {}
 
+    @property
+    def ends(self) -> onnx_file.Ends:
+        """Input and output of somebody else's graph."""
+        assert self._ends is not None, "a network of ours is built for the scorer"
+        return self._ends
+
     def __call__(self, images: Sequence[np.ndarray], each_batch: Callable[[], None] | None = None) -> list[ScoreMap]:
         """Score maps in the order of the images, as `Scorer.__call__`; each image is a batch.
 
@@ -179,20 +185,8 @@ class OnnxScorer:
     def _score_given(self, image: np.ndarray, ends: onnx_file.Ends) -> ScoreMap:
         """By somebody else's graph: scores at the size of the image, or by the convention "caffe" on its own grid."""
         height, width = image.shape[:2]
-        stride, more = self._stride, int(self._aligned)
-        least = 33 if self._aligned else 1  # As `padded_px`
-        rows, columns = (
-            given or -(-(max(side, least) - more) // stride) * stride + more
-            for side, given in zip((height, width), ends.size, strict=True)
-        )
-        if rows < height or columns < width:
-            raise ValueError(
-                f"{self.name} takes pictures of {columns} x {rows} px alone, this one is {width} x {height} px at "
-                f"working size: give {self._sized_by} {max(33, min(rows, columns))}."
-            )
-        canvas = self._canvas(image, rows, columns)
-        if ends.channels_last:
-            canvas = np.ascontiguousarray(canvas.transpose(0, 2, 3, 1))
+        canvas = self.input_of(image, ends)
+        rows, columns = canvas.shape[1:3] if ends.channels_last else canvas.shape[2:]
         (scores,) = self._run([ends.output], {ends.input: canvas}, (height, width))
         if scores.ndim == 4 and ends.output_channels_last:
             scores = scores.transpose(0, 3, 1, 2)
@@ -208,6 +202,26 @@ class OnnxScorer:
             return score_map(found, (rows, columns), self.name)
         found = _resized(found, (rows, columns))[:, :height, :width]
         return score_map(found, (height, width), self.name)
+
+    def input_of(self, image: np.ndarray, ends: onnx_file.Ends) -> np.ndarray:
+        """What somebody else's graph is given for an image: (1, 3, rows, columns) or (1, rows, columns, 3) float32.
+
+        image: (H, W, 3) uint8 RGB. ValueError for one that does not fit into a graph of a fixed size.
+        """
+        height, width = image.shape[:2]
+        stride, more = self._stride, int(self._aligned)
+        least = 33 if self._aligned else 1  # As `padded_px`
+        rows, columns = (
+            given or -(-(max(side, least) - more) // stride) * stride + more
+            for side, given in zip((height, width), ends.size, strict=True)
+        )
+        if rows < height or columns < width:
+            raise ValueError(
+                f"{self.name} takes pictures of {columns} x {rows} px alone, this one is {width} x {height} px at "
+                f"working size: give {self._sized_by} {max(33, min(rows, columns))}."
+            )
+        canvas = self._canvas(image, rows, columns)
+        return np.ascontiguousarray(canvas.transpose(0, 2, 3, 1)) if ends.channels_last else canvas
 
     def _canvas(self, image: np.ndarray, rows: int, columns: int) -> np.ndarray:
         """(1, 3, rows, columns) float32, normalised; the padding at the bottom and on the right is 0, the mean."""

@@ -4,6 +4,8 @@ What the files mean is in `segcore/weights/`, how they are fetched in `download.
 directory under `checkpoint.cache_directory()`, where `--model NAME` finds it.
 """
 
+import contextlib
+import dataclasses
 import hashlib
 import shutil
 import tomllib
@@ -13,9 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
+
 from segcore import extras, models
+from segcore.images.decoding import ImageError, decode
 from segcore.models import checkpoint
+from segcore.models.card import ModelCard
 from segcore.models.variants import VARIANTS
+from segcore.scoring.inference import InferenceParams
+from tasks import storage
 from tasks.download import CHUNK_BYTES, MAX_DOWNLOAD_BYTES, Progress, download
 from tasks.models.remote import local_model
 
@@ -142,11 +150,21 @@ def import_weights(
     return told
 
 
-def export_weights(name_or_uri: str, file: str | Path, *, untrained: bool = False, replace: bool = False) -> str:
+def export_weights(
+    name_or_uri: str,
+    file: str | Path,
+    *,
+    untrained: bool = False,
+    replace: bool = False,
+    int8: bool = False,
+    calibration: str | None = None,
+) -> str:
     """Write a model as an ONNX file and its card beside it, for `--model FILE`; a sentence about what was made.
 
-    name_or_uri: as `--model`. ValueError in one sentence: a model that is not there, or is an ONNX file already; files
-    that are there; a folder that is not.
+    name_or_uri: as `--model`. int8: with convolutions of eight bits. calibration: URI of a folder of photographs that
+        int8 is calibrated on, a hundred of them at most.
+    ValueError in one sentence: a model that is not there, or is an ONNX file already; files that are there; a folder
+    that is not; int8 without photographs.
     """
     path = Path(file)
     card_path = path.parent / checkpoint.CARD_FILE
@@ -161,7 +179,15 @@ def export_weights(name_or_uri: str, file: str | Path, *, untrained: bool = Fals
         raise ValueError(extras.sentence("torch", "The export"))
     from segcore.models.onnx_export import export
 
+    if int8 != (calibration is not None):
+        raise ValueError("--int8 and --calibration FOLDER go together: int8 is calibrated on photographs.")
+    photographs = [] if calibration is None else _calibration(calibration)
     content, card = export(checkpoint.load(local_model(name_or_uri), untrained=untrained))
+    told = ""
+    if int8:
+        content, agreement = _quantised(content, card, photographs)
+        card = dataclasses.replace(card, options=card.options | {"name": f"{card.options['name']} int8"})
+        told = f" {agreement:.2%} of the labels of {_COMPARED} of these photographs are those of float32."
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.unfinished")
     try:
         unfinished.write_bytes(content)
@@ -170,7 +196,38 @@ def export_weights(name_or_uri: str, file: str | Path, *, untrained: bool = Fals
     finally:
         unfinished.unlink(missing_ok=True)
     size = f"{len(content) / 1e6:.0f} MB"
-    return f"{path} ({size}) and {card_path.name} are {card.shown_name} as ONNX; --model {path} takes it."
+    return f"{path} ({size}) and {card_path.name} are {card.shown_name} as ONNX; --model {path} takes it.{told}"
+
+
+def _calibration(folder: str) -> list[np.ndarray]:
+    """Photographs of a folder at working size, spread over it; those that cannot be read are passed over."""
+    place = storage.locate(folder)
+    found = []
+    with storage.explained(place):
+        files = [file for file in storage.list_files(place) if file.size <= _MOST_BYTES]
+        for file in files[:: max(1, len(files) // _CALIBRATION)][:_CALIBRATION]:
+            with contextlib.suppress(ImageError):
+                found.append(decode(storage.read_bytes(place / file.path), InferenceParams().long_side_px).image)
+    return found
+
+
+def _quantised(content: bytes, card: ModelCard, photographs: list[np.ndarray]) -> tuple[bytes, float]:
+    """The same ONNX file in int8, and the share of labels that stay the same."""
+    from segcore.scoring.onnx_int8 import quantise
+    from segcore.scoring.onnx_scorer import OnnxScorer
+
+    models = [checkpoint.LoadedModel(None, card, "", onnx=content)]  # type: ignore[arg-type]
+    models.append(dataclasses.replace(models[0], onnx=quantise(models[0], photographs)))
+    few = photographs[:_COMPARED]
+    exact, coarse = (OnnxScorer(model, InferenceParams())(few) for model in models)
+    same = [float((a.scores.argmax(0) == b.scores.argmax(0)).mean()) for a, b in zip(exact, coarse, strict=True)]
+    assert models[1].onnx is not None
+    return models[1].onnx, float(np.mean(same))
+
+
+_CALIBRATION = 100
+_MOST_BYTES = 64 << 20
+_COMPARED = 8
 
 
 def pull(
