@@ -1,7 +1,7 @@
 """An ONNX file in eight bits: static quantisation of its convolutions, calibrated on photographs.
 
-QDQ, weights per channel, activations by the values that all but one in 10,000 keep within over the photographs. The last
-convolution, whose outputs are the scores, keeps float32. Needs the package `onnx`.
+QDQ, weights per channel, activations by the values that all but one in 10,000 keep within. The last convolution, whose
+outputs are the scores, keeps float32. Needs the package `onnx`.
 """
 
 from __future__ import annotations

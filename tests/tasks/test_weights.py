@@ -158,3 +158,11 @@ def test_damaged_caches_are_listed_as_such(cache):
     (cache / "fcn8s").mkdir(parents=True)
     (cache / "fcn8s/model.safetensors").write_bytes(b"")
     assert {row.name: row.weights for row in weights.list_models()}["fcn8s"] == "damaged"
+
+
+def test_int8_is_calibrated_on_photographs(tmp_path):
+    for options in ({"int8": True}, {"calibration": str(tmp_path)}):
+        with pytest.raises(ValueError, match="--int8 and --calibration FOLDER go together"):
+            weights.export_weights("pspnet_lite2", tmp_path / "model.onnx", **options)
+    with pytest.raises(ValueError, match="0 photographs are too few"):
+        weights.export_weights("pspnet_lite2", tmp_path / "model.onnx", int8=True, calibration=str(tmp_path))

@@ -81,6 +81,6 @@ def test_too_few_photographs_are_refused() -> None:
 
 def test_what_cannot_be_quantised_is_one_sentence() -> None:
     model = model_of(8)
-    spoilt = [np.zeros((40, 40, 3), np.uint8)] * 7 + [np.zeros((40, 40, 4), np.uint8)]
+    spoilt = [np.zeros((40, 40, 3), np.uint8)] * 7 + [np.zeros((40, 40), np.uint8)]
     with pytest.raises(ValueError, match=r"net cannot be quantised: .*\.$"):
         quantise(model, spoilt)
