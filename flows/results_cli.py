@@ -1,4 +1,4 @@
-"""Console commands about results: `segment-archive query`, `find`, `report`, `export`, `diff` and `compact`."""
+"""Console commands about results: `segment-archive query`, `find`, `report`, `export`, `diff`, `publish`, `compact`."""
 
 from typing import Annotated
 
@@ -8,6 +8,7 @@ from flows import screen
 from flows.options import PRINTING, Json, Quiet, UsageError, flag, options
 from flows.screen import Format
 from tasks.results.export import ExportJob
+from tasks.results.publish import PublishJob
 from tasks.results.query import FindJob
 from tasks.results.report import ReportJob
 from tasks.results.sealing import CompactJob
@@ -200,6 +201,28 @@ def diff(
     print(f"Every image: {found.folder}/images.parquet")
     if gallery is not None:
         print(f"Gallery: {gallery.index}")
+
+
+@options(arguments=("output", "catalog"))
+def publish(job: PublishJob, *, json: Json = False, quiet: Quiet = False) -> None:
+    """Publish a finished run as rows of an Iceberg table, in one commit; again: what is new or has changed.
+
+    For example:
+
+    segment-archive publish OUTPUT --to iceberg ~/lake
+
+    segment-archive publish OUTPUT glue --table photos.masks
+    """
+    from tasks import progress
+    from tasks.results.publish import publish as publish_run
+
+    with progress.told_to(*([] if quiet or json else [progress.Terminal()])):
+        done = publish_run(job)
+    if json:
+        screen.print_json(done)
+    elif not quiet:
+        print(done.told())
+        print(f"In {done.location}")
 
 
 @options(arguments=("output",))

@@ -10,8 +10,10 @@ EXTRAS = {
     "onnx": "onnx",
     "prefect": "prefect",
     "pydensecrf": "pydensecrf",
+    "pyiceberg": "iceberg",
     "rawpy": "raw",
     "ray": "cluster",
+    "sqlalchemy": "iceberg",
     "torch": "torch",
     "transformers": "hf",
 }
