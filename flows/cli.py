@@ -51,6 +51,7 @@ COMMANDS = {
         ),
         "import": ("flows.review_cli:import_", "Bring corrected masks back as a dataset."),
         "diff": ("flows.results_cli:diff", "Compare two runs."),
+        "annotate": ("flows.results_cli:annotate", "Write classes as keywords into XMP sidecars."),
         "publish": ("flows.results_cli:publish", "Publish a run as a table of Apache Iceberg."),
         "compact": ("flows.results_cli:compact", "Replace many small files of a run by few large ones."),
     },

@@ -1,4 +1,4 @@
-"""Console commands about results: `segment-archive query`, `find`, `report`, `export`, `diff`, `publish`, `compact`."""
+"""Console commands about results: `segment-archive query`, `find`, `report`, `export`, `annotate` and others."""
 
 from typing import Annotated
 
@@ -8,6 +8,7 @@ from flows import screen
 from flows.options import PRINTING, Json, Quiet, UsageError, flag, options
 from flows.screen import Format
 from tasks.results.export import ExportJob
+from tasks.results.keywords import AnnotateJob
 from tasks.results.publish import PublishJob
 from tasks.results.query import FindJob
 from tasks.results.report import ReportJob
@@ -201,6 +202,33 @@ def diff(
     print(f"Every image: {found.folder}/images.parquet")
     if gallery is not None:
         print(f"Gallery: {gallery.index}")
+
+
+@options(arguments=("output",), names={"classes": "--class -c"})
+def annotate(job: AnnotateJob, *, json: Json = False, quiet: Quiet = False) -> None:
+    """Write classes as keywords into XMP sidecars beside the photographs, which are never touched.
+
+    For example:
+
+    segment-archive annotate OUTPUT --to xmp --min-share 0.1
+
+    segment-archive annotate OUTPUT --undo
+    """
+    from tasks import progress
+    from tasks.results.keywords import annotate as write_keywords
+
+    with progress.told_to(*([] if quiet or json else [progress.Terminal()])):
+        done = write_keywords(job)
+    if json:
+        screen.print_json(done)
+    if json or quiet:
+        return
+    print(done.told())
+    if done.without_place:
+        print(f"{counted(done.without_place, 'image')} without a file of their own, or gone: no sidecar.")
+    if done.num_failed:
+        first, reason = next(iter(done.failed.items()))
+        print(f"{counted(done.num_failed, 'sidecar')} left as they are, first {screen.printable(first)}: {reason}.")
 
 
 @options(arguments=("output", "catalog"))

@@ -1,1 +1,1 @@
-"""Annotation formats of other tools, one image at a time: each file writes and reads one format."""
+"""Formats of other tools for what is in one image: each file writes and reads one."""

@@ -6,6 +6,7 @@
     runs/<run id>.json              run records, `runs.py`
     labels/run=<run id>/            masks that are too large for a row, which names them
     png/run=<run id>/               masks as files of their own
+    keywords/                       what sidecars beside the photographs were before their keywords
     looks/source=<source id>/       which images look alike, where a run skips duplicates
     report/run=<run id>/            galleries
     diff/<run id>-<run id>/         comparisons
@@ -34,7 +35,7 @@ from tasks.storage import Location, StoredFile
 
 OWN = (
     *("manifest/source=", "masks/run=", "compacted/run=", "runs/", "labels/run=", "png/run=", "report/run="),
-    *("looks/source=", "diff/"),
+    *("keywords/", "looks/source=", "diff/"),
 )
 """What the paths of an output's files begin with: in a source that is its own output, they are no photographs."""
 
@@ -141,6 +142,10 @@ class Output:
     def looks_folder(self, source: str, reading: str) -> Location:
         """Folder of what images look like. source: `source_id`. reading: digest of how they are read and compared."""
         return self.place / "looks" / f"source={source}" / reading
+
+    def keywords_folder(self) -> Location:
+        """Folder of what sidecars were before their keywords."""
+        return self.place / "keywords"
 
     def gallery_folder(self, run_id: str) -> Location:
         """Folder of a run's gallery."""

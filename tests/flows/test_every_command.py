@@ -59,6 +59,8 @@ def test_json_is_all_of_its_output_and_quiet_prints_nothing(photographs, tmp_pat
         ("export", out, tmp_path / "coco", "--to", "coco"),
         ("export", out, tmp_path / "masks", "--to", "png"),
         ("import", out, tmp_path / "masks", "--from", "png", "--to", tmp_path / "corrected"),
+        ("annotate", out, "--min-share", "0"),
+        ("annotate", out, "--undo"),
         ("publish", out, tmp_path / "lake"),
         ("compact", out),
         ("prepare", tmp_path / "prepared", "--data", mine),
