@@ -177,7 +177,7 @@ def _of_short_form(task: dict[str, Any]) -> Annotated:
     """Of JSON-MIN, where each control of the interface is a key, and an item is one annotation."""
     lists = [value for value in task.values() if isinstance(value, list)]
     results = [
-        {"value": part, **{k: part.get(k) for k in ("original_width", "original_height")}}
+        {"value": part, **{k: part.get(k) for k in ("original_width", "original_height", "image_rotation")}}
         for part in (part for value in lists for part in value)
         if isinstance(part, dict) and any(key.endswith("labels") for key in part)
     ]
@@ -192,6 +192,8 @@ def _annotated(address: str, identity: Any, results: list[dict[str, Any]], *, re
         if not results:
             return []
         w, h = require_size(width, height)
+        if any(r.get("image_rotation") for r in results):
+            raise ValueError("its image was turned in Label Studio, and its regions with it: turn it back")
         if len(sizes) > 1:
             raise ValueError(f"its regions are of images of {len(sizes)} sizes")
         try:

@@ -12,7 +12,7 @@ from segcore.voc import IGNORE_LABEL
 BACKGROUND = "background"
 """The class that formats of regions leave out: what no region covers."""
 
-MAX_PIXELS = 1 << 28
+MAX_PIXELS = 1 << 27
 """A mask of more pixels is refused before it is decoded."""
 
 

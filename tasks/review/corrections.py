@@ -226,10 +226,9 @@ class _Book:
             self.refuse(image_id, str(error))
             return
         before = decode_mask(row["mask"])
-        photograph = (row["height"] or before.shape[0], row["width"] or before.shape[1])
-        if item.size not in (before.shape, photograph):
-            told = f"its correction is of {item.size[1]} x {item.size[0]} px, the photograph has"
-            self.refuse(image_id, f"{told} {photograph[1]} x {photograph[0]}")
+        photograph = _sizes(row)[0]
+        if item.size not in _sizes(row):
+            self.refuse(image_id, _of_another_size(item.size, _sizes(row)))
             return
         if isinstance(item.photograph, ImageError):
             self.refuse(image_id, str(item.photograph))
@@ -317,6 +316,8 @@ def _items(
 
 def _decoded(item: tuple[dict[str, Any], bytes | ImageError, AnnotatedImage]) -> _Reviewed:
     row, photograph, image = item
+    if image.width and (image.height, image.width) not in (sizes := _sizes(row)):  # Before anything is decoded
+        return _Reviewed(row, photograph, (0, 0), _of_another_size((image.height, image.width), sizes))
     try:
         regions = image.regions()
     except ValueError as error:
@@ -326,8 +327,19 @@ def _decoded(item: tuple[dict[str, Any], bytes | ImageError, AnnotatedImage]) ->
     elif image.width and image.height:
         height, width = image.height, image.width
     else:  # Everything was erased, and nothing says of which size
-        height, width = row["height"] or row["mask_height"], row["width"] or row["mask_width"]
+        height, width = _sizes(row)[0]
     return _Reviewed(row, photograph, (height, width), regions)
+
+
+def _sizes(row: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of the photograph, and of its mask."""
+    mask = row["mask_height"], row["mask_width"]
+    return (row["height"] or mask[0], row["width"] or mask[1]), mask
+
+
+def _of_another_size(size: tuple[int, int], sizes: tuple[tuple[int, int], tuple[int, int]]) -> str:
+    (height, width), _ = sizes
+    return f"its correction is of {size[1]} x {size[0]} px, the photograph has {width} x {height}"
 
 
 def _class_names(results: Results) -> dict[int, str]:

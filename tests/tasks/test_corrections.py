@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 import zipfile
 
@@ -22,7 +24,7 @@ from tasks.results.export import ExportJob, export_run
 from tasks.results.reading import open_results
 from tasks.review.corrections import CorrectionsJob, collect_corrections
 from tasks.training.data import SplitReader
-from tests.conftest import photograph
+from tests.conftest import ROOT, photograph
 from tests.outputs import error_row, mask_row, small_rows, write_run
 
 DOG, CAT = CLASSES.index("dog"), CLASSES.index("cat")
@@ -286,3 +288,32 @@ def test_a_bucket_to_a_bucket(bucket, tmp_path):
     job = CorrectionsJob(output=f"{at}/out", corrections=f"{at}/review", source="cvat", dataset=f"{at}/dataset")
     report = jobs.import_corrections(job, directly)
     assert report.unchanged == 4 and sum(report.dataset.splits.values()) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_model_goes_on_from_another_on_corrections_and_both_are_evaluated(output, tmp_path):
+    """The commands of docs/results.md: import, train, train --initial, evaluate, baseline accept, evaluate."""
+
+    def command(*words):
+        told = subprocess.run(
+            [sys.executable, "-m", "flows.cli", *map(str, words)], capture_output=True, text=True, cwd=ROOT
+        )
+        assert told.returncode == 0, told.stderr
+        return told.stdout
+
+    export_run(ExportJob(output=output, to="png", destination=str(tmp_path / "png")))
+    edited("png", tmp_path / "png", {})
+    dataset, few = tmp_path / "dataset", ("--crop", 33, "--batch-size", 2, "--workers", 1, "--validation-images", 0)
+    told = command("import", output, tmp_path / "png", "--from", "png", "--to", dataset, "--val-share", 0.3)
+    assert "1 mask changed, 8 left as they were, 3 not reviewed" in told and "dog" in told
+    for name, more in (("first", ()), ("second", ("--initial", tmp_path / "models/first"))):
+        line = ("train", dataset, tmp_path / name, "--recipe", "deeplab_v2_resnet18", "--iterations", 2, *few, *more)
+        report = json.loads(command(*line, "--json"))
+        (tmp_path / "models").mkdir(exist_ok=True)
+        shutil.copytree(report["model"], tmp_path / "models" / name)
+        asked = (tmp_path / "models", dataset, tmp_path / "evaluation", "--no-crf", "--long-side", 65, "--no-report")
+        told = json.loads(command("evaluate", *asked, "--engine", "local", "--json"))
+        if name == "first":
+            command("baseline", "accept", tmp_path / "evaluation")
+    assert "second" in json.dumps(told)

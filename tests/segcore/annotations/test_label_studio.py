@@ -161,6 +161,10 @@ def test_damaged_documents_are_one_sentence():
         [found] = read_tasks(json.dumps(given).encode())
         with pytest.raises(ValueError, match=words):
             found.regions()
+    turned = [{"data": {"image": "a"}, "annotations": [{"result": [{"value": {}, "image_rotation": 90, **size}]}]}]
+    [found] = read_tasks(json.dumps(turned).encode())
+    with pytest.raises(ValueError, match="was turned in Label Studio"):
+        found.regions()
     size = {"original_width": 10**6, "original_height": 10**6}
     [found] = read_tasks(json.dumps([{"data": {}, "annotations": [{"result": [{"value": {}, **size}]}]}]).encode())
     with pytest.raises(ValueError, match="its size is"):
