@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from annotated_types import Interval
 
-from segcore import large_pictures
+from segcore import extras, large_pictures
 from segcore.crf import dense_crf
 from segcore.crf.dense_crf import Backend, CrfParams, Refined
 from segcore.images import decoding, regions, tiff
@@ -130,7 +130,8 @@ class Predictor:
         """The network on its device, brought there by the first use.
 
         By torch; by ONNX Runtime where torch is not installed, or would compute in float32 on a CPU what ONNX Runtime
-        can compute, in about half the time (`python -m benchmarks.onnx`).
+        can compute, in about half the time (`python -m benchmarks.onnx`). Precision "auto" is on a CPU what is fastest
+        there (`scoring/fastest.py`).
         """
         if self._scorer is None:
             from segcore.scoring.onnx_scorer import OnnxScorer, is_better, require_usable
@@ -149,19 +150,33 @@ class Predictor:
                 self._scorer = PythonScorer(
                     self.model, self.params.inference, device=self._device, num_threads=self._num_threads
                 )
-            elif is_better(self.model, self.params.inference, self._device):
-                self._scorer = OnnxScorer(
-                    self.model, self.params.inference, device=self._device, num_threads=self._num_threads
-                )
             else:
-                self._scorer = Scorer(
-                    self.model,
-                    self.params.inference,
-                    device=self._device,
-                    num_threads=self._num_threads,
-                    batch_size=self._batch_size,
-                )
+                inference = self._with_fastest_precision()
+                if is_better(self.model, inference, self._device):
+                    self._scorer = OnnxScorer(self.model, inference, device=self._device, num_threads=self._num_threads)
+                else:
+                    self._scorer = Scorer(
+                        self.model,
+                        inference,
+                        device=self._device,
+                        num_threads=self._num_threads,
+                        batch_size=self._batch_size,
+                    )
         return self._scorer
+
+    def _with_fastest_precision(self) -> InferenceParams:
+        """What is asked, with the number format that "auto" means on this CPU, where it has more than one."""
+        inference = self.params.inference
+        if inference.precision != "auto" or self.model.onnx is not None or not extras.is_here("torch"):
+            return inference
+        from segcore.scoring.device import choose_device, choose_precision
+
+        device = choose_device(self._device)
+        if device.type != "cpu" or str(choose_precision("auto", device)) != "torch.bfloat16":
+            return inference
+        from segcore.scoring.fastest import precision_of
+
+        return replace(inference, precision=precision_of(self.model, self._num_threads))
 
     @property
     def device(self) -> str:
