@@ -52,6 +52,15 @@ class Preview:
     """What turns it upright, as an EXIF orientation, 1 to 8."""
 
 
+def is_readable_now(reason: str) -> bool:
+    """Whether a RAW file that was refused for this reason, by this version or one of before, can be tried now."""
+    return reason.startswith(_NOT_READ) and extras.is_here("rawpy")
+
+
+_NEEDS = "A RAW file of a camera"
+_NOT_READ = (f"{_NEEDS} needs", "a camera's RAW file, which is not read")
+
+
 @contextlib.contextmanager
 def opened(data: bytes) -> Iterator["RawFile"]:
     """A RAW file, opened; nothing is unpacked yet.
@@ -60,9 +69,7 @@ def opened(data: bytes) -> Iterator["RawFile"]:
     is cut, ValueError for one that is damaged, MemoryError for one that LibRaw finds too large.
     """
     if not extras.is_here("rawpy"):
-        raise UnsupportedRawError(
-            f"{extras.sentence('rawpy', 'A RAW file of a camera').removesuffix('.')}; or use the JPEG beside it"
-        )
+        raise UnsupportedRawError(f"{extras.sentence('rawpy', _NEEDS).removesuffix('.')}; or use the JPEG beside it")
     import rawpy
 
     with _explained():

@@ -22,7 +22,8 @@ from pydantic import BaseModel, BeforeValidator
 from segcore.crf import dense_crf
 from segcore.crf.dense_crf import CrfParams
 from segcore.datasets import near_duplicates
-from segcore.images.decoding import MAX_PIXELS, Reading
+from segcore.images import raw
+from segcore.images.decoding import MAX_PIXELS, ErrorKind, Reading
 from segcore.models import checkpoint
 from segcore.predictor import PredictParams
 from segcore.scoring.inference import InferenceParams, relative_work
@@ -32,12 +33,13 @@ from tasks import engines, progress, storage
 from tasks.archive import runs
 from tasks.archive.entries import Entry
 from tasks.archive.manifest import PART_IMAGES, Manifest, Part, extend
-from tasks.archive.output import Output, source_id
+from tasks.archive.output import MaskFile, Output, source_id
 from tasks.archive.schema import LARGE_SCHEMA_VERSION, SCHEMA_VERSION, version_of
 from tasks.archive.sources import LeftAside, Source, list_source
 from tasks.engines import Engine, EngineName
 from tasks.errors import JobError, require_packages
 from tasks.models.remote import local_model
+from tasks.results.reading import Results
 from tasks.results.report import GALLERY_IMAGES
 from tasks.segmentation import duplicates
 from tasks.segmentation.duplicates import Duplicates, Original
@@ -45,6 +47,7 @@ from tasks.stream.isolation import limits_of
 from tasks.stream.survey import inner_images
 from tasks.stream.units import Destination, MaskParams, Unit, mask_file
 from tasks.stream.worker import UnitWork
+from tasks.words import counted
 
 DEFAULT_MODEL = "pspnet_lite2"
 """The model whose weights ship with the project; see docs/default-model.md."""
@@ -212,6 +215,8 @@ def list_archive(job: ArchiveJob, engine: Engine | None = None) -> ArchivePlan:
             "--refresh-changed does them again."
         )
     _say_what_changed(output, identity)
+    with storage.explained(output.place):
+        _give_up_unread(output, identity.run_id)
     if identity.skip_duplicates:
         limits = limits_of(0.0, job.image_seconds, job.image_memory_mib)
         place = duplicates.place_of(output, identity.source_id, identity.predict)
@@ -294,6 +299,28 @@ def _what_will_happen(job: ArchiveJob, identity: Identity, images: int, remainin
     # Fitted to docs/benchmarks-archive.md: LargeFOV, whose work is 1, takes 0.75 s of a core with everything around it
     seconds = START_S + remaining * (0.25 + 0.5 * identity.work) / cores
     return f"{where}. On {cores} cores this takes roughly {progress.duration(seconds)}."
+
+
+def _give_up_unread(output: Output, run_id: str) -> None:
+    """Let units with RAW files that found no reader be done again, where one was installed since.
+
+    Of a run that was compacted and expired they stay as they are.
+    """
+    record = output.record(run_id)
+    if record.get("status") != runs.FINISHED or not record.get("errors", {}).get(ErrorKind.UNSUPPORTED):
+        return
+    again = 0
+    small = itertools.chain.from_iterable(output.look(run_id).small.values())
+    for file in [MaskFile(output.masks_folder(run_id) / f.path, f.size, f.version) for f in small]:
+        reasons = [reason for table in Results.read_file(file, ["error"]) for reason in table["error"].to_pylist()]
+        readable = sum(reason is not None and raw.is_readable_now(reason) for reason in reasons)
+        if readable and not again:  # Readers know from now on that it is not whole
+            runs.end(output.place, run_id, runs.STOPPED, None)
+        if readable:
+            storage.remove(file.place)
+        again += readable
+    if again:
+        progress.say(f"{counted(again, 'RAW file')} had no reader, which is here now: their units are done again.")
 
 
 def _say_what_changed(output: Output, identity: Identity) -> None:

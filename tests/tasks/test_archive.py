@@ -20,7 +20,9 @@ from tasks.segmentation.finish import publish_report
 from tasks.segmentation.session import segment_remaining
 from tasks.segmentation.verify import check_run
 from tasks.storage import locate
+from tasks.stream.rows import write_rows
 from tests.conftest import photograph
+from tests.raw_files import dng, picture
 
 pytestmark = pytest.mark.usefixtures("local_engine")
 
@@ -351,3 +353,34 @@ def test_a_misspelt_or_senseless_job_is_refused_at_the_door():
         with pytest.raises(ValidationError) as caught:
             ArchiveJob.model_validate({"source": "a", "output": "b", **wrong})
         assert caught.value.errors()[0]["loc"] == place
+
+
+def test_raw_files_that_had_no_reader_are_done_once_it_is_there(photographs, tmp_path):
+    pytest.importorskip("rawpy", reason="the extra [raw] is not installed")
+    for name in ("a.dng", "b.dng", "c.dng"):
+        (photographs / name).write_bytes(dng(picture()))
+    job = job_of(photographs, tmp_path / "out", crf=None)
+    report = run(job)
+    before = rows_of(report)
+    assert report.masks == 9
+    # As versions before RAW files, and installations without their reader, have left them
+    reasons = {
+        "a.dng": "a camera's RAW file, which is not read: develop it to JPEG or TIFF, or use the JPEG beside it",
+        "b.dng": "A RAW file of a camera needs rawpy, which is not installed: pip install 'segment-archive[raw]'",
+        "c.dng": "LibRaw does not know this RAW file: develop it to JPEG or TIFF, or use the JPEG beside it",
+    }
+    folder = Output.at(job.output).masks_folder(report.run_id)
+    for file in storage.list_files(folder):
+        rows = pq.read_table(pa.BufferReader(storage.read_bytes(folder / file.path))).to_pylist()
+        for row in rows:
+            if row["image_id"] in reasons:
+                facts = ("mask", "classes", "mask_width", "mask_height", "confidence", "entropy", "changed_by_crf")
+                row |= dict.fromkeys(facts) | {"error_kind": "unsupported", "error": reasons[row["image_id"]]}
+        write_rows(folder / file.path, rows)
+    runs.end(locate(job.output), report.run_id, runs.FINISHED, None, masks=6, errors={"unsupported": 3})
+    again = run(job)
+    assert (again.images, again.masks, again.errors) == (9, 8, {"unsupported": 1})
+    after = rows_of(again)
+    assert after["c.dng"]["error"] == reasons["c.dng"]
+    assert {i: row for i, row in after.items() if i != "c.dng"} == {i: r for i, r in before.items() if i != "c.dng"}
+    assert run(job).done_now == 0
