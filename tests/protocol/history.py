@@ -369,8 +369,8 @@ def _ids_of_segment(data: bytes) -> list[str]:
     return _parsed(data).read(["image_id"])["image_id"].to_pylist()
 
 
-@functools.lru_cache(8)
-def _started(disk: bool, start: str) -> dict[str, bytes]:
+@functools.cache
+def written_before(disk: bool, start: str) -> dict[str, bytes]:
     """The files of a store in which a run was begun, finished, sealed or expired."""
     source = _places(disk)[0]
     files = {_key(disk, source, name): name.encode() for name in _IMAGES}
@@ -392,7 +392,7 @@ def _started(disk: bool, start: str) -> dict[str, bytes]:
 def play(seed: int) -> History:
     """The history of a seed."""
     plan = Plan.of(seed)
-    files = _started(plan.disk, plan.start)
+    files = written_before(plan.disk, plan.start)
     turns = Turns(random.Random(f"history {seed}"))
     history = History(plan, turns, Disk(turns, files) if plan.disk else Bucket(turns, files))
     with in_place(history):
@@ -486,7 +486,7 @@ class _Parsed:
 
     def __init__(self, data: bytes) -> None:
         self._file = pq.ParquetFile(io.BytesIO(data))
-        self.metadata = self._file.metadata
+        self.metadata, self.schema_arrow = self._file.metadata, self._file.schema_arrow
         self._read: dict[object, Any] = {}
 
     def read(self, columns: list[str] | None = None) -> Any:
@@ -510,8 +510,11 @@ class _Cheap:
 
     device = "none"
 
-    def decode(self, data: bytes) -> Photograph:
+    def open(self, data: bytes) -> Photograph:
         return Photograph(np.frombuffer(data, np.uint8)[None], len(data), 1)
+
+    def in_windows(self, photograph: Photograph) -> None:
+        return None
 
     def score(self, images: list[np.ndarray]) -> list[ScoreMap]:
         return [ScoreMap(np.zeros((1, 1, 1), np.float16), (1, 1)) for _ in images]
