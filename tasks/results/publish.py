@@ -124,7 +124,7 @@ def publish(job: PublishJob) -> PublishReport:
         table = _table(_catalogue(job.catalog), job.table)
     report = PublishReport(results.run_id, job.table, table.location())
     try:
-        with storage.explained(place), _explained(job):
+        with _explained(job):
             _bring_up_to_date(table, results, report)
     except CommitFailedException:
         raise JobError(f"Somebody else has committed to {job.table} meanwhile: publish again.") from None
@@ -179,12 +179,13 @@ def _is_published(table: "Table", key: str) -> bool:
 def _compared(results: Results, held: dict[str, str]) -> _Difference:
     """held: digests of the rows in the table, by identity."""
     difference = _Difference()
-    if not held:
-        for table in results.tables(["image_id"]):
-            difference.new.update(table["image_id"].to_pylist())
-        return difference
+    with storage.explained(results.output.place):
+        if not held:
+            for table in results.tables(["image_id"]):
+                difference.new.update(table["image_id"].to_pylist())
+            return difference
     left = dict(held)
-    with progress.measured("comparing", results.num_rows) as tell:
+    with storage.explained(results.output.place), progress.measured("comparing", results.num_rows) as tell:
         done = 0
         for table in results.tables(ROWS.names):
             for image_id, digest in zip(table["image_id"].to_pylist(), _digests(table), strict=True):
@@ -204,7 +205,7 @@ def _rows(results: Results, wanted: set[str] | None, total: int) -> Iterator[pa.
     """The rows that are written, with their digests; None: all."""
     schema = _arrow_schema()
     ids = None if wanted is None else pa.array(sorted(wanted), pa.string())
-    with progress.measured("publishing", total) as tell:
+    with storage.explained(results.output.place), progress.measured("publishing", total) as tell:
         done = 0
         for table in results.tables(ROWS.names):
             if ids is not None:
@@ -324,9 +325,9 @@ class _explained:  # noqa: N801 - reads as a word of the with statement
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if not isinstance(error, Exception) or isinstance(error, JobError | OSError | pa.ArrowException):
+        if not isinstance(error, Exception) or isinstance(error, JobError):
             return
         if type(error).__name__ == "CommitFailedException":
             return
         said = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise JobError(f"The catalogue {self.job.catalog} cannot be used: {said}.") from error
+        raise JobError(f"The catalogue {self.job.catalog} or its warehouse cannot be used: {said}.") from error
