@@ -281,6 +281,8 @@ def _require_plain_samples(page: tiff.Directory) -> None:
     bits, kind = page.first(tiff.BITS, 1), page.first(tiff.SAMPLE_FORMAT, 1)
     if page.first(tiff.COMPRESSION, 1) == 6:
         reason = "its JPEG is of the kind that TIFF 6.0 described first"
+    elif page.first(tiff.PHOTOMETRIC) == 3 and bits > 8:
+        reason = f"its palette has {2 ** min(bits, 16)} colours"
     elif kind not in (1, 4) or bits > 16:
         reason = f"its samples are {'floats' if kind == 3 else 'numbers'} of {bits} bits, whose range is unknown"
     else:

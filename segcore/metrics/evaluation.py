@@ -44,6 +44,9 @@ def confusion_matrix(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], num
     """
     if truth.shape != predicted.shape:
         raise ValueError(f"truth is {truth.shape}, the prediction {predicted.shape}")
+    for what, labels in (("truth", truth), ("prediction", predicted)):
+        if labels.dtype.itemsize > 1 and labels.size and labels.max() > IGNORE_LABEL:
+            raise ValueError(f"{what} has label {labels.max()}, but there are {num_classes} classes")
     # Pairs of labels as numbers of 16 bits: one count sees labels out of range and void too, without a mask
     pairs = (truth.astype(np.uint16) << 8) | predicted
     counted = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)

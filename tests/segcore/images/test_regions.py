@@ -128,6 +128,7 @@ def lying(**values: tuple[int, ...]) -> bytes:
         ({"259": (5,)}, ErrorKind.CORRUPT, "tile 1 of the TIFF does not decode"),
         ({"259": (6,)}, ErrorKind.TOO_LARGE, "too large to be decoded whole"),
         ({"258": (32,), "339": (3,)}, ErrorKind.TOO_LARGE, "floats of 32 bits"),
+        ({"258": (16,), "262": (3,)}, ErrorKind.TOO_LARGE, "its palette has 65536 colours"),
     ],
 )
 def test_a_lying_table_is_refused_in_one_sentence(tags: dict[str, tuple[int, ...]], kind: ErrorKind, said: str) -> None:

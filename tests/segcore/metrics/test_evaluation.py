@@ -54,6 +54,8 @@ def test_labels_out_of_range_are_named() -> None:
         count_pixels(np.full((2, 2), 7, np.uint8), np.zeros((2, 2), np.uint8), 3)
     with pytest.raises(ValueError, match="truth is"):
         count_pixels(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8), 3)
+    with pytest.raises(ValueError, match="truth has label 256"):  # Of a mask of 16 bits
+        count_pixels(np.full((2, 2), 256, np.uint16), np.zeros((2, 2), np.uint8), 3)
 
 
 def test_bootstrap_surrounds_the_mean_and_repeats() -> None:
