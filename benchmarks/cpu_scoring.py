@@ -1,10 +1,11 @@
 """Ways to score on a CPU, measured side by side: python -m benchmarks.cpu_scoring [NAME ...] [--voc FOLDER]
 
 torch in float32, bfloat16 and compiled (where g++ is), ONNX Runtime in float32 and int8, OpenVINO in float32, bfloat16
-and int8 (where it is installed; it is no dependency): ms an image of 500 x 375 px in wall-clock time, the least of the
-rounds, at one thread and at two, each in a process of its own; then again on a processor without AMX. ONNX Runtime has
-no kernels of bfloat16 for x86. That processor is this one, whose kernel refuses AMX to the process (a seccomp filter on
-arch_prctl, which every library asks; nothing is said of processors without AVX-512).
+and int8 (where it is installed; it is no dependency): ms an image of 500 x 375 px, the least of the rounds, at one
+thread (of the processor's time, which other work disturbs less) and at two (wall-clock), each in a process of its
+own; then again on a processor without AMX. ONNX Runtime has no kernels of bfloat16 for x86. That processor is this one,
+whose kernel refuses AMX to the process (a seccomp filter on arch_prctl, which every library asks; nothing is said of
+processors without AVX-512).
 
 Labels are compared with torch's float32 on the stride-8 grid. With --voc (a folder in VOC's layout with an image set
 val_have) mean IoU of the network without CRF over its images, for models with trained weights. int8 is calibrated on
@@ -142,11 +143,11 @@ def measure(
     files = sorted(PHOTOGRAPHS.rglob("*.jpg"))
     pictures = [np.asarray(Image.open(file).convert("RGB").resize((500, 375))) for file in files]
     score(pictures[0])
-    taken = []
+    taken, clock = [], time.process_time if threads == 1 else time.perf_counter
     for number in range(rounds):
-        began = time.perf_counter()
+        began = clock()
         score(pictures[number % len(pictures)])
-        taken.append(time.perf_counter() - began)
+        taken.append(clock() - began)
     found: dict[str, Any] = {"ms": 1000 * min(taken)}
     if compared:
         labels = [score(picture)[:, :48, :63].argmax(0) for picture in pictures[:3]]

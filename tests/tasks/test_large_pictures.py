@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from segcore.images.decoding import ImageError
 from segcore.images.label_tiff import LabelTiff
+from tasks import engines
 from tasks.archive import stored_content
 from tasks.archive.output import Output
 from tasks.archive.stored_content import StoredContent
@@ -18,11 +20,12 @@ from tasks.results.export import ExportJob, export_run
 from tasks.results.query import ask
 from tasks.results.reading import open_results
 from tasks.results.sealing import CompactJob, compact
-from tasks.segmentation.archive_job import ArchiveJob, identify, list_archive
+from tasks.segmentation.archive_job import ArchiveJob, identify, list_archive, remaining_units, unit_work
 from tasks.segmentation.finish import publish_gallery, publish_report
 from tasks.segmentation.outcome import ArchiveReport
-from tasks.segmentation.session import segment_remaining
+from tasks.segmentation.session import SessionReport, segment_remaining
 from tasks.storage import locate
+from tasks.stream.staged import StagedWorker
 from tests.segcore.models.test_onnx_file import described
 
 tifffile = pytest.importorskip("tifffile")
@@ -176,3 +179,43 @@ def test_runs_of_one_size_are_what_they_were(source: Path, tmp_path: Path) -> No
     asked = job_of(source, tmp_path)
     job = ArchiveJob(source=asked.source, output=asked.output, model=asked.model)
     assert identify(job).deciding["schema_version"] == 2 and identify(asked).deciding["schema_version"] == 3
+
+
+def test_stages_of_their_own_give_the_same_rows(source: Path, tmp_path: Path) -> None:
+    """As where a GPU scores: read, scored and finished by different processes, between which units are pickled."""
+    job = job_of(source, tmp_path, max_pixels=1_400_000)  # The picture in memory needs windows, too
+    tifffile.imwrite(source / "larger.tif", np.tile(picture(), (1, 2, 1)), tile=(128, 128), photometric="rgb")
+    expected = open_results(run(job_of(source, tmp_path, "expected", max_pixels=1_400_000)).output)
+    plan, output, identity = list_archive(job), Output.at(job.output), identify(job)
+    reader, scorer, finisher = (StagedWorker(unit_work(job, identity)) for _ in range(3))
+    for unit in list(remaining_units(output.manifest(identity.source_id), output, identity)):
+        read = pickle.loads(pickle.dumps(reader.read_unit(unit, lambda stage: None)))
+        scored = pickle.loads(pickle.dumps(scorer.score_unit(read, lambda stage: None)))
+        finisher.finish_unit(read, scored, lambda stage: None)
+    report = publish_report(job, plan, SessionReport())
+    assert (report.masks, report.label_files) == (4, 1)
+    found = open_results(job.output)
+    columns = ["image_id", "mask", "classes", "confidence", "entropy", "changed_by_crf", "error", "note", "width"]
+    by_id = {row["image_id"]: row for row in expected.rows(columns)}
+    assert {row["image_id"]: row for row in found.rows(columns)} == by_id
+    assert np.array_equal(found.mask("larger.tif"), expected.mask("larger.tif"))
+
+
+def test_a_process_of_its_own_for_each_image_gives_the_same_rows(source: Path, tmp_path: Path) -> None:
+    job = job_of(source, tmp_path)
+    expected = open_results(run(job_of(source, tmp_path, "expected")).output)
+    plan, output, identity = list_archive(job), Output.at(job.output), identify(job)
+    worker = unit_work(job, identity).worker()
+    for unit in list(remaining_units(output.manifest(identity.source_id), output, identity)):
+        worker(unit, lambda stage: None, isolated=True)
+    assert publish_report(job, plan, SessionReport()).masks == 2
+    assert np.array_equal(open_results(job.output).mask("large.tif"), expected.mask("large.tif"))
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_masks(source: Path, tmp_path: Path, ray_cluster: None) -> None:
+    expected = open_results(run(job_of(source, tmp_path, "expected")).output)
+    with engines.opened("ray"):
+        found = open_results(run(job_of(source, tmp_path, engine="ray")).output)
+    assert found.run_id == expected.run_id
+    assert np.array_equal(found.mask("large.tif"), expected.mask("large.tif"))
