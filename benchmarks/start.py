@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.conditions import conditions
+
 REPEATS = 3
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("SEGMENT_ARCHIVE_DATA", ROOT.parent / "shared" / "data")) / "voc2012"
@@ -85,25 +87,30 @@ def main() -> None:
     photographs = sorted(file for file in source.iterdir() if file.is_file() and not file.name.startswith("."))
     real = sorted((DATA / "JPEGImages").glob("*.jpg"))
     pairs = [file for file in real if (DATA / "SegmentationClassAug" / f"{file.stem}.png").exists()]
-    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs; least of {REPEATS}")
+    print(f"{conditions()}; least of {REPEATS}")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         sources = [(len(photographs), source), (1, linked(photographs[:1], work / "one"))]
         sources += [(100, linked(real[:100], work / "hundred"))] if len(real) >= 100 else []
-        rows = {"--help": [seconds("--help") for _ in range(REPEATS)]}
+        rows = {"`--help`": [seconds("--help") for _ in range(REPEATS)]}
         for count, place in sources:
             outputs = [str(work / f"{place.name}-{n}") for n in range(REPEATS)]
-            rows[f"run, {count} photographs"] = [seconds("run", str(place), output) for output in outputs]
-        rows["run, finished"] = [seconds("run", str(source), str(work / f"{source.name}-0")) for _ in range(REPEATS)]
+            rows[f"`run` of {count} photograph{'s' * (count > 1)}"] = [
+                seconds("run", str(place), output) for output in outputs
+            ]
+        rows["`run` of a finished job"] = [
+            seconds("run", str(source), str(work / f"{source.name}-0")) for _ in range(REPEATS)
+        ]
         if pairs:
             linked(pairs[:20], work / "pairs" / "JPEGImages")
             masks = [DATA / "SegmentationClassAug" / f"{file.stem}.png" for file in pairs[:20]]
             linked(masks, work / "pairs" / "SegmentationClassAug")
             checks = [seconds("prepare", "--check", str(work / "pairs"), statuses=(0, 1)) for _ in range(REPEATS)]
-            rows["prepare --check, 20 pairs"] = checks
+            rows["`prepare --check` of 20 pairs"] = checks
+        print("\n| | seconds |\n|---|---|")
         for name, found in rows.items():
-            print(f"{name:<26} {min(found):6.2f} s")
-        print("parts of one run:")
+            print(f"| {name} | {min(found):.1f} |")
+        print("\nparts of one run:")
         print_parts(parts(source, work / "parts"))
 
 
