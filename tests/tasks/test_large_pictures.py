@@ -183,9 +183,9 @@ def test_runs_of_one_size_are_what_they_were(source: Path, tmp_path: Path) -> No
 
 def test_stages_of_their_own_give_the_same_rows(source: Path, tmp_path: Path) -> None:
     """As where a GPU scores: read, scored and finished by different processes, between which units are pickled."""
-    job = job_of(source, tmp_path, max_pixels=1_400_000)  # The picture in memory needs windows, too
+    job = job_of(source, tmp_path, max_pixels=1_430_000)  # The picture in memory needs windows, too
     tifffile.imwrite(source / "larger.tif", np.tile(picture(), (1, 2, 1)), tile=(128, 128), photometric="rgb")
-    expected = open_results(run(job_of(source, tmp_path, "expected", max_pixels=1_400_000)).output)
+    expected = open_results(run(job_of(source, tmp_path, "expected", max_pixels=1_430_000)).output)
     plan, output, identity = list_archive(job), Output.at(job.output), identify(job)
     reader, scorer, finisher = (StagedWorker(unit_work(job, identity)) for _ in range(3))
     for unit in list(remaining_units(output.manifest(identity.source_id), output, identity)):
