@@ -7,7 +7,7 @@ import importlib.util, sys
 
 class _Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("matplotlib", "prefect", "pydensecrf", "ray", "torch"):
+        if name.partition(".")[0] in ("matplotlib", "prefect", "pydensecrf", "pyiceberg", "ray", "torch"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, _Missing())

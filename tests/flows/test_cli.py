@@ -285,6 +285,7 @@ def test_segmenting_on_one_machine_needs_neither_ray_nor_prefect():
         ("pydensecrf", ("show", "PHOTOGRAPHS/photo-0.jpg", "--crf-engine", "pydensecrf")),
         ("cluster", ("run", "PHOTOGRAPHS", "OUT", "--engine", "ray")),
         ("train", ("train", "PHOTOGRAPHS", "OUT")),
+        ("iceberg", ("publish", "PHOTOGRAPHS", "OUT")),
         ("torch", ("weights", "import", "PHOTOGRAPHS/photo-0.jpg", "--model", "pspnet50")),
     ],
 )
