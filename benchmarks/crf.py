@@ -9,7 +9,6 @@ starts from float16 scores and also upsamples them, takes their softmax and coun
 import argparse
 import multiprocessing
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.conditions import conditions
 from segcore.crf import dense_crf
 from segcore.crf.dense_crf import CRF_PRESETS, CrfParams, refine, refine_scores
 
@@ -27,8 +27,6 @@ FREQUENT = (0, 8, 10, 12, 13, 15, 17)
 """Background, cat, cow, dog, horse, person, sheep: the classes with enough images for a mean that means something."""
 
 TIMED = ("deeplab_v2_resnet101", "deeplab_v1")
-
-THREADS = (1, 2)
 
 Photograph = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Image (H, W, 3) uint8, scores (21, 33, 33) float16, truth (H, W) uint8."""
@@ -94,10 +92,7 @@ def speed(images: list[Photograph], name: str) -> None:
         equal = [(labels == oracle).mean() for labels in (same_labels, exact_labels, pruned_labels)]
         rows.append((oracle_ms, same_ms, exact_ms, pruned_ms, *equal))
     oracle_ms, same_ms, exact_ms, pruned_ms, same_equal, exact_equal, pruned_equal = np.array(rows).T
-    print(f"\n### {name}, {len(rows)} images\n")
-    print("| | median ms | ratio, median | worst | best | labels equal, mean | worst image |")
-    print("|---|---|---|---|---|---|---|")
-    print(f"| pydensecrf | {np.median(oracle_ms):.0f} | 1 | | | | |")
+    print(f"| {name}, pydensecrf | {np.median(oracle_ms):.0f} | 1 | | | | |")
     native = {
         "exact, probabilities to marginals": (same_ms, same_equal),
         "exact, scores to labels": (exact_ms, exact_equal),
@@ -106,7 +101,7 @@ def speed(images: list[Photograph], name: str) -> None:
     for what, (ms, equal) in native.items():
         ratio = oracle_ms / ms
         print(
-            f"| native, {what} | {np.median(ms):.0f} | {np.median(ratio):.1f} | {ratio.min():.1f} | {ratio.max():.1f} "
+            f"| {name}, {what} | {np.median(ms):.0f} | {np.median(ratio):.1f} | {ratio.min():.1f} | {ratio.max():.1f} "
             f"| {100 * equal.mean():.5f} % | {100 * equal.min():.4f} % |",
             flush=True,
         )
@@ -158,6 +153,10 @@ def scaling(images: list[Photograph]) -> None:
         oracle_ms = timed(lambda: run_pydensecrf(resized, energy, params))[0]  # noqa: B023
         pixels = resized.shape[0] * resized.shape[1]
         print(f"| {pixels} | {classes} | {ms:.0f} | {1e6 * ms / pixels:.0f} | {oracle_ms:.0f} |", flush=True)
+    large = np.array(Image.fromarray(image).resize((4000, 3000), Image.Resampling.BICUBIC))
+    for what, chosen in (("pruned", CRF_PRESETS["deeplab_v2_resnet101"]), ("21", params)):
+        ms = timed(lambda: refine_scores(large, scores, chosen).labels)[0]  # noqa: B023
+        print(f"| 12000000 | {what} | {ms:.0f} | {ms / 12:.0f} | not measured |", flush=True)
 
     print("\n| threads, each with images of its own | images a second |")
     print("|---|---|")
@@ -176,29 +175,6 @@ def scaling(images: list[Photograph]) -> None:
         for thread in threads:
             thread.join()
         print(f"| {num_threads} | {len(some_images) / (time.perf_counter() - start):.1f} |", flush=True)
-
-
-def threads(images: list[Photograph]) -> None:
-    """Wall clock of one image with several threads; best of five turns, since a busy machine only ever adds."""
-    print(f"\n### Threads of one image, {len(images)} images, by the clock, load {os.getloadavg()[0]:.1f}\n")
-    print("| parameters | threads | median ms | times one thread, median | worst | best |")
-    print("|---|---|---|---|---|---|")
-    for name in TIMED:
-        for what, params in (("exact", replace(CRF_PRESETS[name], min_probability=0)), ("pruned", CRF_PRESETS[name])):
-            seconds = np.full((len(images), len(THREADS)), np.inf)
-            for number, (image, scores, _) in enumerate(images):
-                for _turn in range(5):
-                    for i, num_threads in enumerate(THREADS):
-                        start = time.perf_counter()
-                        refine_scores(image, scores, params, num_threads=num_threads)
-                        seconds[number, i] = min(seconds[number, i], time.perf_counter() - start)
-            for i, num_threads in enumerate(THREADS):
-                gain = seconds[:, 0] / seconds[:, i]
-                print(
-                    f"| {name}, {what} | {num_threads} | {1e3 * np.median(seconds[:, i]):.0f} "
-                    f"| {np.median(gain):.2f} | {gain.min():.2f} | {gain.max():.2f} |",
-                    flush=True,
-                )
 
 
 def one_image(backend: str, params: CrfParams, go: "Queue[None]") -> None:
@@ -251,24 +227,23 @@ def memory() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--skip", nargs="*", default=[], choices=["speed", "iou", "scaling", "threads", "memory"])
+    parser.add_argument("--skip", nargs="*", default=[], choices=["speed", "iou", "scaling", "memory"])
     args = parser.parse_args()
     images = photographs(args.images)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    processor = next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-    print(f"{processor}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; engine {dense_crf.engine_name()}")
+    print(f"{conditions()}; engine {dense_crf.engine_name()}")
     print(f"{len(images)} images, median {np.median([i.shape[0] * i.shape[1] for i, _, _ in images]):.0f} pixels")
     if "speed" not in args.skip:
+        print(
+            "\n| parameters, engine | median ms | times pydensecrf, median | worst image | best | equal labels, mean ",
+            end="",
+        )
+        print("| worst image |\n|---|---|---|---|---|---|---|")
         for name in TIMED:
             speed(images, name)
     if "memory" not in args.skip:
         memory()
     if "scaling" not in args.skip:
         scaling(images)
-    if "threads" not in args.skip:
-        threads(images[:20])
     if "iou" not in args.skip:
         accuracy(images)
 

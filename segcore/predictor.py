@@ -277,7 +277,6 @@ class Predictor:
             self.params.crf,
             extent_px=scores.extent_px,
             backend=self.params.crf_engine,
-            num_threads=self._num_threads or 1,
         )
 
     def mask(self, labels: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -7,11 +7,11 @@ python=${1:-python}
 home=build/aarch64
 mkdir -p "$home"
 flags="-std=c++17 -O3 -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -Wno-psabi"
-sources="tests/crf_driver.cpp segcore/crf/engine/memory.cpp segcore/crf/engine/team.cpp"
+sources="tests/crf_driver.cpp segcore/crf/engine/memory.cpp"
 for compiler in aarch64-linux-gnu-g++ g++; do
     "$compiler" $flags -ffp-contract=off -c segcore/crf/engine/lattice_plain.cpp -o "$home/lattice.o"
     "$compiler" $flags -ffp-contract=fast -c segcore/crf/engine/engine_plain.cpp -o "$home/engine.o"
-    "$compiler" $flags -static $sources "$home/lattice.o" "$home/engine.o" -o "$home/$compiler" -pthread
+    "$compiler" $flags -static $sources "$home/lattice.o" "$home/engine.o" -o "$home/$compiler"
 done
 headers=$("$python" -c 'import nanobind, sysconfig; print("-I" + sysconfig.get_path("include"), "-I" + nanobind.include_dir())')
 aarch64-linux-gnu-g++ -std=c++17 -O2 -fPIC $headers -c segcore/crf/engine/bindings.cpp -o "$home/bindings.o"

@@ -40,9 +40,6 @@ SUM_TOLERANCE = 1e-3
 MOST_CLASSES = 255
 """Of the engines, whose labels are uint8; of more, `refine_scores` gives an image's most probable ones to them."""
 
-MOST_THREADS = 64
-"""More threads than this are not used for one image."""
-
 Backend = Literal["auto", "native", "pydensecrf"]
 Normalization = Literal["symmetric", "caffe"]
 
@@ -162,25 +159,22 @@ class Refined:
 
 
 def refine(
-    image: np.ndarray, probabilities: np.ndarray, params: CrfParams, backend: Backend = "auto", num_threads: int = 1
+    image: np.ndarray, probabilities: np.ndarray, params: CrfParams, backend: Backend = "auto"
 ) -> NDArray[np.float32]:
-    """Sharpen class probabilities along the edges of the image.
+    """Sharpen class probabilities along the edges of the image, in the calling thread and without the GIL.
 
     image: (H, W, 3) uint8, RGB.
     probabilities: (C, H, W) float32 or float16, not negative, summing to 1 over C.
     backend: "native", "pydensecrf", or "auto" for the first of them that is there.
-    num_threads: most threads for this one image; the result is the same, bit for bit, whatever their number. pydensecrf
-        uses one. Where there are many images, images side by side with one thread each are faster.
     Returns probabilities of the same shape, float32.
     """
     image = _checked_image(image)
     probabilities = _checked_probabilities(probabilities, image.shape[:2])
     _check_reach(params, image.shape[:2])
-    _check_threads(num_threads)
     if _choose(backend) == "pydensecrf":
         return _refine_pydensecrf(image, probabilities, params)
     marginals = np.zeros(probabilities.shape, np.float32)
-    native.refine(image, probabilities, _values(params), marginals, min(num_threads, MOST_THREADS))
+    native.refine(image, probabilities, _values(params), marginals)
     return marginals
 
 
@@ -191,7 +185,6 @@ def refine_scores(
     *,
     extent_px: tuple[int, int] | None = None,
     backend: Backend = "auto",
-    num_threads: int = 1,
 ) -> Refined:
     """From the scores of a network at its own stride to labels at full resolution: upsample, softmax, CRF, argmax.
 
@@ -201,8 +194,6 @@ def refine_scores(
     extent_px: (height, width) of that rectangle, at least (H, W); the image is its top left part, as where a network's
         input was padded at the bottom and on the right. None: the image alone.
     backend: "native", "pydensecrf", or "auto" for the first of them that is there.
-    num_threads: most threads for this one image; the result is the same, bit for bit, whatever their number. pydensecrf
-        uses one. Where there are many images, images side by side with one thread each are faster.
     """
     image = _checked_image(image)
     scores = _checked_scores(scores)
@@ -212,9 +203,8 @@ def refine_scores(
         raise ValueError(f"extent_px {extent_height} x {extent_width} must hold the image, {height} x {width}")
     if params is not None:
         _check_reach(params, (height, width))
-    _check_threads(num_threads)
     if len(scores) > MOST_CLASSES:
-        return _refine_many(image, scores, params, (extent_height, extent_width), backend, num_threads)
+        return _refine_many(image, scores, params, (extent_height, extent_width), backend)
     if _choose(backend) == "pydensecrf":
         return _refine_scores_numpy(image, scores, params, (extent_height, extent_width))
     labels = np.empty((height, width), np.uint8)
@@ -232,7 +222,6 @@ def refine_scores(
         labels_before,
         class_pixels,
         class_confidence,
-        min(num_threads, MOST_THREADS),
     )
     return Refined(labels, labels_before, class_pixels, class_confidence, confidence, entropy, changed)
 
@@ -340,11 +329,6 @@ def _check_reach(params: CrfParams, size: tuple[int, int]) -> None:
         raise ValueError(f"an image of {size[0]} x {size[1]} is too large for the CRF; 300 megapixels are the limit")
 
 
-def _check_threads(num_threads: int) -> None:
-    if num_threads < 1:
-        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
-
-
 def _densecrf() -> ModuleType:
     import pydensecrf.densecrf as densecrf
 
@@ -419,7 +403,6 @@ def _refine_many(
     params: CrfParams | None,
     extent_px: tuple[int, int],
     backend: Backend,
-    num_threads: int,
 ) -> Refined:
     """`refine_scores` of more than `MOST_CLASSES` classes: labels before the CRF of all of them, a band at a time.
 
@@ -445,9 +428,7 @@ def _refine_many(
         wins = np.bincount(before.ravel(), minlength=num_classes)
         kept = np.sort(np.lexsort((-most, -wins))[:MOST_CLASSES])
         kept = kept[(wins[kept] > 0) | (most[kept] > params.min_probability)]
-        of_kept = refine_scores(
-            image, scores[kept], params, extent_px=extent_px, backend=backend, num_threads=num_threads
-        )
+        of_kept = refine_scores(image, scores[kept], params, extent_px=extent_px, backend=backend)
         labels = kept.astype(np.uint16)[of_kept.labels]
     sums = np.zeros(num_classes)
     for band in bands:

@@ -14,7 +14,11 @@
 #include <string>
 #include <vector>
 
-#include "team.hpp"
+#include "engine.hpp"
+
+#if defined(SEGCRF_X86)
+#include <immintrin.h>
+#endif
 
 namespace nb = nanobind;
 
@@ -27,8 +31,7 @@ struct OwnedWorkspace : Workspace {
     OwnedWorkspace(const OwnedWorkspace&) = delete;
     OwnedWorkspace& operator=(const OwnedWorkspace&) = delete;
     template <class F> void each(F f) {
-        for (Buffer* b : {&unary, &grid, &row, &normalizer, &table, &keys, &next, &block_keys, &told}) f(*b);
-        for (Buffer& b : late) f(b);
+        for (Buffer* b : {&unary, &grid, &row, &normalizer, &table, &keys, &next}) f(*b);
         for (Buffer& b : values) f(b);
         for (Buffer& b : scratch) f(b);
     }
@@ -133,18 +136,22 @@ std::shared_ptr<const OwnedLattice> spatial_lattice(const Engine* engine, Worksp
     return lattice;
 }
 
-constexpr int kMostThreads = 64;
+// Denormal numbers are a hundred times slower and mean nothing here.
+struct FlushDenormals {
+#if defined(SEGCRF_X86)
+    const unsigned saved = _mm_getcsr();
+    FlushDenormals() { _mm_setcsr(saved | 0x8040u); }
+    ~FlushDenormals() { _mm_setcsr(saved); }
+#else
+    FlushDenormals() {}
+#endif
+    FlushDenormals(const FlushDenormals&) = delete;
+    FlushDenormals& operator=(const FlushDenormals&) = delete;
+};
 
-void run(Problem& problem, int num_threads) {
+void run(Problem& problem) {
     const FlushDenormals flush;
     Lease lease;
-    // Every thread gets at least one block of pixels
-    const std::int64_t blocks = (static_cast<std::int64_t>(problem.height) * problem.width + kBlock - 1) / kBlock;
-    num_threads = static_cast<int>(std::min<std::int64_t>({num_threads, kMostThreads, blocks}));
-    std::unique_ptr<TeamOwner> team;
-    if (num_threads > 1) team = std::make_unique<TeamOwner>(num_threads);
-    lease.workspace->team = team ? team->team : nullptr;
-    lease.workspace->threads = team ? team->size() : 1;
     const Engine* engine = current;
     std::shared_ptr<const OwnedLattice> spatial;
     if (problem.with_crf && problem.params.gaussian_weight != 0) {
@@ -199,7 +206,7 @@ NB_MODULE(_crf, m) {
     }, nb::arg("spatial_limit") = std::size_t{256} << 20);
 
     m.def("refine", [](Array<const std::uint8_t, 3> image, Array<const float, 3> probabilities,
-                       const std::vector<double>& params, Array<float, 3> marginals, int num_threads) {
+                       const std::vector<double>& params, Array<float, 3> marginals) {
         Problem p;
         p.height = static_cast<int>(image.shape(0));
         p.width = static_cast<int>(image.shape(1));
@@ -218,7 +225,7 @@ NB_MODULE(_crf, m) {
         p.marginals = marginals.data();
         {
             nb::gil_scoped_release released;
-            run(p, num_threads);
+            run(p);
         }
         return p.num_kept;
     });
@@ -226,8 +233,7 @@ NB_MODULE(_crf, m) {
     m.def("refine_scores", [](Array<const std::uint8_t, 3> image, Array<const std::uint16_t, 3> scores,
                               int extent_height, int extent_width, const std::vector<double>& params, bool with_crf,
                               Array<std::uint8_t, 2> labels, Array<std::uint8_t, 2> labels_before,
-                              Array<std::int64_t, 1> class_pixels, Array<double, 1> class_confidence,
-                              int num_threads) {
+                              Array<std::int64_t, 1> class_pixels, Array<double, 1> class_confidence) {
         Problem p;
         p.height = static_cast<int>(image.shape(0));
         p.width = static_cast<int>(image.shape(1));
@@ -254,7 +260,7 @@ NB_MODULE(_crf, m) {
         p.class_confidence = class_confidence.data();
         {
             nb::gil_scoped_release released;
-            run(p, num_threads);
+            run(p);
         }
         return nb::make_tuple(p.confidence, p.entropy, p.changed, p.num_kept);
     });

@@ -68,18 +68,10 @@ struct Params {
     float min_probability;
 };
 
-// Threads that work on one image together (team.cpp). `together` runs work(context, 0 .. threads - 1), one of them on
-// the caller, returns when all are done, and throws what one of them threw.
-struct Team;
-void together(Team& team, void (*work)(void*, int), void* context);
-
 // Everything that one call needs, reused by the next call of the same thread.
 struct Workspace {
     Lattice bilateral;
     Buffer unary, grid, row, normalizer, table, keys, next, values[4], scratch[4];
-    Buffer block_keys, late[2], told;  // with several threads only
-    Team* team = nullptr;              // set for the length of a call; none: one thread
-    int threads = 1;
 };
 
 struct Problem {

@@ -4,9 +4,8 @@
 // How it is laid out, and why:
 //  * one class is the reference: its message is what is left of the total, so C classes cost C - 1 channels;
 //  * slice, softmax and splat are one pass over the pixels: the marginals exist for 16 pixels at a time;
-//  * a lattice row holds the channels of one vertex, and blurring walks along chains of neighbours in place;
-//  * threads share out pixels, chains and lattice rows so that every number is the result of the same operations in the
-//    same order as with one thread: results do not depend on how many there are.
+//  * a lattice row holds the channels of one vertex, and blurring walks along chains of neighbours in place.
+// One thread works on an image: images are many, and two threads on one were only 1.2 to 1.5 times as fast.
 // Potentials are in units of log 2 inside, because exp2 is cheaper than exp.
 
 #include "engine.hpp"
@@ -35,9 +34,10 @@ constexpr float kLeastProbability = 1e-5f;  // unary potentials are -log(clip(p,
 
 constexpr int kBlurAhead = 48;  // links of a chain whose rows are fetched early; all rows do not fit into the cache
 
-// Row 0 stays zero: its updates go to row 1 where one thread works `Alone`, or to the row `rubbish`.
-template <int CP, bool Alone>
-void blur_axis(float* values, int panels, const std::int32_t* chain, std::int64_t length, std::int64_t rubbish) {
+// Row 0 stays zero: its updates go to row 1.
+template <int CP> void blur_axis(const Lattice& lattice, int axis, float* values, int panels) {
+    const std::int32_t* chain = as<std::int32_t>(lattice.chains[axis]);
+    const std::int64_t length = lattice.chain_length[axis];
     const std::int64_t stride = static_cast<std::int64_t>(CP) * panels;
     for (int panel = 0; panel < panels; ++panel) {
         float* base = values + panel * CP;
@@ -46,7 +46,7 @@ void blur_axis(float* values, int panels, const std::int32_t* chain, std::int64_
         for (std::int64_t i = 0; i < length; ++i) {
             const Row<CP> after = Row<CP>::at(base + chain[i + 1] * stride);
             __builtin_prefetch(base + chain[i + kBlurAhead] * stride, 1);
-            const std::int64_t to = Alone ? chain[i] + (chain[i] == 0) : chain[i] ? chain[i] : rubbish;
+            const std::int64_t to = chain[i] + (chain[i] == 0);
             Row<CP>::smooth(base + to * stride, before, current, after);
             before = current;
             current = after;
@@ -54,148 +54,48 @@ void blur_axis(float* values, int panels, const std::int32_t* chain, std::int64_
     }
 }
 
-// Rows that the values of a lattice take. Threads have rubbish rows of their own, no cache line of which is shared.
-constexpr int kRubbish = 32;
-inline std::int64_t num_rows(const Lattice& lattice, int threads) {
-    return lattice.num_vertices + 2 + (threads > 1 ? static_cast<std::int64_t>(kRubbish) * (threads + 1) : 0);
+template <int CP> void blur(const Lattice& lattice, float* values, int panels) {
+    for (int axis = 0; axis <= lattice.dims; ++axis) blur_axis<CP>(lattice, axis, values, panels);
 }
 
-// The share of one thread. Chains touch nothing of each other; a share ends before the 0 behind its last chain.
-template <int CP>
-void blur_axis(const Lattice& lattice, int axis, float* values, int panels, int thread, int threads) {
-    const std::int32_t* chain = as<std::int32_t>(lattice.chains[axis]);
-    const std::int64_t length = lattice.chain_length[axis];
-    if (threads == 1) return blur_axis<CP, true>(values, panels, chain, length, 1);
-    const auto bound = [&](int t) {  // just behind a 0
-        std::int64_t at = share(length, t, threads);
-        while (at > 0 && at < length && chain[at - 1] != 0) ++at;
-        return at;
-    };
-    const std::int64_t begin = bound(thread), end = bound(thread + 1) - 1;
-    const std::int64_t rubbish = lattice.num_vertices + 2 + kRubbish * (thread + 1);
-    if (begin < end) blur_axis<CP, false>(values, panels, chain + begin, end - begin, rubbish);
-}
-
-template <int CP> void blur(const Workspace& workspace, const Lattice& lattice, float* values, int panels) {
-    for (int axis = 0; axis <= lattice.dims; ++axis) {
-        each_thread(workspace, [&](int t) { blur_axis<CP>(lattice, axis, values, panels, t, workspace.threads); });
-    }
-}
-
-// Splatting by several threads. Rows are numbered by the first block of pixels that touches them. A thread adds to the
-// rows that its own blocks made as it goes; what its pixels add to rows of the threads before it is put off until all
-// have finished, and then done in the order of the pixels, each row by one thread. That is the order of one thread.
-struct Sharing {
-    int threads = 1;
-    std::int64_t first_row[65] = {};            // of each thread
-    const std::uint32_t* late[65] = {};         // entries (pixel * (dims + 1) + corner) put off, for each thread to do
-    static bool mine(std::int32_t row, int thread, int threads) { return (row >> 4) % threads == thread; }
-};
-
-inline std::int64_t first_block(std::int64_t num_pixels, int thread, int threads) {
-    return share((num_pixels + kBlock - 1) / kBlock, thread, threads);
-}
-inline std::int64_t first_pixel(std::int64_t num_pixels, int thread, int threads) {
-    const std::int64_t pixel = first_block(num_pixels, thread, threads) * kBlock;
-    return pixel < num_pixels ? pixel : num_pixels;
-}
-
-Sharing share_rows(const Workspace& workspace, const Lattice& lattice, Buffer& buffer) {
-    Sharing sharing;
-    const int threads = sharing.threads = workspace.threads, corners = lattice.dims + 1;
-    if (threads == 1) return sharing;
-    const std::int64_t n = lattice.num_pixels;
-    for (int t = 0; t < threads; ++t) {
-        sharing.first_row[t] = as<std::int32_t>(lattice.made)[first_block(n, t, threads)];
-    }
-    const std::int32_t* rows = as<std::int32_t>(lattice.vertices);
-    const auto entries = [&](int thread, std::uint32_t* to) {
-        std::int64_t count = 0;
-        for (int t = 1; t < threads; ++t) {
-            const std::int64_t end = first_pixel(n, t + 1, threads) * corners, own = sharing.first_row[t];
-            for (std::int64_t i = first_pixel(n, t, threads) * corners; i < end; ++i) {
-                if (rows[i] >= own || !Sharing::mine(rows[i], thread, threads)) continue;
-                if (to) to[count] = static_cast<std::uint32_t>(i);
-                ++count;
-            }
-        }
-        return count;
-    };
-    std::int64_t counts[65] = {}, total = 0;
-    each_thread(workspace, [&](int t) { counts[t] = entries(t, nullptr); });
-    for (int t = 0; t < threads; ++t) total += counts[t];
-    std::uint32_t* late = fit<std::uint32_t>(buffer, total);
-    for (int t = 0; t <= threads; ++t) {
-        sharing.late[t] = late;
-        late += counts[t];
-    }
-    each_thread(workspace, [&](int t) { entries(t, const_cast<std::uint32_t*>(sharing.late[t])); });
-    return sharing;
-}
+inline std::int64_t num_rows(const Lattice& lattice) { return lattice.num_vertices + 2; }
 
 inline float alpha(int dims) { return 1.0f / (1.0f + std::ldexp(1.0f, -dims)); }
 
 // out[i] = slice(blur(splat(1 or `in`))) of one channel.
-template <int D>
-void filter_one(const Lattice& lattice, Workspace& workspace, const Sharing& sharing, const float* in, float* out) {
-    const int threads = workspace.threads;
+template <int D> void filter_one(const Lattice& lattice, Workspace& workspace, const float* in, float* out) {
     const std::int64_t n = lattice.num_pixels;
-    float* values = fit<float>(workspace.values[0], num_rows(lattice, threads));
-    std::memset(values, 0, static_cast<std::size_t>(lattice.num_vertices + 2) * sizeof(float));
+    float* values = fit<float>(workspace.values[0], num_rows(lattice));
+    std::memset(values, 0, static_cast<std::size_t>(num_rows(lattice)) * sizeof(float));
     const std::int32_t* rows = as<std::int32_t>(lattice.vertices);
     const float* weights = as<float>(lattice.weights);
-    each_thread(workspace, [=, &sharing](int t) {
-        const std::int64_t end = first_pixel(n, t + 1, threads), own = sharing.first_row[t];
-        for (std::int64_t i = first_pixel(n, t, threads); i < end; ++i) {
-            const float value = in ? in[i] : 1.0f;
-            if (t == 0) {
-                for (int k = 0; k <= D; ++k) values[rows[i * (D + 1) + k]] += weights[i * (D + 1) + k] * value;
-            } else {
-                for (int k = 0; k <= D; ++k) {
-                    const std::int32_t row = rows[i * (D + 1) + k];
-                    if (row >= own) values[row] += weights[i * (D + 1) + k] * value;
-                }
-            }
-        }
-    });
-    if (threads > 1) {
-        each_thread(workspace, [=, &sharing](int t) {
-            for (const std::uint32_t* at = sharing.late[t]; at < sharing.late[t + 1]; ++at) {
-                values[rows[*at]] += weights[*at] * (in ? in[*at / (D + 1)] : 1.0f);
-            }
-        });
+    for (std::int64_t i = 0; i < n; ++i) {
+        const float value = in ? in[i] : 1.0f;
+        for (int k = 0; k <= D; ++k) values[rows[i * (D + 1) + k]] += weights[i * (D + 1) + k] * value;
     }
-    blur<1>(workspace, lattice, values, 1);
+    blur<1>(lattice, values, 1);
     const float a = alpha(D);
-    each_thread(workspace, [=](int t) {
-        const std::int64_t end = first_pixel(n, t + 1, threads);
-        for (std::int64_t i = first_pixel(n, t, threads); i < end; ++i) {
-            float sum = 0;
-            for (int k = 0; k <= D; ++k) sum += weights[i * (D + 1) + k] * values[rows[i * (D + 1) + k]];
-            out[i] = a * sum;
-        }
-    });
+    for (std::int64_t i = 0; i < n; ++i) {
+        float sum = 0;
+        for (int k = 0; k <= D; ++k) sum += weights[i * (D + 1) + k] * values[rows[i * (D + 1) + k]];
+        out[i] = a * sum;
+    }
 }
 
 // Folds the normalisation into the lattice, and finds the message of Q = 1.
-template <int D>
-void normalize(Lattice& lattice, Workspace& workspace, const Sharing& sharing, Normalization normalization) {
+template <int D> void normalize(Lattice& lattice, Workspace& workspace, Normalization normalization) {
     const std::int64_t n = lattice.num_pixels;
-    const int threads = workspace.threads;
     float* norm = fit<float>(workspace.normalizer, n);
-    filter_one<D>(lattice, workspace, sharing, nullptr, norm);
+    filter_one<D>(lattice, workspace, nullptr, norm);
     if (normalization == Normalization::symmetric) {
         for (std::int64_t i = 0; i < n; ++i) norm[i] = 1.0f / std::sqrt(norm[i] + 1e-20f);
         float* total = fit<float>(lattice.total, n);
-        filter_one<D>(lattice, workspace, sharing, norm, total);
+        filter_one<D>(lattice, workspace, norm, total);
         float* weights = as<float>(lattice.weights);
-        each_thread(workspace, [=](int t) {
-            const std::int64_t end = first_pixel(n, t + 1, threads);
-            for (std::int64_t i = first_pixel(n, t, threads); i < end; ++i) {
-                total[i] *= norm[i];
-                for (int k = 0; k <= D; ++k) weights[i * (D + 1) + k] *= norm[i];
-            }
-        });
+        for (std::int64_t i = 0; i < n; ++i) {
+            total[i] *= norm[i];
+            for (int k = 0; k <= D; ++k) weights[i * (D + 1) + k] *= norm[i];
+        }
         release(lattice.gain);
     } else {
         float* gain = fit<float>(lattice.gain, n);
@@ -210,7 +110,7 @@ void normalize(Lattice& lattice, Workspace& workspace, const Sharing& sharing, N
 void build_spatial(Lattice& lattice, Workspace& workspace, int height, int width, float sigma,
                    Normalization normalization) {
     lay_spatial(lattice, workspace, height, width, sigma);
-    normalize<2>(lattice, workspace, share_rows(workspace, lattice, workspace.late[1]), normalization);
+    normalize<2>(lattice, workspace, normalization);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -253,7 +153,7 @@ inline float from_half(std::uint16_t half) {
 struct Upsampler {
     int grid_width, grid_height, channels;
     float* grid;  // [grid_height][grid_width + 1][channels], the last column doubled
-    float* line;  // one for each thread
+    float* line;  // of the image row that is being read
     Axis x, y;
 
     Upsampler(const Problem& p, Workspace& workspace) {
@@ -261,10 +161,9 @@ struct Upsampler {
         grid_height = p.grid_height;
         channels = (p.num_classes + 15) / 16 * 16;
         const std::int64_t row = static_cast<std::int64_t>(grid_width + 1) * channels;
-        const int threads = workspace.threads;
-        grid = fit<float>(workspace.grid, row * (grid_height + 1 + threads) + 2 * (p.width + p.height) + 64);
+        grid = fit<float>(workspace.grid, row * (grid_height + 2) + 2 * (p.width + p.height) + 64);
         line = grid + row * (grid_height + 1);
-        float* axes = line + row * threads;
+        float* axes = line + row;
         x.fraction = axes;
         y.fraction = axes + p.width;
         x.low = reinterpret_cast<std::int32_t*>(axes + p.width + p.height);
@@ -285,14 +184,13 @@ struct Upsampler {
         std::memcpy(grid + grid_height * row, bottom, static_cast<std::size_t>(row) * sizeof(float));
     }
     // Rows of the score grid at image row `i`, interpolated downwards.
-    const float* row(int i, int thread) const {
+    const float* row(int i) const {
         const std::int64_t n = static_cast<std::int64_t>(grid_width + 1) * channels;
-        float* to = line + n * thread;
         const float* a = grid + y.low[i] * n;
         const float* b = a + n;
         const float f = y.fraction[i], g = 1 - f;
-        for (std::int64_t j = 0; j < n; j += 16) store(to + j, load<f16>(a + j) * g + load<f16>(b + j) * f);
-        return to;
+        for (std::int64_t j = 0; j < n; j += 16) store(line + j, load<f16>(a + j) * g + load<f16>(b + j) * f);
+        return line;
     }
 };
 
@@ -304,14 +202,14 @@ struct Survey {
 };
 
 // Sixteen pixels at a time, classes one after the other: sums over classes need no shuffles that way.
-void survey_rows(const Problem& p, const Upsampler& up, Survey& survey, double* entropy_of_row, int thread, int threads) {
+void survey_scores(Problem& p, const Upsampler& up, Survey& survey) {
     const int channels = up.channels;
     alignas(64) float logits[256][16], best[256][16];
     std::memset(best, 0, sizeof best);
     alignas(64) float labels[16], bits_of[16], entropy_of[16];
-    const int end = static_cast<int>(share(p.height, thread + 1, threads));
-    for (int i = static_cast<int>(share(p.height, thread, threads)); i < end; ++i) {
-        const float* line = up.row(i, thread);
+    double entropy = 0;
+    for (int i = 0; i < p.height; ++i) {
+        const float* line = up.row(i);
         float row_entropy = 0;
         for (int j = 0; j < p.width; j += 16) {
             const int count = p.width - j < 16 ? p.width - j : 16;
@@ -356,31 +254,9 @@ void survey_rows(const Problem& p, const Upsampler& up, Survey& survey, double* 
                 row_entropy += entropy_of[l];
             }
         }
-        entropy_of_row[i] = row_entropy;
+        entropy += row_entropy;
     }
     for (int c = 0; c < p.num_classes; ++c) survey.best[c] = top(load<f16>(best[c]));
-}
-
-// What each thread found, put together.
-void survey_scores(Problem& p, const Upsampler& up, Survey& survey, Workspace& workspace) {
-    const int threads = workspace.threads;
-    double* entropy_of_row = fit<double>(workspace.row, p.height);
-    float* bests = fit<float>(workspace.scratch[1], threads * (256 + 512));
-    std::int64_t* all_wins = reinterpret_cast<std::int64_t*>(bests + threads * 256);
-    each_thread(workspace, [&](int t) {
-        Survey own{bests + 256 * t, survey.log_sum, all_wins + 256 * t};
-        std::memset(own.wins, 0, 256 * sizeof(std::int64_t));
-        survey_rows(p, up, own, entropy_of_row, t, threads);
-    });
-    for (int t = 0; t < threads; ++t) {
-        for (int c = 0; c < p.num_classes; ++c) {
-            const float best = bests[256 * t + c];
-            survey.best[c] = best > survey.best[c] ? best : survey.best[c];
-            survey.wins[c] += all_wins[256 * t + c];
-        }
-    }
-    double entropy = 0;
-    for (int i = 0; i < p.height; ++i) entropy += entropy_of_row[i];
     p.entropy = entropy / kLog2E / (static_cast<double>(p.height) * p.width);
 }
 
@@ -388,27 +264,16 @@ void survey_probabilities(const Problem& p, Survey& survey, Workspace& workspace
     const std::int64_t n = static_cast<std::int64_t>(p.height) * p.width;
     float* most = fit<float>(workspace.row, n);
     std::uint8_t* label = fit<std::uint8_t>(workspace.scratch[3], n);
-    const int threads = workspace.threads;
-    float* bests = fit<float>(workspace.scratch[1], threads * 256);
-    each_thread(workspace, [=, &p](int t) {
-        const std::int64_t begin = share(n, t, threads), end = share(n, t + 1, threads);
-        for (std::int64_t i = begin; i < end; ++i) most[i] = -1, label[i] = 0;
-        for (int c = 0; c < p.num_classes; ++c) {
-            const float* plane = p.probabilities + c * n;
-            float best = 0;
-            for (std::int64_t i = begin; i < end; ++i) {
-                best = plane[i] > best ? plane[i] : best;
-                label[i] = plane[i] > most[i] ? static_cast<std::uint8_t>(c) : label[i];
-                most[i] = plane[i] > most[i] ? plane[i] : most[i];
-            }
-            bests[256 * t + c] = best;
+    for (std::int64_t i = 0; i < n; ++i) most[i] = -1, label[i] = 0;
+    for (int c = 0; c < p.num_classes; ++c) {
+        const float* plane = p.probabilities + c * n;
+        float best = 0;
+        for (std::int64_t i = 0; i < n; ++i) {
+            best = plane[i] > best ? plane[i] : best;
+            label[i] = plane[i] > most[i] ? static_cast<std::uint8_t>(c) : label[i];
+            most[i] = plane[i] > most[i] ? plane[i] : most[i];
         }
-    });
-    for (int t = 0; t < threads; ++t) {
-        for (int c = 0; c < p.num_classes; ++c) {
-            const float best = bests[256 * t + c];
-            survey.best[c] = best > survey.best[c] ? best : survey.best[c];
-        }
+        survey.best[c] = best;
     }
     for (std::int64_t i = 0; i < n; ++i) ++survey.wins[label[i]];
 }
@@ -450,47 +315,6 @@ inline void splat(const Lattice& lattice, float* values, int panels, std::int64_
                 q.splat(weights[p * (D + 1) + k], values + rows[p * (D + 1) + k] * stride + panel * CP);
             }
         }
-    }
-}
-
-// The same by a thread that is not the first: only to rows from `own` on, and what others need to know goes to `told`.
-template <int D, int CP, bool Single>
-void splat_own(const Lattice& lattice, std::int64_t own, float* values, int panels, std::int64_t first, int count,
-               const float* marginals, const float* rest, float certain, float* told) {
-    const std::int64_t stride = Single ? CP : static_cast<std::int64_t>(CP) * panels;
-    const std::int32_t* rows = as<std::int32_t>(lattice.vertices) + first * (D + 1);
-    const float* weights = as<float>(lattice.weights) + first * (D + 1);
-    for (int p = 0; p < count; ++p) {
-        bool all_own = true;
-        for (int k = 0; k <= D; ++k) all_own &= rows[p * (D + 1) + k] >= own;
-        float* tell = told + (first + p) * stride;
-        if (rest[p] > certain) {
-            if (!all_own) tell[0] = -1;
-            continue;
-        }
-        for (int panel = 0; panel < (Single ? 1 : panels); ++panel) {
-            const Row<CP> q = Row<CP>::at(marginals + p * stride + panel * CP);
-            for (int k = 0; k <= D; ++k) {
-                const std::int64_t row = rows[p * (D + 1) + k];
-                if (all_own || row >= own) q.splat(weights[p * (D + 1) + k], values + row * stride + panel * CP);
-            }
-            if (!all_own) q.put(tell + panel * CP);
-        }
-    }
-}
-
-// What was put off, the share of one thread.
-template <int D, int CP>
-void splat_late(const Lattice& lattice, const Sharing& sharing, int thread, float* values, int panels,
-                const float* told) {
-    const std::int64_t stride = static_cast<std::int64_t>(CP) * panels;
-    const std::int32_t* rows = as<std::int32_t>(lattice.vertices);
-    const float* weights = as<float>(lattice.weights);
-    for (const std::uint32_t* at = sharing.late[thread]; at < sharing.late[thread + 1]; ++at) {
-        const float* q = told + static_cast<std::int64_t>(*at / (D + 1)) * stride;
-        if (q[0] < 0) continue;
-        float* to = values + rows[*at] * stride;
-        for (int panel = 0; panel < panels; ++panel) Row<CP>::at(q + panel * CP).splat(weights[*at], to + panel * CP);
     }
 }
 
@@ -602,17 +426,15 @@ struct UnarySource {
     float* picked;  // [grid_height + 1][grid_width + 1][pick_width]; the reference first
     int pick_width;
 
-    // The share of one thread.
-    void write(float* unary, int thread, int threads) const {
+    void write(float* unary) const {
         const std::int64_t n = static_cast<std::int64_t>(problem.height) * problem.width;
         const float floor = std::log2(kLeastProbability);
         const float none = -1e30f;
         if (problem.probabilities) {
             constexpr int kPixels = 1024;
             float reference[kPixels];
-            const std::int64_t end = share(n, thread + 1, threads);
-            for (std::int64_t first = share(n, thread, threads); first < end; first += kPixels) {
-                const int count = static_cast<int>(end - first < kPixels ? end - first : kPixels);
+            for (std::int64_t first = 0; first < n; first += kPixels) {
+                const int count = static_cast<int>(n - first < kPixels ? n - first : kPixels);
                 const float* plane = problem.probabilities + channels.reference * n + first;
                 for (int i = 0; i < count; ++i) reference[i] = clipped(plane[i]);
                 for (int c = 0; c < channels.count; ++c) {
@@ -625,9 +447,8 @@ struct UnarySource {
             }
         } else {
             const std::int64_t line_size = static_cast<std::int64_t>(up->grid_width + 1) * pick_width;
-            float* line = picked + (up->grid_height + 1 + thread) * line_size;
-            const int end = static_cast<int>(share(problem.height, thread + 1, threads));
-            for (int i = static_cast<int>(share(problem.height, thread, threads)); i < end; ++i) {
+            float* line = picked + (up->grid_height + 1) * line_size;
+            for (int i = 0; i < problem.height; ++i) {
                 const float* top_line = picked + up->y.low[i] * line_size;
                 const float f = up->y.fraction[i], g = 1 - f;
                 for (std::int64_t j = 0; j < line_size; j += 4) {
@@ -650,18 +471,17 @@ struct UnarySource {
                 }
             }
         }
-        if (thread > 0) return;
         for (std::int64_t i = n * width; i < (n + kBlock - 1) / kBlock * kBlock * width; ++i) unary[i] = none;
     }
     static inline float clipped(float p) {
         p = p > kLeastProbability ? p : kLeastProbability;
         return log2(set<f4>(p < 1 ? p : 1))[0];
     }
-    void pick(Buffer& buffer, int threads) {
+    void pick(Buffer& buffer) {
         if (problem.probabilities) return;
         pick_width = width + 4;
         const std::int64_t cells = static_cast<std::int64_t>(up->grid_height + 1) * (up->grid_width + 1);
-        picked = fit<float>(buffer, (cells + (up->grid_width + 1) * threads) * pick_width);
+        picked = fit<float>(buffer, (cells + up->grid_width + 1) * pick_width);
         for (std::int64_t i = 0; i < cells; ++i) {
             const float* from = up->grid + i * up->channels;
             float* to = picked + i * pick_width;
@@ -710,29 +530,24 @@ struct Passes {
     float* unary;
     const Lattice* const* lattices;
     const float* gains;
-    const Sharing* sharing;
     bool bounded;
     float certain;
-    float* z;     // [threads][kBlock][channels], where there are several panels
-    float* told;  // [num_pixels][channels], marginals of pixels with entries put off; the first is -1 where none count
+    float* z;  // [kBlock][channels], where there are several panels
 };
 
-// Slice, softmax and splat (or, the last time, output) of the pixels of one thread.
+// Slice, softmax and splat (or, the last time, output) of all pixels.
 template <int CP, bool Single>
-void step(const Problem& p, const Passes& passes, int iteration, const float* const* now, float* const* then,
-          int thread) {
+void step(const Problem& p, const Passes& passes, int iteration, const float* const* now, float* const* then) {
     const Channels& channels = passes.channels;
     const Lattice* const lattices[2] = {passes.lattices[0], passes.lattices[1]};
     const int panels = Single ? 1 : passes.panels, width = CP * panels;
     const float certain = passes.certain;
     const bool last = iteration == p.params.iterations, bounded = passes.bounded;
     alignas(64) float fixed[Single ? kBlock * CP : 1];
-    float* z = Single ? fixed : passes.z + static_cast<std::int64_t>(thread) * kBlock * width;
+    float* z = Single ? fixed : passes.z;
     float rest[kBlock];
     const std::int64_t n = static_cast<std::int64_t>(p.height) * p.width;
-    const int threads = passes.sharing[0].threads;
-    const std::int64_t end = first_pixel(n, thread + 1, threads);
-    for (std::int64_t first = first_pixel(n, thread, threads); first < end; first += kBlock) {
+    for (std::int64_t first = 0; first < n; first += kBlock) {
         const int count = static_cast<int>(n - first < kBlock ? n - first : kBlock);
         for (int k = 0; k < 2; ++k) {
             if (!lattices[k] || last) continue;
@@ -774,30 +589,21 @@ void step(const Problem& p, const Passes& passes, int iteration, const float* co
         } else {
             softmax<CP, Single, false>(z, width, rest);
         }
-        if (thread == 0) {
-            if (lattices[0]) splat<5, CP, Single>(*lattices[0], then[0], panels, first, count, z, rest, certain);
-            if (lattices[1]) splat<2, CP, Single>(*lattices[1], then[1], panels, first, count, z, rest, certain);
-        } else {
-            for (int k = 0; k < 2; ++k) {
-                if (!lattices[k]) continue;
-                const auto own = k == 0 ? splat_own<5, CP, Single> : splat_own<2, CP, Single>;
-                own(*lattices[k], passes.sharing[k].first_row[thread], then[k], panels, first, count, z, rest, certain,
-                    passes.told);
-            }
-        }
+        if (lattices[0]) splat<5, CP, Single>(*lattices[0], then[0], panels, first, count, z, rest, certain);
+        if (lattices[1]) splat<2, CP, Single>(*lattices[1], then[1], panels, first, count, z, rest, certain);
     }
 }
 
 template <int CP, bool Single>
 void mean_field(Problem& p, const Channels& channels, int panels, float* unary, const Lattice* const* lattices,
-                const Sharing* sharing, const float* gains, Workspace& workspace) {
+                const float* gains, Workspace& workspace) {
     const std::int64_t n = static_cast<std::int64_t>(p.height) * p.width;
-    const int width = CP * panels, threads = workspace.threads;
+    const int width = CP * panels;
     float *now[2] = {}, *then[2] = {};
     for (int k = 0; k < 2; ++k) {
         if (!lattices[k]) continue;
-        now[k] = fit<float>(workspace.values[2 * k], num_rows(*lattices[k], threads) * width);
-        then[k] = fit<float>(workspace.values[2 * k + 1], num_rows(*lattices[k], threads) * width);
+        now[k] = fit<float>(workspace.values[2 * k], num_rows(*lattices[k]) * width);
+        then[k] = fit<float>(workspace.values[2 * k + 1], num_rows(*lattices[k]) * width);
     }
     // Unary potentials are within log2(1e-5), and no message exceeds the total
     float reach = -std::log2(kLeastProbability);
@@ -806,75 +612,49 @@ void mean_field(Problem& p, const Channels& channels, int panels, float* unary, 
     }
     // Pixels that are this sure of the reference class have nothing to say about the others. In exact mode all speak
     const float certain = p.params.min_probability > 0 ? 1 - kNegligible : 2.0f;
-    const std::int64_t block = static_cast<std::int64_t>(kBlock) * width;
-    float* z = Single ? nullptr : fit<float>(workspace.scratch[2], block * threads);
-    float* told = threads > 1 ? fit<float>(workspace.told, n * width) : nullptr;
-    const Passes passes{channels, panels, unary, lattices, gains, sharing, reach < 100, certain, z, told};
+    float* z = Single ? nullptr : fit<float>(workspace.scratch[2], static_cast<std::int64_t>(kBlock) * width);
+    const Passes passes{channels, panels, unary, lattices, gains, reach < 100, certain, z};
     for (int iteration = 0; iteration <= p.params.iterations; ++iteration) {
         const bool last = iteration == p.params.iterations;
         for (int k = 0; k < 2; ++k) {
             if (lattices[k] && !last) std::memset(then[k], 0, static_cast<std::size_t>(2 * width) * sizeof(float));
         }
-        each_thread(workspace, [&](int t) { step<CP, Single>(p, passes, iteration, now, then, t); });
+        step<CP, Single>(p, passes, iteration, now, then);
         SEGCRF_TICK("step");
         if (last) break;
-        if (threads == 1) {
-            for (int k = 0; k < 2; ++k) {
-                if (lattices[k]) blur<CP>(workspace, *lattices[k], then[k], panels);
-                SEGCRF_TICK("blur");
-            }
-        } else {
-            each_thread(workspace, [&](int t) {
-                if (lattices[0]) splat_late<5, CP>(*lattices[0], sharing[0], t, then[0], panels, told);
-                if (lattices[1]) splat_late<2, CP>(*lattices[1], sharing[1], t, then[1], panels, told);
-            });
-            for (int axis = 0; axis <= 5; ++axis) {
-                each_thread(workspace, [&](int t) {
-                    for (int k = 0; k < 2; ++k) {
-                        if (!lattices[k] || axis > lattices[k]->dims) continue;
-                        blur_axis<CP>(*lattices[k], axis, then[k], panels, t, threads);
-                    }
-                });
-            }
+        for (int k = 0; k < 2; ++k) {
+            if (lattices[k]) blur<CP>(*lattices[k], then[k], panels);
+            SEGCRF_TICK("blur");
         }
         for (int k = 0; k < 2; ++k) std::swap(now[k], then[k]);
     }
 }
 
 // Pixels, confidence and change of the final labels. Confidence is the probability before the CRF.
-void summarize(Problem& p, const Survey& survey, const Upsampler& up, const Workspace& workspace) {
-    const int threads = workspace.threads;
-    float* probability = survey.log_sum;  // takes its place
-    each_thread(workspace, [&, probability](int t) {
-        const int end = static_cast<int>(share(p.height, t + 1, threads));
-        for (int i = static_cast<int>(share(p.height, t, threads)); i < end; ++i) {
-            const float* line = up.row(i, t);
-            for (int j = 0; j < p.width; j += 16) {
-                const int count = p.width - j < 16 ? p.width - j : 16;
-                const std::int64_t pixel = static_cast<std::int64_t>(i) * p.width + j;
-                alignas(64) float power[16] = {};
-                for (int l = 0; l < count; ++l) {
-                    const float* a =
-                        line + static_cast<std::int64_t>(up.x.low[j + l]) * up.channels + p.labels[pixel + l];
-                    const float f = up.x.fraction[j + l];
-                    power[l] = (a[0] * (1 - f) + a[up.channels] * f) * kLog2E - survey.log_sum[pixel + l];
-                }
-                store(power, exp2(min(load<f16>(power), f16{})));
-                for (int l = 0; l < count; ++l) probability[pixel + l] = power[l];
-            }
-        }
-    });
-    // Sums of many numbers depend on their order: one thread adds
+void summarize(Problem& p, const Survey& survey, const Upsampler& up) {
     std::int64_t pixels[256] = {}, changed = 0;
     double confidence[256] = {};
-    const std::int64_t num_pixels = static_cast<std::int64_t>(p.height) * p.width;
-    for (std::int64_t i = 0; i < num_pixels; ++i) {
-        const int label = p.labels[i];
-        ++pixels[label];
-        confidence[label] += probability[i];
-        changed += label != p.labels_before[i];
+    for (int i = 0; i < p.height; ++i) {
+        const float* line = up.row(i);
+        for (int j = 0; j < p.width; j += 16) {
+            const int count = p.width - j < 16 ? p.width - j : 16;
+            const std::int64_t first = static_cast<std::int64_t>(i) * p.width + j;
+            const std::uint8_t* labels = p.labels + first;
+            alignas(64) float power[16] = {};
+            for (int l = 0; l < count; ++l) {
+                const float* a = line + static_cast<std::int64_t>(up.x.low[j + l]) * up.channels + labels[l];
+                const float f = up.x.fraction[j + l];
+                power[l] = (a[0] * (1 - f) + a[up.channels] * f) * kLog2E - survey.log_sum[first + l];
+            }
+            store(power, exp2(min(load<f16>(power), f16{})));
+            for (int l = 0; l < count; ++l) {
+                ++pixels[labels[l]];
+                confidence[labels[l]] += power[l];
+                changed += labels[l] != p.labels_before[first + l];
+            }
+        }
     }
-    const double n = static_cast<double>(num_pixels);
+    const double n = static_cast<double>(p.height) * p.width;
     p.confidence = 0;
     for (int c = 0; c < p.num_classes; ++c) {
         p.confidence += confidence[c] / n;
@@ -895,7 +675,7 @@ void solve(Problem& p, Workspace& workspace, const Lattice* spatial) {
     Upsampler* up = nullptr;
     if (p.scores) {
         up = new (place) Upsampler(p, workspace);
-        survey_scores(p, *up, survey, workspace);
+        survey_scores(p, *up, survey);
     } else {
         survey_probabilities(p, survey, workspace);
     }
@@ -917,36 +697,32 @@ void solve(Problem& p, Workspace& workspace, const Lattice* spatial) {
             width = 32 * panels;
         }
         UnarySource source{p, channels, survey, up, width, nullptr, 0};
-        source.pick(workspace.scratch[1], workspace.threads);
+        source.pick(workspace.scratch[1]);
         float* unary = fit<float>(workspace.unary, (n + kBlock) * width);
-        each_thread(workspace, [&](int t) { source.write(unary, t, workspace.threads); });
+        source.write(unary);
         SEGCRF_TICK("unary");
 
         const Lattice* lattices[2] = {nullptr, spatial};
-        Sharing sharing[2];
-        for (Sharing& each : sharing) each.threads = workspace.threads;
-        if (spatial) sharing[1] = share_rows(workspace, *spatial, workspace.late[1]);
         if (p.params.bilateral_weight != 0) {
             lay_bilateral(workspace.bilateral, workspace, p);
             SEGCRF_TICK("lay");
-            sharing[0] = share_rows(workspace, workspace.bilateral, workspace.late[0]);
-            normalize<5>(workspace.bilateral, workspace, sharing[0], p.params.normalization);
+            normalize<5>(workspace.bilateral, workspace, p.params.normalization);
             lattices[0] = &workspace.bilateral;
             SEGCRF_TICK("normalize");
         }
         const float gains[2] = {p.params.bilateral_weight * kLog2E, p.params.gaussian_weight * kLog2E};
         switch (panels > 1 ? 0 : width) {
-            case 4: mean_field<4, true>(p, channels, 1, unary, lattices, sharing, gains, workspace); break;
-            case 8: mean_field<8, true>(p, channels, 1, unary, lattices, sharing, gains, workspace); break;
-            case 12: mean_field<12, true>(p, channels, 1, unary, lattices, sharing, gains, workspace); break;
-            case 16: mean_field<16, true>(p, channels, 1, unary, lattices, sharing, gains, workspace); break;
-            case 20: mean_field<20, true>(p, channels, 1, unary, lattices, sharing, gains, workspace); break;
-            case 24: mean_field<24, true>(p, channels, 1, unary, lattices, sharing, gains, workspace); break;
-            case 32: mean_field<32, true>(p, channels, 1, unary, lattices, sharing, gains, workspace); break;
-            default: mean_field<32, false>(p, channels, panels, unary, lattices, sharing, gains, workspace); break;
+            case 4: mean_field<4, true>(p, channels, 1, unary, lattices, gains, workspace); break;
+            case 8: mean_field<8, true>(p, channels, 1, unary, lattices, gains, workspace); break;
+            case 12: mean_field<12, true>(p, channels, 1, unary, lattices, gains, workspace); break;
+            case 16: mean_field<16, true>(p, channels, 1, unary, lattices, gains, workspace); break;
+            case 20: mean_field<20, true>(p, channels, 1, unary, lattices, gains, workspace); break;
+            case 24: mean_field<24, true>(p, channels, 1, unary, lattices, gains, workspace); break;
+            case 32: mean_field<32, true>(p, channels, 1, unary, lattices, gains, workspace); break;
+            default: mean_field<32, false>(p, channels, panels, unary, lattices, gains, workspace); break;
         }
     }
-    if (p.labels && p.class_pixels) summarize(p, survey, *up, workspace);
+    if (p.labels && p.class_pixels) summarize(p, survey, *up);
     SEGCRF_TICK("summarize");
 }
 

@@ -271,8 +271,7 @@ void build(Lattice& lattice, Workspace& workspace, std::int64_t num_pixels, cons
     float* weights = fit<float>(lattice.weights, padded * (D + 1));
     Table<Key> table(workspace.table, workspace.keys, num_pixels / 2, (num_pixels + 4) * (D + 1));
 
-    // Keys of one block are computed, and their slots fetched, before those of the block before are looked up. Several
-    // threads compute all keys first; one looks them up, since the order of insertion numbers the rows.
+    // Keys of one block are computed, and their slots fetched, before those of the block before are looked up.
     constexpr int kKeys = 16 * (D + 1);
     Key two_blocks[2][kKeys];
     std::uint64_t hashes[2][kKeys];
@@ -286,25 +285,16 @@ void build(Lattice& lattice, Workspace& workspace, std::int64_t num_pixels, cons
         features.at(first, feature);
         embed<D, Key>(feature, packing, weights + first * (D + 1), keys);
     };
-    const int threads = workspace.threads;
-    Key* all_keys = threads > 1 ? fit<Key>(workspace.block_keys, num_blocks * kKeys) : nullptr;
-    if (all_keys) {
-        each_thread(workspace, [&](int t) {
-            const std::int64_t end = share(num_blocks, t + 1, threads);
-            for (std::int64_t b = share(num_blocks, t, threads); b < end; ++b) locate(b, all_keys + b * kKeys);
-        });
-    }
-    const auto keys_of = [&](std::int64_t block) { return all_keys ? all_keys + block * kKeys : two_blocks[block % 2]; };
     for (std::int64_t turn = 0; turn <= num_blocks; ++turn) {
         if (turn < num_blocks) {
-            Key* now = keys_of(turn);
+            Key* now = two_blocks[turn % 2];
             std::uint64_t* hash = hashes[turn % 2];
-            if (!all_keys) locate(turn, now);
+            locate(turn, now);
             for (int i = 0; i < kKeys; ++i) hash[i] = scatter(now[i]);
             for (int i = 0; i < kKeys; ++i) table.prefetch(hash[i]);
         }
         if (turn > 0) {
-            const Key* before = keys_of(turn - 1);
+            const Key* before = two_blocks[(turn + 1) % 2];
             const std::uint64_t* hash = hashes[(turn + 1) % 2];
             const std::int64_t first = (turn - 1) * kBlock;
             const std::int64_t left = with_padding - first;
@@ -321,10 +311,10 @@ void build(Lattice& lattice, Workspace& workspace, std::int64_t num_pixels, cons
     // A vertex without neighbours keeps its value and is left out. At worst every chain has two vertices and a 0.
     for (int axis = 0; axis <= D; ++axis) fit<std::int32_t>(lattice.chains[axis], count + count / 2 + 128);
     const std::int64_t rows_size = count + 8;
-    std::int32_t* links = fit<std::int32_t>(workspace.next, 3 * rows_size * (threads < D + 1 ? threads : D + 1));
-    const auto link = [&](int axis, std::int32_t* next) {
-        std::int32_t* first_of_chain = next + rows_size;  // 1 where nothing comes before
-        std::int32_t* heads = first_of_chain + rows_size;
+    std::int32_t* next = fit<std::int32_t>(workspace.next, 3 * rows_size);
+    std::int32_t* first_of_chain = next + rows_size;  // 1 where nothing comes before
+    std::int32_t* heads = first_of_chain + rows_size;
+    for (int axis = 0; axis <= D; ++axis) {
         for (std::int64_t row = 0; row < count + 2; ++row) first_of_chain[row] = 1;
         // Three steps behind each other: fetch the bucket, look into it and fetch the key of the row, compare the key
         constexpr int kAhead = 16;
@@ -365,10 +355,7 @@ void build(Lattice& lattice, Workspace& workspace, std::int64_t num_pixels, cons
         }
         lattice.chain_length[axis] = walk(next, heads, num_heads, chain);
         SEGCRF_TICK("  chains");
-    };
-    each_thread(workspace, [&](int t) {
-        for (int axis = t; axis <= D; axis += threads) link(axis, links + 3 * rows_size * t);
-    });
+    }
 }
 
 template <class Key>

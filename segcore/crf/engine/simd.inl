@@ -195,11 +195,3 @@ template <class T> inline T* as(const Buffer& buffer) { return static_cast<T*>(b
 template <class T> inline T* fit(Buffer& buffer, std::int64_t count) {
     return static_cast<T*>(reserve(buffer, static_cast<std::size_t>(count) * sizeof(T)));
 }
-
-// f(thread) for every thread of the team, then on.
-template <class F> inline void each_thread(const Workspace& workspace, F f) {
-    if (workspace.threads == 1) return f(0);
-    together(*workspace.team, [](void* context, int thread) { (*static_cast<F*>(context))(thread); }, &f);
-}
-// Where the share of a thread begins; that of thread + 1 is where it ends.
-inline std::int64_t share(std::int64_t count, int thread, int threads) { return count * thread / threads; }

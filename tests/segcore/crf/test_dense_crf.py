@@ -3,7 +3,6 @@
 import logging
 import os
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -317,65 +316,6 @@ def test_run_to_run_and_in_threads_the_same() -> None:
     assert all(same(a, b) for a, b in zip(found[0], reversed(expected), strict=True))
 
 
-# Fewer rows, and fewer blocks of 16 pixels, than threads; one chain of neighbours; several panels of classes
-@pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (2, 9), (5, 31), (61, 67)])
-@pytest.mark.parametrize("num_classes", [1, 2, 6, 21, 40])
-@pytest.mark.parametrize(
-    "params",
-    [EXACT, CrfParams(), CrfParams(gaussian_weight=0), CrfParams(0, 5, 5, 3, 3), CrfParams(normalization="caffe")],
-)
-def test_any_number_of_threads_gives_the_result_of_one(
-    size: tuple[int, int], num_classes: int, params: CrfParams
-) -> None:
-    rng = np.random.default_rng(num_classes)
-    image, probabilities = photograph(rng, *size), random_probabilities(rng, num_classes, *size)
-    scores = rng.normal(0, 3, (num_classes, 4, 6)).astype(np.float16)
-    marginals, refined = refine(image, probabilities, params), refine_scores(image, scores, params)
-    before = refine_scores(image, scores, None)
-    for num_threads in (2, 3, 7):
-        np.testing.assert_array_equal(refine(image, probabilities, params, num_threads=num_threads), marginals)
-        assert same(refine_scores(image, scores, params, num_threads=num_threads), refined)
-        assert same(refine_scores(image, scores, None, num_threads=num_threads), before)
-
-
-def test_two_callers_with_two_threads_each_and_none_is_left() -> None:
-    rng = np.random.default_rng(4)
-    images = [photograph(rng, 70 + 9 * i, 80) for i in range(3)]
-    scores = [rng.normal(0, 3, (21, 9, 11)).astype(np.float16) for _ in images]
-    expected = [refine_scores(i, s, EXACT) for i, s in zip(images, scores, strict=True)]
-    dense_crf.native.forget()  # both also lay the spatial lattice
-    tasks = Path("/proc/self/task")
-    running = len(list(tasks.iterdir())) if tasks.is_dir() else 0
-    found: dict[int, list[Refined]] = {}
-
-    def work(caller: int) -> None:
-        found[caller] = [
-            refine_scores(i, s, EXACT, num_threads=2) for _ in range(3) for i, s in zip(images, scores, strict=True)
-        ]
-
-    callers = [threading.Thread(target=work, args=(i,)) for i in range(2)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    for results in found.values():
-        assert all(same(a, b) for a, b in zip(results, 3 * expected, strict=True))
-    assert len(found) == 2
-    # The kernel takes a moment longer than join
-    until = time.monotonic() + 10
-    while running and len(list(tasks.iterdir())) > running:
-        assert time.monotonic() < until, "a thread was left behind"
-        time.sleep(0.01)
-
-
-def test_more_threads_than_an_image_can_use() -> None:
-    rng = np.random.default_rng(4)
-    image, probabilities = photograph(rng, 40, 50), random_probabilities(rng, 3, 40, 50)
-    expected = refine(image, probabilities, EXACT)
-    for num_threads in (1000, 10**30):
-        np.testing.assert_array_equal(refine(image, probabilities, EXACT, num_threads=num_threads), expected)
-
-
 def test_memory_is_reused_and_bounded() -> None:
     rng = np.random.default_rng(4)
     native = dense_crf.native
@@ -446,8 +386,6 @@ def test_bad_input_is_named() -> None:
         refine(np.zeros((1, 6000, 3), np.uint8), np.ones((1, 1, 6000), np.float32), CrfParams(gaussian_xy_std_px=0.01))
     with pytest.raises(ValueError, match="backend"):
         refine(image, probabilities, EXACT, backend="gpu")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="num_threads"):
-        refine(image, probabilities, EXACT, num_threads=0)
     scores = np.zeros((3, 2, 2), np.float16)
     with pytest.raises(ValueError, match="must hold the image"):
         refine_scores(image, scores, EXACT, extent_px=(11, 14))
