@@ -3,7 +3,7 @@
     python -m tests.protocol [--histories N] [--minutes M] [--again]
     python -m tests.protocol --replay SEED [--bug NAME]
 
-First the model is explored, then each planted bug is hunted, then the histories are played. What is done is kept in
+First the model is explored, then the histories are played, then each planted bug is hunted. What is done is kept in
 `.run/protocol`, under a digest of the code that it was done with, so that it goes on where it was stopped; --again
 forgets it. --replay prints one history. Ends with status 1 where the promise was broken, a bug was not found, or
 histories are still to be played.
@@ -49,13 +49,13 @@ def main() -> None:
     print(f"Model: {states:,} states, {steps:,} steps, {way or 'no violation'}.", flush=True)
     with ProcessPoolExecutor(usable_cpus(), mp_context=get_context("spawn")) as pool:
         done = _Done(kept)
+        for seed, violation in _spread(pool, done.hunted(""), args.histories, None, ends):
+            done.note("", seed, violation)
         for bug in BUGS:
             for seed, violation in _spread(pool, done.hunted(bug.name), _HUNT, bug.name, ends):
                 done.note(bug.name, seed, violation)
                 if violation:
                     break
-        for seed, violation in _spread(pool, done.hunted(""), args.histories, None, ends):
-            done.note("", seed, violation)
     print(f"\n{conditions()}\n\n{done.table()}")
     if not done.whole(args.histories) and ends < float("inf"):
         print("\nThere is more to do: the same command goes on.")
