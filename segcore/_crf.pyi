@@ -14,7 +14,6 @@ def refine(
     probabilities: NDArray[np.float32],
     params: list[float],
     marginals: NDArray[np.float32],
-    num_threads: int,
 ) -> int: ...
 def refine_scores(
     image: NDArray[np.uint8],
@@ -27,5 +26,4 @@ def refine_scores(
     labels_before: NDArray[np.uint8],
     class_pixels: NDArray[np.int64],
     class_confidence: NDArray[np.float64],
-    num_threads: int,
 ) -> tuple[float, float, float, int]: ...
