@@ -8,16 +8,18 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import annotated_types
-import duckdb
 import pyarrow as pa
 from pydantic import BaseModel
 
 from tasks import storage
 from tasks.errors import JobError
 from tasks.results.reading import FACTS, REMEDY, Results, open_results
+
+if TYPE_CHECKING:
+    import duckdb  # A tenth of a second, which a run need not wait for: it makes exports and asks nothing
 
 VIEWS = {
     "images": "one row per image: sizes, confidence, entropy, changed_by_crf, classes, error_kind, error",
@@ -73,7 +75,7 @@ class FindJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=T
 class Answer:
     """Rows of a question, fetched as they are read, once."""
 
-    connection: duckdb.DuckDBPyConnection
+    connection: "duckdb.DuckDBPyConnection"
     """Whose last result they are."""
 
     @property
@@ -94,8 +96,10 @@ class Answer:
             return self.connection.to_arrow_table()
 
 
-def connect(results: Results) -> duckdb.DuckDBPyConnection:
+def connect(results: Results) -> "duckdb.DuckDBPyConnection":
     """A DuckDB connection in memory, with the views over one run."""
+    import duckdb
+
     connection = duckdb.connect()
     connection.execute("SET enable_progress_bar = false")
     if results.output.place.protocol == "file":
@@ -215,7 +219,7 @@ def _ordered(sql: str, order: str, job: FindJob) -> str:
     return f"{sql} ORDER BY {order} {'ASC' if ascending else 'DESC'} NULLS LAST, image_id{limit}"
 
 
-def _require_classes(connection: duckdb.DuckDBPyConnection, results: Results, names: Sequence[str]) -> None:
+def _require_classes(connection: "duckdb.DuckDBPyConnection", results: Results, names: Sequence[str]) -> None:
     counted = results.record.get("classes") if results.is_finished else None
     if counted:  # Saves a pass over the rows
         counts = [(name, count["images"]) for name, count in counted.items()]
@@ -278,6 +282,8 @@ class _told_plainly:  # noqa: N801 - reads as a word of the with statement
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        import duckdb
+
         if isinstance(error, duckdb.Error):
             said = " ".join(line.strip() for line in str(error).partition("\n\n")[0].splitlines() if line.strip())
             if "/masks/run=" in said:  # It names the file that it cannot read, and does not know what to do

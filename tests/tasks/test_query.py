@@ -111,6 +111,7 @@ def test_the_recipes_of_the_documentation_run(small_output, monkeypatch):
     text = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
     sql = re.findall(r"```sql\n(-- DuckDB.*?)```", text, flags=re.DOTALL)
     python = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    python = [block for block in python if "~/lake" not in block]  # tests/tasks/test_publish.py reads such a table
     # DuckDB takes brackets in a path for a pattern; the recipes are for paths without
     plain = Path(small_output).parent / "plain"
     if not plain.exists():

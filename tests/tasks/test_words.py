@@ -10,7 +10,7 @@ def test_one_and_many():
 
 def test_sentences_of_one_image_and_of_several():
     assert ArchiveReport("r", "o", "m", 1, 1).sentence == "1 image: 1 mask, 0 errors"
-    assert ArchiveReport("r", "o", "m", 3, 2, {"truncated": 1}).sentence == "3 images: 2 masks, 1 error"
+    assert ArchiveReport("r", "o", "m", 3, 2, errors={"truncated": 1}).sentence == "3 images: 2 masks, 1 error"
     aside = LeftAside()
     aside.note("archive without an image", "archives without an image", "a.zip")
     assert aside.sentences() == "Left aside: 1 archive without an image (a.zip)."

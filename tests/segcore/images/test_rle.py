@@ -53,7 +53,7 @@ def test_runs_come_back_as_they_went_in(labels):
 
 def test_runs_of_every_length():
     for length in (1, 127, 128, 16383, 16384, 2_097_151, 2_097_152):
-        labels = np.concatenate([np.full(length, 5, np.uint8), [0, 5]])
+        labels = np.concatenate([np.full(length, 5, np.uint8), np.array([0, 5], np.uint8)])
         assert np.array_equal(decode_runs(encode_runs(labels[None]), labels.size), labels)
     assert encode_runs(np.empty((0, 4), np.uint8)) == b""
 
