@@ -215,6 +215,7 @@ def memory(photographs: list[Path], engines: list[str], sizes: list[int], long_s
             file = photographs[number % len(photographs)]
             (source / f"{number:06d}-{file.name}").symlink_to(file)
     print(f"\n| archive at {long_side} px, without CRF and gallery | engine | peak memory | s |\n|---|---|---|---|")
+    told = []
     for engine in engines:
         peaks = []
         for size in sizes:
@@ -232,7 +233,10 @@ def memory(photographs: list[Path], engines: list[str], sizes: list[int], long_s
             peaks.append(peak)
             print(f"| {size} images | {engine} | {peak >> 20} MiB | {time.perf_counter() - begun:.0f} |", flush=True)
             shutil.rmtree(folder / "output")
-        print(f"{engine}: {sizes[-1] / sizes[0]:g} times the archive, {peaks[-1] / peaks[0] - 1:+.1%} peak memory.")
+        told.append(
+            f"{engine}: {sizes[-1] / sizes[0]:g} times the archive, {peaks[-1] / peaks[0] - 1:+.1%} peak memory."
+        )
+    print("\n" + "\n".join(told))
 
 
 def tree_bytes(root: int) -> int:
