@@ -437,10 +437,22 @@ def _put_file(target: Path, chunks: Iterable[bytes], *, durable: bool = True, on
 
 def _make_folder(folder: Path, *, durable: bool) -> None:
     if not folder.is_dir():
-        made = [place for place in (folder, *folder.parents) if not place.is_dir()]
         folder.mkdir(parents=True, exist_ok=True)
-        for place in reversed(made) if durable else ():
-            _sync_folder(place.parent)  # A folder is a name in another one
+        _make_name_durable.cache_clear()  # One that was removed is made again
+    if durable:
+        _make_name_durable(str(folder))
+
+
+@functools.lru_cache(maxsize=1024)
+def _make_name_durable(folder: str) -> None:
+    """Make the name of a folder survive a power cut, and those of the folders above it, once a process.
+
+    That a folder is there says nothing: another process may have made it a moment ago, or for a file that need not
+    last.
+    """
+    for place in Path(folder).parents:
+        with contextlib.suppress(PermissionError):  # Somebody else's, in which no folder of ours is a new name
+            _sync_folder(place)
 
 
 def _sync_folder(folder: Path) -> None:

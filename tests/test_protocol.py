@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.protocol import model
 from tests.protocol.bugs import BUGS
 from tests.protocol.history import History, Plan, in_place, play
-from tests.protocol.store import Bucket
+from tests.protocol.store import Bucket, Disk
 from tests.protocol.turns import Turns, Weather
 
 RULES = [field.name for field in dataclasses.fields(model.Rules)]
@@ -79,6 +79,19 @@ def test_a_planted_bug_is_found(bug):
         found = next((violation for seed in range(60) if (violation := play(seed).violation)), "")
     assert found, bug.what
     assert "TypeError" not in found and "AttributeError" not in found, "the bug does not fit the program any more"
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_what_is_durable_is_there_after_a_power_cut_whoever_made_its_folder(durable):
+    folder = locate("/masks/out/masks/run=r")
+    for seed in range(20):
+        turns = Turns(random.Random(seed))
+        disk = Disk(turns)
+        with in_place(History(Plan.of(0), turns, disk)):
+            storage.write_whole(folder / ".probe", b"tried", durable=durable)
+            storage.write_whole(folder / "part.parquet", b"rows")
+            disk.power_cut()
+            assert storage.read_bytes(folder / "part.parquet") == b"rows"
 
 
 def test_a_planted_bug_leaves_nothing_behind():

@@ -449,11 +449,13 @@ def in_place(history: History) -> Iterator[None]:
     for module, name, value in replaced:
         setattr(module, name, value)
     storage._has_one_winner.cache_clear()  # What was tried in another store
+    storage._make_name_durable.cache_clear()
     try:
         yield
     finally:
         turns.kill_all()
         storage._has_one_winner.cache_clear()
+        storage._make_name_durable.cache_clear()
         for module, name, value in kept:
             setattr(module, name, value)
 
