@@ -65,6 +65,12 @@ def test_an_answer_that_is_lost_is_no_other_winner():
 
 
 @pytest.mark.slow
+def test_a_refresh_between_a_readers_two_listings():
+    """Found by history 2,154: small files listed before the refresh, seals after it, and a row in neither."""
+    assert not play(2154).violation
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_more_histories_keep_the_promise():
     for seed in range(40, 340):

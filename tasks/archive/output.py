@@ -206,13 +206,15 @@ class Output:
         """A record with what its run is made of; one that is finished is running again where files know more than it.
 
         A session that began before another has listed more may write its record last, and that other may be killed.
+        Where the record is the same afterwards, files and seals are of one moment: a session that works between the two
+        listings takes rows out of a seal that the first listing has not seen come.
         """
         while True:
             look = self.look(record["run_id"])
-            if not is_finished(record) or look.is_proved_by(record):
+            if not is_finished(record):
                 return record, look
             if (now := self.record(record["run_id"])) == record:
-                return record | {"status": runs.RUNNING}, look
+                return (record if look.is_proved_by(record) else record | {"status": runs.RUNNING}), look
             record = now
 
     # Rows
