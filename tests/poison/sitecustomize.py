@@ -17,7 +17,7 @@ PAINT = {
 
 _WHERE = {
     "segcore.images.decoding": "_upright_rgb",
-    "segcore.scoring.inference": "Scorer",
+    "segcore.predictor": "Predictor.score",
     "segcore.crf.dense_crf": "refine_scores",
 }
 
@@ -57,15 +57,15 @@ def _poison(module) -> None:
             return photograph
 
         module._upright_rgb = poisoned
-    elif module.__name__ == "segcore.scoring.inference":
-        call = module.Scorer.__call__
+    elif module.__name__ == "segcore.predictor":
+        score = module.Predictor.score
 
-        def scored(self, images, *arguments, **options):
-            for image in images:
+        def scored(self, pixels, *arguments, **options):
+            for image in pixels:
                 _tasted(image, "score")
-            return call(self, images, *arguments, **options)
+            return score(self, pixels, *arguments, **options)
 
-        module.Scorer.__call__ = scored
+        module.Predictor.score = scored  # Whichever scorer the model has
     else:
         refine = module.refine_scores
 
