@@ -65,9 +65,15 @@ def test_an_answer_that_is_lost_is_no_other_winner():
 
 
 @pytest.mark.slow
-def test_a_refresh_between_a_readers_two_listings():
-    """Found by history 2,154: small files listed before the refresh, seals after it, and a row in neither."""
-    assert not play(2154).violation
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(2154, id="a-refresh-between-a-readers-two-listings"),  # Its row was in neither
+        pytest.param(1447, id="rows-of-a-listing-that-a-power-cut-takes"),  # Another session's, not yet durable
+    ],
+)
+def test_histories_that_have_found_a_fault(seed):
+    assert not play(seed).violation
 
 
 @pytest.mark.slow

@@ -28,9 +28,6 @@ def publish_report(job: ArchiveJob, plan: ArchivePlan, session: SessionReport) -
         if known is None:
             try:
                 report = check_run(output, identity)
-                # Another session may have died between the name of a file and its fsync
-                for folder in (output.masks_folder(plan.run_id), output.manifest_folder(identity.source_id)):
-                    storage.make_durable(folder, output.place)
             except JobError:
                 runs.end(output.place, plan.run_id, runs.FAILED, measured)
                 raise

@@ -81,9 +81,12 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan, engine: Engine | None 
             company = _Company(output, plan.run_id, _facts(job, identity, plan))
         for _ in range(_PASSES):  # Again where another session has listed images meanwhile
             done_before = session.images
+            manifest = output.manifest(identity.source_id)
+            # Rows must not outlive a listing that another session has written and not yet made durable
+            storage.make_durable(manifest.folder, output.place)
             # Copies take the masks of what is committed by then
             for remaining in (remaining_units, remaining_copies) if job.skip_duplicates else (remaining_units,):
-                units = remaining(output.manifest(identity.source_id), output, identity)
+                units = remaining(manifest, output, identity)
                 for report in engine.units(company.share(units), work, meter):
                     if not session.seconds_to_first:
                         session.seconds_to_first = time.monotonic() - start

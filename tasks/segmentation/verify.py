@@ -92,6 +92,9 @@ def check_run(output: Output, identity: Identity, manifest: Manifest | None = No
         more = f" and {count - _NAMED_AT_MOST} more" if count > _NAMED_AT_MOST else ""
         without = counted(count, "image has", "images have")
         raise JobError(f"{without} no row: {', '.join(names)}{more}. Run the same command again to do them.")
+    # Before rows are dropped for others: a session may have died between the name of a file and its fsync
+    for folder in (output.masks_folder(identity.run_id), manifest.folder):
+        storage.make_durable(folder, output.place)
     changing = {segment for held, _ in foreign if held.seal is None and (segment := segment_of(held.name))}
     sealing.unseal(output, identity.run_id, changing)
     for held, wanted in foreign:
