@@ -81,6 +81,15 @@ def test_the_page_of_a_night_has_no_serious_finding(browser, night, width, schem
         page.evaluate(AXE)
         assert page.evaluate(FOUND) == []
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.locator("p.quiet code").all_inner_texts() == [f"segment-archive baseline accept {out_of(night)}"]
+        assert min(page.evaluate("[...document.images].map(i => i.clientWidth / Math.min(i.naturalWidth, 640))")) >= 1
+        # The first model makes no mistake, and has no table of them
+        assert page.locator("h3").all_inner_texts() == ["Confusions by name"]
+
+
+def out_of(page: str) -> str:
+    """Folder of the evaluations that a page is of."""
+    return page.removeprefix("file://").partition("/reports/")[0]
 
 
 def test_the_gallery_by_keyboard_alone(browser, gallery):

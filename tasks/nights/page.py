@@ -49,7 +49,8 @@ body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)
 max-width:64rem;margin:2rem auto;padding:0 1rem;overflow-wrap:anywhere}
 .wide{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0;font-size:14px;overflow-wrap:normal}
 td,th{border:1px solid var(--rule);padding:.25rem .6rem;text-align:left}
-img{max-width:100%;background:#fff}figure{margin:1rem 0}figcaption,.note,li{color:var(--soft);font-size:14px}
+img{max-width:100%;background:#fff}@media(max-width:46rem){figure img{max-width:44rem}}
+figure{margin:1rem 0}figcaption,.note,li{color:var(--soft);font-size:14px}
 .alarm{border-left:6px solid #D55E00;padding:.5rem 1rem;background:var(--alarm)}
 .quiet{border-left:6px solid #009E73;padding:.5rem 1rem;background:var(--quiet)}"""
 
@@ -105,10 +106,8 @@ class _Page:
         """Add a PNG with what is told of it."""
         self.pictures[f"{name}.png"] = data
         encoded = base64.b64encode(data).decode()
-        self.sections.append(
-            f'<figure><img alt="{html.escape(told)}" src="data:image/png;base64,{encoded}">'
-            f"<figcaption>{html.escape(told)}</figcaption></figure>"
-        )
+        image = f'<img alt="{html.escape(told)}" src="data:image/png;base64,{encoded}">'
+        self.sections.append(f"<figure>{_wide('Picture', image)}<figcaption>{html.escape(told)}</figcaption></figure>")
 
 
 def _add_evaluation(page: _Page, record: dict[str, Any], of: Evaluation, counts: Counts, over: set[str]) -> None:
@@ -207,7 +206,7 @@ def _mistakes(confusion: Any, classes: tuple[str, ...]) -> str:
         [f"{classes[t]} taken for {classes[p]}", f"{100 * share:.1f} % of {classes[t]} pixels", f"{pixels:,}"]
         for t, p, share, pixels in evaluation.confusions(confusion)
     ]
-    return "<h3>Confusions by name</h3>" + _table(("", "share", "pixels"), rows)
+    return "<h3>Confusions by name</h3>" + _table(("", "share", "pixels"), rows) if rows else ""
 
 
 def _differences(measured: list[tuple[Evaluation, str, list[str], Any]]) -> str:
@@ -240,7 +239,7 @@ def _whole(output: Location, night: Night, sections: list[str]) -> str:
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>Night {night.run}</title>"
         f"<style>{_STYLE}</style><h1>{'Alarm' if night.alarms else 'A quiet night'}: {html.escape(night.dataset)}</h1>"
-        f'<p class="{kind}">{html.escape(night.sentence)}</p><p>Night {night.run}, {html.escape(night.time)}.</p>'
+        f'<p class="{kind}">{_with_code(night.sentence)}</p><p>Night {night.run}, {html.escape(night.time)}.</p>'
         + (_table(("model", "not evaluated because"), failed) if failed else "")
         + "".join(_training_images(model) for model in night.models)
         + "".join(sections)
@@ -271,7 +270,17 @@ def _training_images(model: ModelNight) -> str:
 def _table(head: tuple[str, ...], rows: list[list[str]]) -> str:
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide" tabindex="0" role="group" aria-label="Table"><table><tr>{top}</tr>{body}</table></div>'
+    return _wide("Table", f"<table><tr>{top}</tr>{body}</table>")
+
+
+def _wide(label: str, inner: str) -> str:
+    """What scrolls within itself where the screen is narrow, by keyboard too. inner: HTML."""
+    return f'<div class="wide" tabindex="0" role="group" aria-label="{label}">{inner}</div>'
+
+
+def _with_code(text: str) -> str:
+    """HTML of a text with commands between backticks."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def markdown(output: Location, night: Night, dataset: str) -> str:
