@@ -35,7 +35,12 @@ def sentence(error: CycloptsError, tokens: Sequence[str], app: App, command: str
         # Without the dashes, which make everything alike
         options = {name.lstrip("-"): name for argument in _arguments(app) for name in _spellings(argument)}
         near = difflib.get_close_matches(typed.lstrip("-"), options, n=1, cutoff=0.7)
-        return f"There is no option {typed}." + (f" Did you mean {options[near[0]]}?" if near else "")
+        if near:
+            return f"There is no option {typed}. Did you mean {options[near[0]]}?"
+        by_position = [_name(argument) for argument in _arguments(app) if argument.index is not None]
+        if difflib.get_close_matches(typed.lstrip("-").upper(), by_position, n=1, cutoff=0.7):
+            return f"There is no option {typed}: it is given by its place, {command} {' '.join(by_position)}."
+        return f"There is no option {typed}."
     if isinstance(error, cyclopts.UnknownCommandError) and error.unused_tokens:
         typed, known = error.unused_tokens[0], [name for name in app if not name.startswith("-")]
         near = difflib.get_close_matches(typed, known, n=1, cutoff=0.6)

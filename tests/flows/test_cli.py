@@ -169,6 +169,10 @@ def test_wrong_usage_is_a_plain_sentence(tmp_path):
         (("estimate", "a", "--sample", "0"), "--sample must be at least 1, not 0."),
         (("run", "a", "b", "--workers", "3"), "There is no option --workers."),
         (("run", "a", "b", "--crf-presets", "x"), "There is no option --crf-presets. Did you mean --crf-preset?"),
+        (
+            ("evaluate", "--model", "x"),
+            "There is no option --model: it is given by its place, evaluate MODELS DATASET OUTPUT.",
+        ),
         (("weights", "import"), "FILE must be given. See `segment-archive weights import --help`."),
         (("weights", "imprt"), 'There is no command imprt. Did you mean "import"?'),
         (("run", "a", "b", "\x1b[31mc"), "'\\x1b[31mc' is one too many."),
