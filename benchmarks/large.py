@@ -1,9 +1,14 @@
 """Memory of a picture that is larger than the memory: python -m benchmarks.large [--side 30000] [--crf]
 
+    python -m benchmarks.large --compare MODEL [MODEL ...]
+
 Writes a tiled TIFF of SIDE x SIDE px (photographs in a mosaic, each tile of 512 px a JPEG), and has `segment-archive
 run --long-side none` segment it: seconds, the largest memory of all its processes, bytes of picture and mask.
 The network is one convolution of stride 8 in an ONNX file, so that windows, blending, CRF and files are measured and no
 network: what one needs for a window of 1025 px comes on top. --keep FOLDER keeps the files, to look at.
+
+--compare says which share of the labels of a mosaic of 1500 x 1500 px differs between one pass and 4 windows of 1025,
+without and with CRF.
 """
 
 from __future__ import annotations
@@ -23,9 +28,13 @@ from PIL import Image
 
 from benchmarks.archive import tree_bytes
 from benchmarks.conditions import conditions
-from segcore.images.regions import directory
+from segcore.crf.dense_crf import CrfParams
+from segcore.images.masks import encode_mask
+from segcore.images.regions import ArrayRegions, directory
 from segcore.large_pictures import num_windows
+from segcore.models import checkpoint
 from segcore.models.checkpoint import CARD_FILE
+from segcore.predictor import Predictor, PredictParams
 from segcore.scoring.inference import InferenceParams
 from tasks.models.describe import describe_onnx
 
@@ -85,12 +94,42 @@ def write_model(folder: Path) -> Path:
     return path
 
 
+def compare(names: list[str], keep: Path | None) -> None:
+    """Print the share of labels that windows change."""
+    side, part = 1500, 500
+    paths = sorted(PHOTOGRAPHS.rglob("*.jpg"))
+    mosaic = Image.new("RGB", (side, side))
+    for number in range((side // part) ** 2):
+        shown = Image.open(paths[number % len(paths)]).convert("RGB").resize((part, part), Image.Resampling.BICUBIC)
+        mosaic.paste(shown, (number % 3 * part, number // 3 * part))
+    pixels = np.asarray(mosaic)
+    print(f"{conditions()}\n\n| model | without CRF | with CRF |\n|---|---:|---:|")
+    for name in names:
+        model, shares = checkpoint.load(name), []
+        for crf in (None, CrfParams()):
+            labels = []
+            for crop_px in (1601, 1025):
+                inference = InferenceParams(long_side_px=None, crop_px=crop_px, precision="fp32")
+                predictor = Predictor(model, PredictParams(inference, crf))
+                labels.append(predictor.whole(ArrayRegions(pixels)).labels)
+            shares.append(np.mean(labels[0] != labels[1]))
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            for windows, found in zip((1, 4), labels, strict=True):
+                (keep / f"{Path(name).name}-{windows}.png").write_bytes(encode_mask(found))
+        print(f"| {Path(name).name} | {shares[0]:.2%} | {shares[1]:.2%} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=30_000)
     parser.add_argument("--crf", action="store_true")
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--compare", nargs="+", metavar="MODEL")
     args = parser.parse_args()
+    if args.compare:
+        compare(args.compare, args.keep)
+        return
     with tempfile.TemporaryDirectory() as folder:
         place = args.keep or Path(folder)
         (place / "source").mkdir(parents=True, exist_ok=True)
