@@ -12,7 +12,7 @@ import pydensecrf.densecrf as densecrf
 import torch
 from PIL import Image
 
-from segcore.images.decoding import fit_long_side
+from segcore.images.pixels import fit_long_side
 from segcore.models import checkpoint
 from segcore.voc import palette
 

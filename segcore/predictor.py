@@ -21,7 +21,7 @@ from segcore.crf.dense_crf import Backend, CrfParams, Refined
 from segcore.images import decoding, regions, tiff
 from segcore.images.decoding import MAX_PIXELS, Photograph, Reading
 from segcore.images.inner import InnerImage
-from segcore.images.masks import label_type
+from segcore.images.masks import label_type, resize_labels
 from segcore.images.regions import ArrayRegions, Regions, TiffRegions
 from segcore.large_pictures import LargeSummary, Tile
 from segcore.models.card import PYTHON
@@ -284,7 +284,7 @@ class Predictor:
 
         labels: (h, w) uint8 at working size. width, height: the photograph's own, in px.
         """
-        return labels if self.params.mask_size == "working" else decoding.resize_labels(labels, width, height)
+        return labels if self.params.mask_size == "working" else resize_labels(labels, width, height)
 
     def refined(self, photograph: Photograph) -> Refined:
         """Labels at working size of one image that is decoded: in one pass, or through windows."""

@@ -15,8 +15,9 @@ from segcore.datasets import sbd
 from segcore.datasets.label_set import LabelSet, labels_of_colours
 from segcore.datasets.near_duplicates import LOOK_SIDE_PX, fingerprint
 from segcore.images import decoding
-from segcore.images.decoding import ImageError
+from segcore.images.errors import ImageError
 from segcore.images.masks import encode_mask
+from segcore.images.turns import upright
 from segcore.voc import IGNORE_LABEL
 
 MAX_MASK_PIXELS = 178_956_970
@@ -366,11 +367,11 @@ def _is_in_alpha(opened: Image.Image, values: np.ndarray) -> bool:
 
 def _turned(labels: np.ndarray, orientation: int, check: PairCheck) -> np.ndarray | None:
     """The labels turned as EXIF turns their image, where that makes them fit; None where they do not fit."""
-    upright = decoding.upright(labels, orientation)
-    if upright.shape == (check.height, check.width):
+    turned = upright(labels, orientation)
+    if turned.shape == (check.height, check.width):
         check.say(Kind.EXIF_ROTATED, f"orientation {orientation}")
-        check.mask = encode_mask(upright)
-        return upright
+        check.mask = encode_mask(turned)
+        return turned
     size = f"image {check.width} x {check.height}, mask {labels.shape[1]} x {labels.shape[0]} px"
     check.say(Kind.SIZE_MISMATCH, size)
     check.mask = None

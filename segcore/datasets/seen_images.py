@@ -18,7 +18,8 @@ from safetensors.numpy import load, save
 
 from segcore.datasets import near_duplicates
 from segcore.datasets.near_duplicates import LOOK_SIDE_PX, close_pairs, fingerprint
-from segcore.images.decoding import ImageError, decode
+from segcore.images.decoding import decode
+from segcore.images.errors import ImageError
 
 SEEN_FILE: Final = "training_images.safetensors"
 """Name of the file beside a card."""

@@ -8,22 +8,20 @@ import ctypes
 import functools
 import io
 import logging
-import math
 import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pillow_heif
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from segcore.images import containers, inner, raw, tiff, video
-from segcore.images.colour import Converted, to_srgb
+from segcore.images import containers, inner, pixels, raw, tiff, turns, video
 from segcore.images.containers import PNG_SIGNATURE, Bare
+from segcore.images.errors import ErrorKind, ImageError
 from segcore.images.inner import InnerImage
 
 pillow_heif.register_heif_opener()
@@ -57,48 +55,6 @@ MAX_JPEG_SCANS = 64
 """Each scan of a progressive JPEG walks over the whole image, however few bytes it has; encoders write 10 to 20."""
 
 _MAX_REASON_CHARACTERS = 200
-
-
-class ErrorKind(StrEnum):
-    """Why an image has no mask. Stored in the column `error_kind`."""
-
-    MISSING = "missing"
-    """Listed, and gone when it was to be read."""
-    UNREADABLE = "unreadable"
-    """The storage, the tar shard or the Parquet file did not give the bytes."""
-    CHANGED = "changed"
-    """The bytes at this path are no longer the ones that were listed."""
-    EMPTY = "empty"
-    """No bytes."""
-    UNSUPPORTED = "unsupported"
-    """A kind of image that is not read here, such as a RAW file without its reader; the message has the remedy."""
-    NOT_AN_IMAGE = "not_an_image"
-    """No accepted format recognises the bytes."""
-    TRUNCATED = "truncated"
-    """The image ends too early."""
-    CORRUPT = "corrupt"
-    """A known format whose contents do not decode."""
-    TOO_LARGE = "too_large"
-    """More pixels than the bound, or a decompression bomb."""
-    FAILED = "failed"
-    """Decoded, but scoring or refinement failed."""
-    CRASHED = "crashed"
-    """Ends the process that touches it; tried alone before it was said."""
-    TIMEOUT = "timeout"
-    """Takes longer in one stage than an image may."""
-    MEMORY = "memory"
-    """Needs more memory than an image may, or than there is."""
-
-
-class ImageError(ValueError):
-    """An image that cannot be used: `kind` says which of the enumerated reasons, the message why."""
-
-    def __init__(self, kind: ErrorKind, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-    def __reduce__(self) -> tuple[type["ImageError"], tuple[ErrorKind, str]]:
-        return (ImageError, (self.kind, str(self)))  # Exceptions with two arguments do not pickle by themselves
 
 
 @dataclass(frozen=True)
@@ -140,7 +96,7 @@ def decode(
 
     data: the file, or one image of a file that holds several. First frame of GIF, first page of TIFF that is no
         thumbnail, of a RAW file what `reading` says. EXIF orientation is applied; colours go through
-        the embedded profile; alpha is laid over white; deep samples become bytes (`_to_bytes`). Metadata that is
+        the embedded profile; alpha is laid over white; deep samples become bytes (`pixels.to_bytes`). Metadata that is
         damaged is ignored, and so is the end of a file that has nearly all of its rows (`MIN_ROWS`).
     long_side_px: images with a longer long side are scaled down to it (never up); None keeps the own size.
     max_pixels: larger images are refused before their pixels are decoded; at most `MAX_PIXELS`.
@@ -278,7 +234,7 @@ def _read_raw(data: bytes, want: _Want) -> Photograph:
     with raw.opened(data) as file:
         width, height = file.size
         _require_modest_size(width, height, want.max_pixels)
-        side = max(fit_long_side(width, height, want.long_side_px))
+        side = max(pixels.fit_long_side(width, height, want.long_side_px))
         preview = None if want.reading.raw == "full" else file.preview()
         if preview is not None and max(preview.size) >= side:
             with contextlib.suppress(Exception):  # A damaged preview: the sensor's values are there too
@@ -315,7 +271,7 @@ def _read_page(bare: Bare, pages: list[tiff.Directory], number: int, want: _Want
     if tiff.is_deep(page):
         _require_modest_size(*page.size, want.max_pixels)
         bare.profile = tiff.read_profile(data, page)
-        opened = _of_samples(tiff.read_samples(data, page), page)
+        opened = pixels.of_samples(tiff.read_samples(data, page), page)
         return _upright_rgb(opened, bare, want, page.first(tiff.ORIENTATION, 1))
     with Image.open(io.BytesIO(data), formats=("TIFF",)) as opened:
         return _upright_rgb(opened, bare, want)
@@ -444,15 +400,6 @@ def _joined(*notes: str) -> str:
     return "; ".join(dict.fromkeys(filter(None, notes)))
 
 
-def fit_long_side(width: int, height: int, long_side_px: int | None) -> tuple[int, int]:
-    """Size (width, height) in px scaled down so that the longer side is long_side_px; never scaled up, never 0."""
-    longest = max(width, height)
-    if long_side_px is None or longest <= long_side_px:
-        return width, height
-    scale = long_side_px / longest
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
 def orientation(data: bytes) -> int:
     """How a file turns its pixels upright, as an EXIF orientation, 1 to 8; 1 where it says nothing.
 
@@ -463,39 +410,11 @@ def orientation(data: bytes) -> int:
         bare = _bare(data)
         with Image.open(io.BytesIO(bare.data), formats=FORMATS) as opened:
             if opened.format in ("AVIF", "HEIF"):
-                return _orientation_of_boxes(bare.data)
+                return turns.of_boxes(bare.data)
             if opened.format != "TIFF":
                 return containers.exif_orientation(bare.exif or opened.info.get("exif") or b"")
             said = opened.getexif().get(ExifTags.Base.Orientation, 1)
-    return said if said in _TURNS else 1
-
-
-def _orientation_of_boxes(data: bytes) -> int:
-    """The orientation that does what the boxes of an AVIF or HEIC do, one after another."""
-    corners = turned = np.arange(4, dtype=np.uint8).reshape(2, 2)
-    for kind, value in containers.quarter_turns_and_mirrors(data):
-        turned = np.rot90(turned, value) if kind == "irot" else np.flip(turned, axis=value)
-    return next(number for number in range(1, 9) if np.array_equal(upright(corners, number), turned))
-
-
-def upright(labels: np.ndarray, orientation: int) -> np.ndarray:
-    """Label map (h, w) uint8 turned as `decode` turns an image of that EXIF orientation."""
-    turn = _TURNS.get(orientation)
-    return labels if turn is None else np.asarray(Image.fromarray(labels).transpose(turn))
-
-
-def resize_labels(labels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Label map (h, w) uint8 at another size, nearest: each pixel takes the label under its centre."""
-    h, w = labels.shape
-    if (h, w) == (height, width):
-        return labels
-    resized: np.ndarray = labels[nearest_index(height, h)][:, nearest_index(width, w)]
-    return resized
-
-
-def nearest_index(size: int, source_size: int) -> np.ndarray:
-    """(size,) int64: which of source_size cells lies under the centre of each of size cells."""
-    return ((2 * np.arange(size, dtype=np.int64) + 1) * source_size) // (2 * size)
+    return said if said in turns.TURNS else 1
 
 
 def _require_few_scans(data: bytes) -> None:
@@ -553,7 +472,7 @@ def _upright_rgb(opened: Image.Image, bare: Bare, want: _Want, orientation: int 
     _require_modest_tiles(opened, want.max_pixels)
     if want.long_side_px is not None and opened.format in ("JPEG", "MPO"):
         # JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; twice the working size leaves room to resample.
-        target_width, target_height = fit_long_side(width, height, 2 * want.long_side_px)
+        target_width, target_height = pixels.fit_long_side(width, height, 2 * want.long_side_px)
         opened.draft(None, (target_width, target_height))
     opened.load()
     if orientation is None:
@@ -566,170 +485,12 @@ def _upright_rgb(opened: Image.Image, bare: Bare, want: _Want, orientation: int 
     if want.reading.ignore_profiles:
         profile = None
     width, height = opened.size if opened.format == "TIFF" else (width, height)
-    size = fit_long_side(width, height, want.long_side_px)
+    size = pixels.fit_long_side(width, height, want.long_side_px)
     # Scaled first and turned afterwards: so a large photograph is held once, not three times
-    rgb, note = _scaled_rgb(opened, size, profile, _transparent_key(opened, bare))
-    turn = _TURNS.get(orientation)
+    rgb, note = pixels.scaled_rgb(opened, size, profile, pixels.transparent_key(opened, bare))
+    turn = turns.TURNS.get(orientation)
     if turn is not None:
         rgb = rgb.transpose(turn)
-        if turn in _LYING:
+        if turn in turns.LYING:
             width, height = height, width
     return Photograph(np.asarray(rgb), width, height, _joined(*bare.notes, note))
-
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What turns an image upright, by its EXIF orientation."""
-
-_LYING = (
-    Image.Transpose.TRANSPOSE,
-    Image.Transpose.ROTATE_270,
-    Image.Transpose.TRANSVERSE,
-    Image.Transpose.ROTATE_90,
-)
-
-
-def _scaled_rgb(image: Image.Image, size: tuple[int, int], profile: bytes | None, key: Any) -> Converted:
-    """RGB of a picture in any mode, at this size, in sRGB, over white. key: the colour that stands for transparent."""
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
-        values = np.asarray(image)
-        alpha = None if key is None else Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
-        image, key = Image.fromarray(_to_bytes(values)), None
-        if alpha is not None:
-            image.putalpha(alpha)
-    if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or key is not None:
-        return _over_white(image, size, profile)
-    if image.mode == "P":
-        image = image.convert("RGB")
-    return to_srgb(_resized(image, size), profile)
-
-
-def _over_white(image: Image.Image, size: tuple[int, int], profile: bytes | None) -> Converted:
-    grey = image.mode in ("1", "L", "LA", "La")
-    if image.mode == "La":
-        image = image.convert("LA")
-    whole = image if image.mode in ("RGBA", "RGBa") else image.convert("RGBA")
-    if image.format in ("BMP", "DIB", "TIFF") and whole.mode == "RGBA" and whole.getchannel(3).getextrema() == (0, 0):
-        return to_srgb(_resized(whole.convert("RGB"), size), profile)  # Nobody stores a picture that cannot be seen
-    # Scaled premultiplied, or hidden colours would bleed over the edge of what is seen
-    rgba = _resized(whole if whole.mode == "RGBa" else whole.convert("RGBa"), size).convert("RGBA")
-    seen, note = to_srgb(rgba.getchannel(0) if grey else rgba.convert("RGB"), profile)
-    seen.putalpha(rgba.getchannel(3))
-    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return Converted(Image.alpha_composite(white, seen).convert("RGB"), note)
-
-
-def _transparent_key(image: Image.Image, bare: Bare) -> Any:
-    """Colour that stands for transparent, in the numbers that Pillow has decoded it to; None where there is none."""
-    key = image.info.get("transparency")
-    if image.format != "PNG" or key is None or not bare.data:
-        return key
-    depth = bare.data[24]
-    if image.mode == "L" and depth in (2, 4):  # Pillow spreads the pixels to 8 bits, and leaves the key
-        key = image.info["transparency"] = key * 255 // (2**depth - 1)
-    elif image.mode == "RGB" and depth == 16:
-        key = image.info["transparency"] = tuple(value >> 8 for value in key)
-    return key
-
-
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    if image.size == size:
-        return image
-    if image.mode == "1":
-        image = image.convert("L")
-    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-
-
-def _of_samples(samples: np.ndarray, page: tiff.Directory) -> Image.Image:
-    """Picture of the samples (H, W, S) of a page of a TIFF; in mode L, RGB or YCbCr, with alpha where it has that."""
-    height, width, count = samples.shape
-    photometric = page.first(tiff.PHOTOMETRIC)
-    colours = 3 if photometric in (2, 6) else 1
-    if count < colours:
-        raise ImageError(ErrorKind.CORRUPT, f"the TIFF has {count} samples in a pixel, its colours need {colours}")
-    text = bytes(page.tags.get(tiff.GDAL_NODATA, ())).decode("latin-1").strip("\0 ")
-    try:
-        nodata = float(text) if text else None
-    except ValueError:
-        nodata = None
-    values = _to_bytes(samples[..., :colours], nodata)
-    if photometric == 0:
-        values = 255 - values
-    mode = {1: "L", 3: "YCbCr" if photometric == 6 else "RGB"}[colours]
-    kind = page.first(tiff.EXTRA_SAMPLES)
-    if count > colours and kind in (1, 2) and photometric != 6:
-        alpha = samples[..., colours : colours + 1]
-        alpha = (
-            _to_bytes(alpha) if alpha.dtype.kind == "u" else (np.nan_to_num(alpha).clip(0, 1) * 255).astype(np.uint8)
-        )
-        values = np.concatenate([values, alpha], axis=-1)
-        mode = {"L": "LA", "RGB": "RGBA"}[mode] if kind == 2 else {"L": "La", "RGB": "RGBa"}[mode]
-    return Image.frombytes(mode, (width, height), np.ascontiguousarray(values).tobytes())
-
-
-def _to_bytes(values: np.ndarray, nodata: float | None = None) -> np.ndarray:
-    """Deep samples of any number type to uint8, of the same shape.
-
-    Unsigned 16 bits keep their upper byte. Wider whole numbers are taken for shares of 255, of 65535, or of 2**32
-    (where unsigned), the first that holds them; floats for shares of 1, 255 or 65535 where they reach beyond its half.
-    All else, and what is negative, is spread over its own range. Before the range is measured, NaN, infinities,
-    `nodata` and an extreme value that lies further from all others than they spread (-9999, -3.4e38: marks for
-    "no data") are left out; they become black, and plus infinity white.
-    """
-    kind, size = values.dtype.kind, values.dtype.itemsize
-    if kind == "u" and size == 1:
-        return values
-    if kind == "u" and size == 2 and nodata is None:
-        return (values >> 8).astype(np.uint8)
-    low, high, lowest, highest = _range(values, nodata)
-    tops = (1.0, 255.0, 65535.0) if kind == "f" else (255.0, 65535.0, *([2.0**32] if kind == "u" else []))
-    top = next((top for top in tops if high <= top), math.inf)
-    if low >= 0 and top < math.inf and (kind != "f" or high > top / 2):
-        low, high = 0.0, top
-    flat = values.reshape(-1)
-    result = np.empty(flat.shape, np.uint8)
-    # Block by block: the whole in double precision would be eight times the picture
-    for start in range(0, len(flat), _BLOCK):
-        block = flat[start : start + _BLOCK].astype(np.float64)
-        missing = ~((block >= lowest) & (block <= highest)) | (block == nodata if nodata is not None else False)
-        shares = ((np.nan_to_num(block).clip(lowest, highest) - low) / max(high - low, 1e-300)).clip(0, 1)
-        shares[missing], shares[block == np.inf] = 0, 1
-        result[start : start + _BLOCK] = shares * 255
-    return result.reshape(values.shape)
-
-
-_BLOCK = 1 << 20
-
-
-def _range(values: np.ndarray, nodata: float | None) -> tuple[float, float, float, float]:
-    """Least and largest of the values that mean something, twice: as numbers, and as the bounds of what counts."""
-    ends: list[tuple[float, float, float, float]] = []
-    flat = values.reshape(-1)
-    for start in range(0, len(flat), _BLOCK):
-        block = flat[start : start + _BLOCK]
-        block = block[np.isfinite(block)].astype(np.float64)
-        if nodata is not None:
-            block = block[block != nodata]
-        if block.size:
-            # The two smallest and the two largest that differ
-            least, most = block.min(), block.max()
-            inner = block[(block > least) & (block < most)]
-            ends.append((least, inner.min() if inner.size else most, inner.max() if inner.size else least, most))
-    if not ends:
-        return 0.0, 1.0, 0.0, 1.0
-    distinct = np.unique(np.array(ends))
-    low, high = float(distinct[0]), float(distinct[-1])
-    # Whole numbers within a known range are what they are, however far apart
-    if len(distinct) > 3 and (values.dtype.kind == "f" or low < 0 or high > 65535):
-        if distinct[1] - distinct[0] > distinct[-1] - distinct[1]:
-            low = float(distinct[1])
-        elif distinct[-1] - distinct[-2] > distinct[-2] - distinct[0]:
-            high = float(distinct[-2])
-    return low, high, low, high

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from segcore.images.decoding import nearest_index
 from segcore.voc import MOST_BYTE_CLASSES, palette
 
 PNG_COMPRESS_LEVEL = 9
@@ -58,12 +57,18 @@ def decode_mask(data: bytes) -> np.ndarray:
         return np.array(image, np.uint16 if image.mode == "I;16" else np.uint8)
 
 
-def scaled(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A label map (H, W) in another size (height, width) px, by nearest."""
-    if labels.shape == size:
+def resize_labels(labels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Label map (h, w) uint8 at another size, nearest: each pixel takes the label under its centre."""
+    h, w = labels.shape
+    if (h, w) == (height, width):
         return labels
-    rows, columns = nearest_index(size[0], labels.shape[0]), nearest_index(size[1], labels.shape[1])
-    return np.asarray(labels[np.ix_(rows, columns)])
+    resized: np.ndarray = labels[nearest_index(height, h)][:, nearest_index(width, w)]
+    return resized
+
+
+def nearest_index(size: int, source_size: int) -> np.ndarray:
+    """(size,) int64: which of source_size cells lies under the centre of each of size cells."""
+    return ((2 * np.arange(size, dtype=np.int64) + 1) * source_size) // (2 * size)
 
 
 def summarise(

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from segcore.images.decoding import resize_labels
+from segcore.images.masks import resize_labels
 from segcore.voc import palette
 
 _PANEL_HEIGHT_PX = 240

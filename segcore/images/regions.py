@@ -12,7 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from segcore.images import tiff
-from segcore.images.decoding import ErrorKind, ImageError, decode, upright
+from segcore.images.decoding import decode
+from segcore.images.errors import ErrorKind, ImageError
+from segcore.images.turns import upright
 
 MAX_REGIONAL_PIXELS = 10_000_000_000
 """Of a picture that is read region by region: 100,000 x 100,000 px."""

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from segcore.images.decoding import resize_labels
+from segcore.images.masks import resize_labels
 from segcore.metrics.evaluation import Figure
 from segcore.voc import IGNORE_LABEL, palette
 

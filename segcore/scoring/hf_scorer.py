@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from segcore.images.decoding import ErrorKind, ImageError
+from segcore.images.errors import ErrorKind, ImageError
 from segcore.models import hf_folder
 from segcore.models.checkpoint import LoadedModel
 from segcore.scoring.inference import InferenceParams, ScoreMap, check_images, check_params, score_map

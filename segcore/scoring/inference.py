@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import numpy as np
 from annotated_types import Interval, MinLen
 
-from segcore.images.decoding import ErrorKind, ImageError
+from segcore.images.errors import ErrorKind, ImageError
 from segcore.scoring.memory import DeviceShortError, is_out_of_memory
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from segcore import extras
-from segcore.images.decoding import ErrorKind, ImageError
+from segcore.images.errors import ErrorKind, ImageError
 from segcore.models import onnx_file, onnx_network
 from segcore.models.card import HUGGING_FACE, ONNX, PYTHON, ModelCard
 from segcore.models.checkpoint import LoadedModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from segcore.images.decoding import ErrorKind, ImageError
+from segcore.images.errors import ErrorKind, ImageError
 from segcore.models.checkpoint import LoadedModel
 from segcore.models.onnx_file import Ends
 from segcore.models.python_model import scores_of

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from segcore.images.decoding import ErrorKind, ImageError
+from segcore.images.errors import ErrorKind, ImageError
 from segcore.images.inner import InnerImage
 from segcore.images.tiff import Content, is_tiff
 from tasks import storage, storage_faults

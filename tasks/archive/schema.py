@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from segcore.images.decoding import ErrorKind
+from segcore.images.errors import ErrorKind
 
 SCHEMA_VERSION = 2
 """Raised with every change of a column's name, type or meaning; part of the run id. 2 has the column `note`."""

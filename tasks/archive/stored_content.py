@@ -5,7 +5,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from segcore.images.decoding import ErrorKind, ImageError
+from segcore.images.errors import ErrorKind, ImageError
 from tasks import storage
 from tasks.archive.tar_shards import MAX_FILE_BYTES
 from tasks.storage import Location

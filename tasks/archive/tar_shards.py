@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from segcore.images.decoding import ErrorKind, ImageError
+from segcore.images.errors import ErrorKind, ImageError
 from tasks import storage
 from tasks.archive.entries import (
     BROKEN,

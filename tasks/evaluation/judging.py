@@ -13,7 +13,8 @@ import numpy as np
 
 from segcore.crf.dense_crf import Refined
 from segcore.images import masks
-from segcore.images.decoding import ErrorKind, ImageError, resize_labels
+from segcore.images.errors import ErrorKind, ImageError
+from segcore.images.masks import resize_labels
 from segcore.metrics import evaluation
 from segcore.metrics.evaluation import Around
 from segcore.models import checkpoint

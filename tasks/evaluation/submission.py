@@ -12,8 +12,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from segcore.images.decoding import resize_labels
-from segcore.images.masks import decode_mask, encode_mask
+from segcore.images.masks import decode_mask, encode_mask, resize_labels
 from segcore.models.published import VOC_IMAGES
 from segcore.voc import CLASSES, palette
 from tasks import storage

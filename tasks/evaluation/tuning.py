@@ -25,7 +25,8 @@ from segcore import extras
 from segcore.crf import dense_crf
 from segcore.crf.dense_crf import CRF_PRESETS, CrfParams
 from segcore.images import masks
-from segcore.images.decoding import decode, resize_labels
+from segcore.images.decoding import decode
+from segcore.images.masks import resize_labels
 from segcore.metrics import evaluation
 from segcore.models import checkpoint
 from segcore.predictor import Predictor, PredictParams

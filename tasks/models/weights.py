@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from segcore import extras, models
-from segcore.images.decoding import ImageError, decode
+from segcore.images.decoding import decode
+from segcore.images.errors import ImageError
 from segcore.models import checkpoint
 from segcore.models.card import ModelCard
 from segcore.models.variants import VARIANTS

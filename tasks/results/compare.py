@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segcore.images.decoding import resize_labels
+from segcore.images.masks import resize_labels
 from segcore.metrics.evaluation import count_pixels, iou
 from tasks import storage
 from tasks.ahead import ahead

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segcore.images.decoding import ImageError, decode, fit_long_side, resize_labels
-from segcore.images.masks import decode_mask
+from segcore.images.decoding import decode
+from segcore.images.errors import ImageError
+from segcore.images.masks import decode_mask, resize_labels
+from segcore.images.pixels import fit_long_side
 from segcore.images.regions import reduced
 from segcore.images.rle import encode_runs
 from tasks.ahead import ahead

@@ -24,8 +24,8 @@ from segcore.annotations.regions import Annotated as AnnotatedImage
 from segcore.annotations.regions import Region, has_background, painted
 from segcore.datasets.division import VAL_SHARE
 from segcore.datasets.label_set import VOID_NAMES
-from segcore.images.decoding import ImageError
-from segcore.images.masks import decode_mask, encode_mask, scaled
+from segcore.images.errors import ImageError
+from segcore.images.masks import decode_mask, encode_mask, resize_labels
 from segcore.voc import IGNORE_LABEL, MOST_BYTE_CLASSES
 from tasks import progress, storage
 from tasks.ahead import ahead
@@ -233,13 +233,13 @@ class _Book:
         if isinstance(item.photograph, ImageError):
             self.refuse(image_id, str(item.photograph))
             return
-        pairs = scaled(before, item.size).astype(np.int64) * 256 + after
+        pairs = resize_labels(before, *item.size[::-1]).astype(np.int64) * 256 + after
         confusion = np.bincount(pairs.ravel(), minlength=65536).reshape(256, 256)
         self.confusion += confusion
         changed = int(confusion.sum() - np.trace(confusion))
         self.rows.append((image_id, "changed" if changed else "unchanged", changed, after.size, ""))
         if changed or not only_changed:
-            self._write(self.files[image_id], item.photograph, scaled(after, photograph))
+            self._write(self.files[image_id], item.photograph, resize_labels(after, *photograph[::-1]))
 
     def refuse(self, image_id: str, reason: str) -> None:
         self.rows.append((image_id, "refused", 0, 0, reason))

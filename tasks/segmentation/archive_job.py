@@ -23,7 +23,8 @@ from segcore.crf import dense_crf
 from segcore.crf.dense_crf import CrfParams
 from segcore.datasets import near_duplicates
 from segcore.images import raw
-from segcore.images.decoding import MAX_PIXELS, ErrorKind, Reading
+from segcore.images.decoding import MAX_PIXELS, Reading
+from segcore.images.errors import ErrorKind
 from segcore.models import checkpoint
 from segcore.predictor import PredictParams
 from segcore.scoring.inference import InferenceParams, relative_work

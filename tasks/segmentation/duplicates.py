@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.datasets import near_duplicates
-from segcore.images.decoding import ImageError
+from segcore.images.errors import ImageError
 from segcore.predictor import PredictParams
 from tasks import engines, progress, storage
 from tasks.archive.entries import Entry

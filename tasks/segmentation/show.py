@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from pydantic import BaseModel
 
-from segcore.images.decoding import ImageError
+from segcore.images.errors import ImageError
 from tasks import storage
 from tasks.errors import JobError
 from tasks.models.remote import local_model

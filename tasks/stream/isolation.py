@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
-from segcore.images.decoding import ErrorKind, ImageError
+from segcore.images.errors import ErrorKind, ImageError
 from tasks import processes
 from tasks.errors import InterruptedJobError, JobError
 from tasks.processes import anonymous_bytes, ending, usable_memory

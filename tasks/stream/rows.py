@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from segcore.crf.dense_crf import Refined
 from segcore.images import masks
-from segcore.images.decoding import ErrorKind, ImageError
+from segcore.images.errors import ErrorKind, ImageError
 from segcore.images.label_tiff import LabelTiffWriter
 from segcore.images.regions import TiffRegions
 from segcore.large_pictures import LargeSummary, Tile

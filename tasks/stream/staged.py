@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from segcore.images.decoding import ImageError, Photograph
+from segcore.images.decoding import Photograph
+from segcore.images.errors import ImageError
 from segcore.images.regions import TiffRegions
 from segcore.scoring.inference import ScoreMap
 from segcore.scoring.memory import DeviceShortError

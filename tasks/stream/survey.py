@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from segcore.images import decoding, inner, video
-from segcore.images.decoding import ImageError
+from segcore.images.errors import ImageError
 from tasks.archive.entries import Entry, suffix
 from tasks.archive.entry_bytes import read_entries
 from tasks.archive.sources import Source

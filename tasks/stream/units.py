@@ -7,7 +7,7 @@ import collections
 from dataclasses import dataclass, field
 from typing import Any
 
-from segcore.images.decoding import ImageError
+from segcore.images.errors import ImageError
 from segcore.predictor import PredictParams
 from tasks.archive.entries import Entry
 from tasks.archive.schema import SCHEMA_VERSION

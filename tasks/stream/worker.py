@@ -17,7 +17,8 @@ import numpy as np
 
 from segcore import large_pictures
 from segcore.images import masks
-from segcore.images.decoding import ImageError, Photograph
+from segcore.images.decoding import Photograph
+from segcore.images.errors import ImageError
 from segcore.images.regions import ArrayRegions, TiffRegions
 from segcore.images.tiff import Content
 from segcore.models.checkpoint import PackedModel

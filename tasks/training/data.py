@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from segcore.images import decoding
+from segcore.images.errors import ImageError
 from segcore.learning import sampling
 from segcore.learning.augment import AugmentParams, View, augment, view_rng
 from segcore.learning.recipes import TrainRecipe
@@ -64,7 +65,7 @@ class SplitReader:
         try:
             image = decoding.decode(table.column("image")[row].as_py()).image
             mask = np.array(Image.open(io.BytesIO(table.column("mask")[row].as_py())))
-        except (decoding.ImageError, OSError) as error:
+        except (ImageError, OSError) as error:
             raise JobError(f"{self.dataset.uri}: image {self.ids[index]} cannot be used: {error}.") from None
         if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
             raise JobError(

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from segcore.datasets.sbd import decode_annotation
-from segcore.images.decoding import ImageError
+from segcore.images.errors import ImageError
 from segcore.models import checkpoint
 from segcore.weights.importer import import_weights
 from tasks.archive.entry_bytes import read_entries

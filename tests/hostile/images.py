@@ -9,7 +9,8 @@ import zlib
 import numpy as np
 from PIL import Image, ImageCms
 
-from segcore.images.decoding import ErrorKind, ImageError, decode
+from segcore.images.decoding import decode
+from segcore.images.errors import ErrorKind, ImageError
 from tests.conftest import photograph
 from tests.hostile.mutants import mutant
 

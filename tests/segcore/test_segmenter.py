@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 import segcore
-from segcore.images.decoding import ImageError
+from segcore.images.errors import ImageError
 from segcore.predictor import PredictParams
 from segcore.scoring.inference import InferenceParams
 

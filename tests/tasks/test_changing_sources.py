@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segcore.images.decoding import ErrorKind, ImageError
+from segcore.images.errors import ErrorKind, ImageError
 from tasks import storage
 from tasks.archive import sources
 from tasks.archive.entries import Entry

@@ -10,7 +10,8 @@ from PIL import Image
 
 from segcore import extras
 from segcore.images import masks
-from segcore.images.decoding import ImageError, decode
+from segcore.images.decoding import decode
+from segcore.images.errors import ImageError
 from segcore.images.inner import InnerImage
 from tasks import storage
 from tasks.archive.entries import Entry

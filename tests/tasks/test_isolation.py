@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from segcore.images.decoding import ErrorKind, ImageError
+from segcore.images.errors import ErrorKind, ImageError
 from tasks.errors import InterruptedJobError, JobError
 from tasks.processes import anonymous_bytes
 from tasks.stream.isolation import Apart, ImageLimits

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segcore.images.decoding import ImageError
+from segcore.images.errors import ImageError
 from segcore.images.label_tiff import LabelTiff
 from tasks import engines
 from tasks.archive import stored_content

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segcore.images.decoding import ErrorKind
+from segcore.images.errors import ErrorKind
 from tasks.archive.entry_bytes import read_entries
 from tasks.archive.manifest import extend
 from tasks.archive.output import Output

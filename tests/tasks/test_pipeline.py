@@ -9,7 +9,7 @@ import pytest
 
 import segcore
 from segcore.images import masks
-from segcore.images.decoding import ErrorKind
+from segcore.images.errors import ErrorKind
 from segcore.predictor import PredictParams
 from segcore.scoring.inference import InferenceParams
 from tasks.archive.sources import Source, list_source

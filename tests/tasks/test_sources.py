@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segcore.images.decoding import ErrorKind, ImageError
+from segcore.images.errors import ErrorKind, ImageError
 from tasks import storage_client
 from tasks.archive.entry_bytes import read_entries
 from tasks.archive.sources import LeftAside, Source, list_source

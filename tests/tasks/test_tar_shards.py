@@ -10,7 +10,7 @@ import unicodedata
 import pyarrow as pa
 import pytest
 
-from segcore.images.decoding import ErrorKind, ImageError
+from segcore.images.errors import ErrorKind, ImageError
 from tasks import storage_client
 from tasks.archive import tar_shards
 from tasks.archive.entry_bytes import read_entries

@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from segcore.images.decoding import ErrorKind
+from segcore.images.errors import ErrorKind
 from tasks.archive import zip_files
 from tasks.archive.entry_bytes import read_entries
 from tasks.archive.sources import LeftAside, Source, list_source

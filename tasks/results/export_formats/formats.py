@@ -12,9 +12,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from segcore import voc
 from segcore.annotations.regions import BACKGROUND, has_background
-from segcore.images.decoding import MAX_PIXELS, ImageError, decode
+from segcore.images.decoding import MAX_PIXELS, decode
+from segcore.images.errors import ImageError
 from segcore.images.inner import InnerImage
-from segcore.images.masks import scaled
+from segcore.images.masks import resize_labels
 from tasks import storage
 from tasks.archive.stored_content import StoredContent
 from tasks.results.reading import Results
@@ -89,7 +90,7 @@ class Picture:
         labels = self.labels
         if labels is None:
             return None
-        return scaled(labels, (self.row["height"] or labels.shape[0], self.row["width"] or labels.shape[1]))
+        return resize_labels(labels, self.row["width"] or labels.shape[1], self.row["height"] or labels.shape[0])
 
     @property
     def names(self) -> dict[int, str]:

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from segcore.datasets.label_set import VOC_LABELS, read_classes, with_void
 from segcore.datasets.pair_check import ADVICE, Kind, Level, check_pair
-from segcore.images import decoding
+from segcore.images import decoding, turns
 from segcore.images.masks import decode_mask, encode_mask
 from segcore.voc import palette
 from tests.conftest import photograph
@@ -92,7 +92,7 @@ def coded(format_: str, orientation: int, image: Image.Image | None = None) -> b
 def test_a_mask_pairs_the_same_way_whatever_turns_its_image(format_, orientation):
     image = coded(format_, orientation)
     assert decoding.orientation(image) == orientation
-    as_coded, as_shown = LABELS, decoding.upright(LABELS, orientation)
+    as_coded, as_shown = LABELS, turns.upright(LABELS, orientation)
     assert decoding.decode(image).image.shape[:2] == as_shown.shape
     checks = [check_pair(image, encode_mask(labels), VOC_LABELS) for labels in (as_coded, as_shown)]
     if orientation == 1:
@@ -112,12 +112,12 @@ def test_the_boxes_of_a_container_turn_as_the_decoder_does(format_, orientation)
     corner[:10, :10] = 255
     data = coded(format_, orientation, Image.fromarray(corner))
     shown = decoding.decode(data).image[..., 0] > 128
-    expected = decoding.upright(corner[..., 0], decoding.orientation(data)) > 128
+    expected = turns.upright(corner[..., 0], decoding.orientation(data)) > 128
     assert (shown == expected).mean() > 0.98
     for kind in (b"ipma", b"ipco", b"pitm"):  # Boxes that are not there, and some that are cut
-        assert decoding._orientation_of_boxes(data.replace(kind, b"none")) == 1
+        assert turns.of_boxes(data.replace(kind, b"none")) == 1
     for end in range(0, len(data), 7):
-        assert decoding._orientation_of_boxes(data[:end]) in (1, orientation)
+        assert turns.of_boxes(data[:end]) in (1, orientation)
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])

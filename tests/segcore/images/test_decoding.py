@@ -9,15 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from segcore.images.decoding import (
-    EXTENSIONS,
-    ErrorKind,
-    ImageError,
-    decode,
-    fit_long_side,
-    nearest_index,
-    resize_labels,
-)
+from segcore.images.decoding import EXTENSIONS, decode
+from segcore.images.errors import ErrorKind, ImageError
+from segcore.images.masks import nearest_index, resize_labels
+from segcore.images.pixels import fit_long_side
 from tests.conftest import photograph
 
 
@@ -178,7 +173,7 @@ def test_a_damaged_tiff_prints_nothing(capfd):
 def test_deep_grey_comes_out_the_same_block_by_block(monkeypatch):
     deep = np.linspace(-3, 70_000, 40 * 30, dtype=np.float32).reshape(30, 40)
     whole = decode(encoded(Image.fromarray(deep), "TIFF")).image
-    monkeypatch.setattr("segcore.images.decoding._BLOCK", 100)
+    monkeypatch.setattr("segcore.images.pixels._BLOCK", 100)
     assert np.array_equal(decode(encoded(Image.fromarray(deep), "TIFF")).image, whole)
 
 

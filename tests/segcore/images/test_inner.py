@@ -8,7 +8,8 @@ from PIL import Image
 
 from segcore import extras
 from segcore.images import decoding
-from segcore.images.decoding import ErrorKind, ImageError, decode
+from segcore.images.decoding import decode
+from segcore.images.errors import ErrorKind, ImageError
 from segcore.images.inner import InnerImage, page_fragment, time_fragment, which
 from tests.conftest import photograph
 from tests.odd_images import tiff as deep_tiff

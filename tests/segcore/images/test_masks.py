@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from segcore.images.decoding import resize_labels
-from segcore.images.masks import decode_mask, encode_mask, summarise
+from segcore.images.masks import decode_mask, encode_mask, resize_labels, summarise
 from segcore.voc import CLASSES, palette
 
 label_maps = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 6))

@@ -12,7 +12,8 @@ from PIL import Image, ImageCms
 from segcore import extras
 from segcore.images import tiff as tiff_files
 from segcore.images.colour import ADOBE_RGB, DISPLAY_P3, PROPHOTO, SRGB, rgb_profile
-from segcore.images.decoding import MIN_ROWS, ErrorKind, ImageError, Reading, decode
+from segcore.images.decoding import MIN_ROWS, Reading, decode
+from segcore.images.errors import ErrorKind, ImageError
 from tests.conftest import ROOT, photograph
 from tests.odd_images import (
     SIZE,

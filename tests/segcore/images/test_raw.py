@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from segcore import extras
-from segcore.images.decoding import ErrorKind, ImageError, Reading, decode
+from segcore.images.decoding import Reading, decode
+from segcore.images.errors import ErrorKind, ImageError
 from tests import raw_files
 from tests.raw_files import dng, jpeg, tiff
 

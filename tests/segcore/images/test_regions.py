@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from segcore.images import regions, tiff
-from segcore.images.decoding import ErrorKind, ImageError, decode
+from segcore.images.decoding import decode
+from segcore.images.errors import ErrorKind, ImageError
 from segcore.images.regions import TiffRegions, directory, open_tiff, reduced
 
 tifffile = pytest.importorskip("tifffile")

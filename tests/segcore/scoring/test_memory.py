@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from segcore.images.decoding import ErrorKind, ImageError
+from segcore.images.errors import ErrorKind, ImageError
 from segcore.models import checkpoint
 from segcore.scoring.inference import InferenceParams, Scorer
 from segcore.scoring.memory import DeviceShortError, is_out_of_memory
