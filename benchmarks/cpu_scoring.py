@@ -1,7 +1,7 @@
 """Ways to score on a CPU, measured side by side: python -m benchmarks.cpu_scoring [NAME ...] [--voc FOLDER]
 
 torch in float32, bfloat16 and compiled (where g++ is), ONNX Runtime in float32 and int8, OpenVINO in float32, bfloat16
-and int8 (where it is installed; it is no dependency): ms an image of 500 x 375 px, the least of the rounds, at one
+and int8 (where it is installed): ms an image of 500 x 375 px, the least of the rounds, at one
 thread (of the processor's time, which other work disturbs less) and at two (wall-clock), each in a process of its
 own; then again on a processor without AMX. ONNX Runtime has no kernels of bfloat16 for x86. That processor is this one,
 whose kernel refuses AMX to the process (a seccomp filter on arch_prctl, which every library asks; nothing is said of
@@ -9,8 +9,8 @@ processors without AVX-512).
 
 Labels are compared with torch's float32 on the stride-8 grid. With --voc (a folder in VOC's layout with an image set
 val_have) mean IoU of the network without CRF over its images, for models with trained weights. int8 is calibrated on
-images of the set train_full_have, else on the examples. The scorers are the archive's own but for OpenVINO and
-torch.compile, which get the same inputs.
+images of the set train_full_have, else on the examples. The scorers are the archive's own but for torch.compile and
+OpenVINO in float32 and int8, which get the same inputs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -118,17 +118,17 @@ def scorer_of(way: str, name: str, folder: Path, threads: int) -> Score:
         if way.endswith("compiled"):
             scorer.runner.module = torch.compile(scorer.runner.module)
         return lambda image: scorer([image])[0].scores
-    precision = "int8" if way.endswith("int8") else "fp32"
+    file = "int8" if way.endswith("int8") else "fp32"
     card = ModelCard.from_json((folder / "card.json").read_text())
-    model = checkpoint.LoadedModel(None, card, "", onnx=(folder / f"{precision}.onnx").read_bytes())  # type: ignore[arg-type]
-    given = OnnxScorer(model, InferenceParams(), num_threads=threads)
-    if way.startswith("ONNX"):
+    model = checkpoint.LoadedModel(None, card, "", onnx=(folder / f"{file}.onnx").read_bytes())  # type: ignore[arg-type]
+    precision: Literal["auto", "bf16"] = "bf16" if way == "OpenVINO bf16" else "auto"
+    given = OnnxScorer(model, InferenceParams(precision=precision), num_threads=threads)
+    if way.startswith("ONNX") or precision == "bf16":
         return lambda image: given([image])[0].scores
     import openvino
 
-    hint = "bf16" if way.endswith("bf16") else "f32"
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": 1}
-    compiled = openvino.Core().compile_model(str(folder / f"{precision}.onnx"), "CPU", settings)
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
+    compiled = openvino.Core().compile_model(str(folder / f"{file}.onnx"), "CPU", settings)
     return lambda image: np.asarray(compiled([given.input_of(image, given.ends)])[0])[0]
 
 
@@ -196,9 +196,10 @@ def main() -> None:
     ways = [w for w in args.ways if not w.startswith("OpenVINO") or here("openvino")]
     ways = [w for w in ways if not w.endswith("compiled") or shutil.which("g++")]
     print(f"{conditions()}\n")
-    counts = ", ".join(f"ms, {n} thread{'s' if n > 1 else ''}" for n in args.threads)
-    print(f"| model | AMX | way | {counts.replace(', ms', ' | ms')} | labels of fp32 | mean IoU, % |")
-    print(f"|---|---|---|{'---:|' * len(args.threads)}---:|---:|")
+    columns = [(amx, n) for amx in ("yes", "no") for n in args.threads]
+    heads = [f"{'AMX' if amx == 'yes' else 'no AMX'}, {n} thread{'s' if n > 1 else ''}" for amx, n in columns]
+    print(f"| model | way | ms: {' | '.join(heads)} | labels of fp32 | mean IoU, % |")
+    print(f"|---|---|{'---:|' * len(columns)}---:|---:|")
     with tempfile.TemporaryDirectory() as temporary:
         for name in args.names:
             folder = (args.files or Path(temporary)) / name
@@ -208,23 +209,22 @@ def main() -> None:
             if args.prepare:
                 continue
             voc = [] if args.voc is None or load(name).card.untrained else ["--voc", str(args.voc)]
-            for amx in ("yes", "no"):
-                for way in ways:
-                    line: list[dict[str, Any]] = []
-                    for number, threads in enumerate(args.threads):
-                        command = [sys.executable, "-m", "benchmarks.cpu_scoring", name, "--rounds", str(args.rounds)]
-                        command += ["--one", way, amx, str(threads), str(folder), "--images", str(args.images)]
-                        once = ["--compared", *voc] if not number and amx == "yes" else []
-                        done = subprocess.run([*command, *once], capture_output=True, text=True)
-                        if done.returncode:
-                            print(f"| {name} | {amx} | {way} | {done.stderr.splitlines()[-1][:90]} |", flush=True)
-                            break
-                        line.append(json.loads(done.stdout.splitlines()[-1]))
-                    else:
-                        figures = " | ".join(f"{found['ms']:.0f}" for found in line)
-                        same, miou = (line[0].get(key) for key in ("same", "miou"))
-                        told = f"{'' if same is None else f'{same:.2%}'} | {'' if miou is None else f'{miou:.1f}'}"
-                        print(f"| {name} | {amx} | {way} | {figures} | {told} |", flush=True)
+            for way in ways:
+                line: list[dict[str, Any]] = []
+                for number, (amx, threads) in enumerate(columns):
+                    command = [sys.executable, "-m", "benchmarks.cpu_scoring", name, "--rounds", str(args.rounds)]
+                    command += ["--one", way, amx, str(threads), str(folder), "--images", str(args.images)]
+                    once = [] if number else ["--compared", *voc]
+                    done = subprocess.run([*command, *once], capture_output=True, text=True)
+                    if done.returncode:
+                        print(f"| {name} | {way} | {done.stderr.splitlines()[-1][:90]} |", flush=True)
+                        break
+                    line.append(json.loads(done.stdout.splitlines()[-1]))
+                else:
+                    figures = " | ".join(f"{found['ms']:.0f}" for found in line)
+                    miou = line[0].get("miou")
+                    told = f"{line[0]['same']:.2%} | {'' if miou is None else f'{miou:.1f}'}"
+                    print(f"| {name} | {way} | {figures} | {told} |", flush=True)
 
 
 if __name__ == "__main__":

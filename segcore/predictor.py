@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from annotated_types import Interval
 
-from segcore import extras, large_pictures
+from segcore import large_pictures
 from segcore.crf import dense_crf
 from segcore.crf.dense_crf import Backend, CrfParams, Refined
 from segcore.images import decoding, regions, tiff
@@ -151,8 +151,8 @@ class Predictor:
                     self.model, self.params.inference, device=self._device, num_threads=self._num_threads
                 )
             else:
-                inference = self._with_fastest_precision()
-                if is_better(self.model, inference, self._device):
+                inference, by_openvino = self._fastest()
+                if by_openvino or is_better(self.model, inference, self._device):
                     self._scorer = OnnxScorer(self.model, inference, device=self._device, num_threads=self._num_threads)
                 else:
                     self._scorer = Scorer(
@@ -164,19 +164,18 @@ class Predictor:
                     )
         return self._scorer
 
-    def _with_fastest_precision(self) -> InferenceParams:
-        """What is asked, with the number format that "auto" means on this CPU, where it has more than one."""
+    def _fastest(self) -> tuple[InferenceParams, bool]:
+        """What is asked, with the number format that "auto" means on this CPU; and whether OpenVINO computes it."""
         inference = self.params.inference
-        if inference.precision != "auto" or self.model.onnx is not None or not extras.is_here("torch"):
-            return inference
-        from segcore.scoring.device import choose_device, choose_precision
+        if inference.precision != "auto":
+            return inference, False
+        from segcore.scoring import fastest
 
-        device = choose_device(self._device)
-        if device.type != "cpu" or str(choose_precision("auto", device)) != "torch.bfloat16":
-            return inference
-        from segcore.scoring.fastest import precision_of
-
-        return replace(inference, precision=precision_of(self.model, self._num_threads))
+        among = fastest.choices(self.model, inference, self._device)
+        if len(among) < 2:
+            return inference, False
+        choice = fastest.choice_of(self.model, self._num_threads, among)
+        return replace(inference, precision=fastest.precision_of(choice)), choice == "openvino"
 
     @property
     def device(self) -> str:

@@ -1,9 +1,11 @@
-"""Scores by ONNX Runtime on a CPU: what `inference.Scorer` does, for the small models and for ONNX files of others."""
+"""Scores on a CPU by ONNX Runtime, or by OpenVINO in bfloat16: of the small models, and of ONNX files of others."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from segcore.images.errors import ErrorKind, ImageError
 from segcore.models import onnx_file, onnx_network
 from segcore.models.card import HUGGING_FACE, ONNX, PYTHON, ModelCard
 from segcore.models.checkpoint import LoadedModel
+from segcore.scoring import openvino_session
 from segcore.scoring.inference import InferenceParams, ScoreMap, check_images, check_params, padded_px, score_map
 
 # ONNX Runtime reports to its maker by default, and keeps a database for that in the home folder. Read at its import
@@ -19,7 +22,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def is_better(model: LoadedModel, params: InferenceParams, device: str) -> bool:
-    """Whether to score by ONNX Runtime here: there is no torch, or it would take longer."""
+    """Whether to score without torch here: there is none, or ONNX Runtime takes less time for the same."""
     if not extras.is_here("torch") or model.onnx is not None:
         return True
     if not extras.is_here("onnxruntime") or _obstacle(model.card, params, device) is not None:
@@ -30,6 +33,17 @@ def is_better(model: LoadedModel, params: InferenceParams, device: str) -> bool:
 
     chosen = choose_device(device)
     return chosen.type == "cpu" and choose_precision(params.precision, chosen) == torch.float32
+
+
+def is_possible_in_bf16(model: LoadedModel, params: InferenceParams, device: str) -> bool:
+    """Whether OpenVINO is here, and computes this network of ours as asked."""
+    if not openvino_session.is_usable() or model.onnx is not None:
+        return False
+    return _obstacle(model.card, replace(params, precision="bf16"), device) is None
+
+
+def _precisions() -> tuple[str, ...]:
+    return ("auto", "fp32", "bf16") if openvino_session.is_usable() else ("auto", "fp32")
 
 
 def require_usable(card: ModelCard, params: InferenceParams) -> None:
@@ -53,7 +67,7 @@ def _obstacle(card: ModelCard, params: InferenceParams, device: str) -> str | No
     for needed, what in (
         (not onnx_network.takes(card) or card.untrained, card.shown_name),
         (device not in ("auto", "cpu"), f"The device {device!r}"),
-        (params.precision not in ("auto", "fp32"), f"Precision {params.precision}"),
+        (params.precision not in _precisions(), f"Precision {params.precision}"),
         (
             params.scales != (1.0,)
             or params.mirror
@@ -69,8 +83,12 @@ def _obstacle(card: ModelCard, params: InferenceParams, device: str) -> str | No
 
 def _require_one_pass(card: ModelCard, params: InferenceParams) -> None:
     """ValueError for what is asked of a network of others that only ours do."""
+    precisions: tuple[str, ...] = ("auto", "fp32")
+    leave_out = "leave --precision out"
+    if card.variant == ONNX:
+        precisions, leave_out = _precisions(), f"{leave_out}, or pip install 'segment-archive[openvino]' for bf16"
     for asked, what, remedy in (
-        (params.precision not in ("auto", "fp32"), f"precision {params.precision}", "leave --precision out"),
+        (params.precision not in precisions, f"precision {params.precision}", leave_out),
         (params.scales != (1.0,) or params.mirror, "several views of an image", "leave --scales and --mirror out"),
         (params.crop_px is not None and params.long_side_px is not None, "sliding windows", "leave --crop out"),
     ):
@@ -86,7 +104,7 @@ def _require_plain(card: ModelCard, params: InferenceParams, device: str) -> Non
 
 
 class OnnxScorer:
-    """Scores photographs with one model by ONNX Runtime, in float32.
+    """Scores photographs with one model: in float32 by ONNX Runtime, in bfloat16 by OpenVINO.
 
     num_threads: of this scorer; None takes every core. ValueError, with the remedy: a model, a device, a precision or
     views that need torch.
@@ -112,11 +130,16 @@ class OnnxScorer:
         check_params(params)
         self._read(model)
         self._sized_by = "--crop" if params.long_side_px is None else "--long-side"
+        in_bf16 = params.precision == "bf16"
+        if in_bf16:
+            self.place = "cpu/bf16 by OpenVINO"
         if model.onnx is not None:
             _require_plain(model.card, params, device)
-            self._session = onnx_file.open_session(model.onnx, model.name, num_threads)
+            self._session: Any = onnx_file.open_session(model.onnx, model.name, num_threads)
             output = str(model.card.options.get("output", ""))
             self._ends = onnx_file.ends(self._session, model.name, output, self._num_classes)
+            if in_bf16:
+                self._session = openvino_session.Session(model.onnx, model.name, num_threads)
             return
         if (obstacle := _obstacle(model.card, params, device)) is not None:
             raise ValueError(extras.sentence("torch", obstacle))
@@ -127,7 +150,8 @@ class OnnxScorer:
             self._network = onnx_network.network(model.card, tensors)
         except ValueError as error:
             raise ValueError(f"The weights of {model.name} do not fit its card: {error}.") from None
-        self._session = onnx_file.open_session(self._network.model, model.name, num_threads)
+        open_session = openvino_session.Session if in_bf16 else onnx_file.open_session
+        self._session = open_session(self._network.model, model.name, num_threads)
 
     def _read(self, model: LoadedModel) -> None:
         """What the card says."""
@@ -235,7 +259,7 @@ class OnnxScorer:
         try:
             found: list[np.ndarray] = self._session.run(outputs, inputs)
         except Exception as error:  # Its exceptions have no class of their own for this
-            if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            if isinstance(error, MemoryError) or "allocate memory" in str(error) or "bad_alloc" in str(error):
                 raise ImageError(
                     ErrorKind.MEMORY,
                     f"scoring it at {size[0]} x {size[1]} px needs more memory than this machine has free: "
