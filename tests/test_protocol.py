@@ -69,6 +69,8 @@ def test_an_answer_that_is_lost_is_no_other_winner():
     "seed",
     [
         pytest.param(2154, id="a-refresh-between-a-readers-two-listings"),  # Its row was in neither
+        pytest.param(7533, id="a-sealing-that-takes-a-newer-seal-for-a-leftover"),
+        pytest.param(10837, id="and-one-that-is-not-yet-marked"),
         pytest.param(1447, id="rows-of-a-listing-that-a-power-cut-takes"),  # Another session's, not yet durable
     ],
 )

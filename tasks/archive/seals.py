@@ -8,7 +8,8 @@
 The digest is of the names and sizes of the small files that were sealed. A seal holds where the small files that are
 there have its digest, where none of the segment is there, and where it is alone; elsewhere the small files count. So
 rows that are committed or changed later are never hidden by a copy of what was there before, and nothing has to be
-undone. Of several seals of a segment, the last rewriting of it, `<segment>-<digest>-r<number>`, counts.
+undone. Of several seals of a segment, the last rewriting of it, `<segment>-<digest>-r<number>`, counts: the one that
+follows the longest manifest.
 
 A reader lists the small files first and the seals afterwards: small files are removed only once their seal is alone.
 Everything is in names, so that two listings tell what a run is made of. `tasks/results/sealing.py` writes them.
@@ -51,7 +52,7 @@ class Seal:
     """Whether the small files of the segment do not count, or are gone."""
 
     revision: int = 0
-    """Counts how often the large files were written again."""
+    """0 as sealed; of large files that were written again the number of segments of the manifest that they follow."""
 
     is_old: bool = False
     """Whether it is named by a pointer of the version before seals, not by its own files."""
@@ -70,6 +71,14 @@ def seal_name(total: int) -> str:
 def prefix_of(segment: str, digest: str, revision: int = 0) -> str:
     """Folder of a segment's large files."""
     return f"{segment}-{digest}" + (f"-r{revision}" if revision else "")
+
+
+def parts_of(prefix: str) -> tuple[str, str, int]:
+    """Segment, digest and revision of a folder of large files; empty where it is none."""
+    pieces = prefix.split("-")
+    if len(pieces) not in (3, 4) or not (len(pieces) == 3 or pieces[3][1:].isdecimal()):
+        return "", "", 0
+    return "-".join(pieces[:2]), pieces[2], int(pieces[3][1:]) if len(pieces) == 4 else 0
 
 
 def segment_of(name: str) -> str | None:
@@ -123,13 +132,12 @@ def _seal(prefix: str, files: Mapping[str, StoredFile]) -> Seal | None:
     is_alone = ALONE in files and files[ALONE].size > 0
     if is_alone and not totals:  # The seal was lost: what stood under it has no other copy
         totals = [int(found[1]) for name in files if (found := _LARGE.fullmatch(name))]
-    pieces = prefix.split("-")
-    if not totals or len(pieces) not in (3, 4):
+    segment, _, revision = parts_of(prefix)
+    if not totals or not segment:
         return None
     names = [file_name(number, totals[0]) for number in range(totals[0])]
     held = tuple(files.get(name, StoredFile(name, 0, "")) for name in names)
-    revision = int(pieces[3].removeprefix("r")) if len(pieces) == 4 else 0
-    return Seal("-".join(pieces[:2]), prefix, held, is_alone, revision)
+    return Seal(segment, prefix, held, is_alone, revision)
 
 
 def _old_seals(folder: Location, pointers: Iterable[str], held: Mapping[str, Mapping[str, StoredFile]]) -> list[Seal]:

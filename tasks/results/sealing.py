@@ -133,7 +133,8 @@ def compact(job: CompactJob, advance: Callable[[int, int], None] | None = None) 
         for first in range(0, len(todo), _BATCH_SEGMENTS):
             batch = {segment: look.small[segment] for segment in todo[first : first + _BATCH_SEGMENTS]}
             _seal_batch(output, run_id, batch, report, lambda: advance and advance(report.sources, total))
-        look, others = output.look(run_id), seals.by_prefix(folder)
+        others = seals.by_prefix(folder)  # Listed first: what comes meanwhile is nobody's leftover
+        look = output.look(run_id)
         ready = [s for s in look.seals.values() if _older_than(_facts(folder / s.prefix, s), job.grace_minutes)]
         for seal in ready:
             _remove_others(folder, seal, others)
@@ -153,15 +154,18 @@ def give_up(output: Output, run_id: str, seal: Seal) -> None:
     storage.remove(place / seals.seal_name(len(seal.files)))
 
 
-def rewrite_without(output: Output, run_id: str, seal: Seal, wanted: set[str]) -> None:
+def rewrite_without(output: Output, run_id: str, seal: Seal, wanted: set[str], segments: int) -> None:
     """Write the large files of a seal that is alone again, with the rows of these images only.
 
     Readers see the old ones or the new ones; the old ones stay for the grace.
+    segments: of the manifest that says so. Of two who write at one time, who knows more of them has dropped more.
     """
     _own_seal(output, run_id, seal)
     folder, ids = output.sealed_folder(run_id), pa.array(sorted(wanted), pa.string())
     schema = schema_of(output.record(run_id))
-    prefix = seals.prefix_of(seal.segment, seals.digest([seal.prefix, sorted(wanted)]), seal.revision + 1)
+    prefix = seals.prefix_of(
+        seal.segment, seals.digest([seal.prefix, sorted(wanted)]), max(seal.revision + 1, segments)
+    )
     held, sizes = seal.files if wanted else (), list[int]()
     for number, file in enumerate(held):
         tables = _row_groups(folder / seal.prefix / file.path, schema)
@@ -360,8 +364,13 @@ def _older_than(facts: dict[str, Any], minutes: float) -> bool:
 
 
 def _remove_others(folder: Location, seal: Seal, held: Mapping[str, Iterable[str]]) -> None:
-    """Remove what a seal has replaced, and what killed sealings of its segment have left."""
-    for prefix in [p for p in held if p.startswith(f"{seal.segment}-") and p != seal.prefix]:
+    """Remove what a seal has replaced and what killed sealings have left of its segment, nothing that is to replace it.
+
+    held: as it was before the seal was found to hold.
+    """
+    segment, _, revision = seals.parts_of(seal.prefix)
+    parts = {prefix: seals.parts_of(prefix) for prefix in held if prefix != seal.prefix}
+    for prefix in [p for p, (of, _, number) in parts.items() if of == segment and number <= revision]:
         for name in sorted(held[prefix], key=lambda name: name.endswith(".parquet")):  # What makes it count goes first
             storage.remove(folder / prefix / name)
         storage.remove_folder(folder / prefix)

@@ -98,7 +98,7 @@ def check_run(output: Output, identity: Identity, manifest: Manifest | None = No
     changing = {segment for held, _ in foreign if held.seal is None and (segment := segment_of(held.name))}
     sealing.unseal(output, identity.run_id, changing)
     for held, wanted in foreign:
-        _drop_foreign(output, identity.run_id, held, wanted)
+        _drop_foreign(output, identity.run_id, held, wanted, len(report.segments))
     for held in absent:  # Or a session that began before the refresh could still commit it
         version = version_of({"deciding": identity.deciding})
         storage.write_once(held.places[0], rows_as_file([], version, with_copies=identity.skip_duplicates))
@@ -244,10 +244,10 @@ def _give_up(output: Output, run_id: str, held: _Held) -> None:
             storage.remove(place)
 
 
-def _drop_foreign(output: Output, run_id: str, held: _Held, wanted: set[str]) -> None:
-    """Write again what holds rows of images that another part owns, without them."""
+def _drop_foreign(output: Output, run_id: str, held: _Held, wanted: set[str], segments: int) -> None:
+    """Write again what holds rows of images that another part owns, without them. segments: of the manifest."""
     if held.seal is not None:
-        sealing.rewrite_without(output, run_id, held.seal, wanted)
+        sealing.rewrite_without(output, run_id, held.seal, wanted, segments)
         return
     [place] = held.places  # Also where nothing is left: a session that began before could commit it again
     table = read_parquet(place, REMEDY)

@@ -167,7 +167,7 @@ def _dropped_before_proved(put: Any) -> None:
     def eager(output: Any, identity: Any, *more: Any) -> Any:
         found = check(output, identity, *more)
         for held, wanted in found[2]:
-            verify._drop_foreign(output, identity.run_id, held, wanted)
+            verify._drop_foreign(output, identity.run_id, held, wanted, len(found[0].segments))
         return found
 
     put(verify, "_check_all", eager)
@@ -176,13 +176,23 @@ def _dropped_before_proved(put: Any) -> None:
 def _nothing_stands_for_dropped(put: Any) -> None:
     drop = verify._drop_foreign
 
-    def removed(output: Any, run_id: str, held: Any, wanted: set[str]) -> None:
+    def removed(output: Any, run_id: str, held: Any, wanted: set[str], segments: int) -> None:
         if held.seal is None and not wanted:
             storage.remove(held.places[0])
         else:
-            drop(output, run_id, held, wanted)
+            drop(output, run_id, held, wanted, segments)
 
     put(verify, "_drop_foreign", removed)
+
+
+def _newer_is_leftover(put: Any) -> None:
+    def remove(folder: Any, seal: Any, held: object) -> None:
+        for prefix, names in seals.by_prefix(folder).items():
+            if prefix.startswith(f"{seal.segment}-") and prefix != seal.prefix:
+                for name in sorted(names, key=lambda name: name.endswith(".parquet")):
+                    storage.remove(folder / prefix / name)
+
+    put(sealing, "_remove_others", remove)
 
 
 def _finished_unproved(put: Any) -> None:
@@ -242,6 +252,12 @@ BUGS = (
     Bug("listing-is-truth", "the proof trusts the manifest that it listed at first", _listing_is_truth, rare=True),
     Bug("rows-of-others-stay", "rows that a refresh has given away stay", _rows_of_others_stay),
     Bug("dropped-before-proved", "rows that were given away go before the new ones are there", _dropped_before_proved),
+    Bug(
+        "newer-is-leftover",
+        "a sealing removes what replaces the seal that it has found",
+        _newer_is_leftover,
+        rare=True,
+    ),
     Bug("finished-unproved", "a run is called finished without a proof", _finished_unproved),
     Bug("version-of-listing", "a row says the version that was listed, whatever was read", _version_of_listing),
     Bug("record-is-truth", "a record is believed though files know more", _record_is_truth, rare=True),

@@ -356,7 +356,7 @@ def test_an_old_compaction_is_gone_on_with(kind, tmp_path):
     assert sorted(open_results(output.uri).rows(MASKS.names), key=lambda row: row["image_id"]) == rows
     # What a refresh has given to other files is taken out of the large one
     held = set(seal_rows(output, run_id, seal))
-    sealing.rewrite_without(output, run_id, seal, held - {"cat-0.jpg"})
+    sealing.rewrite_without(output, run_id, seal, held - {"cat-0.jpg"}, segments=2)
     left = {row["image_id"] for row in open_results(output.uri).rows()}
     assert left == {row["image_id"] for row in rows} - {"cat-0.jpg"}
 
