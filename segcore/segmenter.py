@@ -37,6 +37,9 @@ class Segmentation:
     photograph: Photograph
     """What was scored: pixels at working size, own size, and a note where something in the file was damaged."""
 
+    colours: tuple[tuple[int, int, int], ...] = ()
+    """RGB of each class in the overlay, where the model's card has them."""
+
     def __repr__(self) -> str:
         height, width = self.labels.shape
         found = ", ".join(f"{name} {n / self.labels.size:.1%}" for name, n in list(self.pixels().items())[:5])
@@ -61,7 +64,7 @@ class Segmentation:
         image = Image.fromarray(self.photograph.image)
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BICUBIC)
-        return overlay(np.asarray(image), self.labels, opacity)
+        return overlay(np.asarray(image), self.labels, opacity, self.colours)
 
     def save(self, path: str | Path, *, overlay: bool = False) -> None:
         """Write the mask as a palette PNG whose pixel values are the labels, or the overlay in any format of Pillow's.
@@ -112,4 +115,5 @@ class Segmenter:
             predictor = predictor.with_crf(crf)
         refined = predictor.refined(photograph)
         labels = predictor.mask(refined.labels, photograph.width, photograph.height)
-        return Segmentation(labels, self.model.card.classes, refined, photograph)
+        card = self.model.card
+        return Segmentation(labels, card.classes, refined, photograph, card.colours)

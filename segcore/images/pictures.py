@@ -1,5 +1,7 @@
 """Pictures for people: image, mask and overlay side by side."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -26,10 +28,15 @@ CLEAR_COLOURS = (
 seen on dark photographs as well as on light ones."""
 
 
-def clear_palette(num_colours: int = 256) -> np.ndarray:
+Colours = Sequence[Sequence[int]]
+"""RGB by label; empty: those of `clear_palette`."""
+
+
+def clear_palette(num_colours: int = 256, own: Colours = ()) -> np.ndarray:
     """Colour of each label for pictures that people look at; masks are stored with VOC's (`segcore.voc.palette`).
 
-    num_colours: 256, or more where labels have 16 bits: there 255 is no void.
+    num_colours: 256, or more where labels have 16 bits: there 255 is no void. own: of the first labels, where a model's
+        card has them.
     Returns (num_colours, 3) uint8, RGB: black for label 0, then `CLEAR_COLOURS` by label, darker and lighter ones when
     they are used up, in another order each time; (224, 224, 192) for void.
     """
@@ -39,12 +46,14 @@ def clear_palette(num_colours: int = 256) -> np.ndarray:
         colour = np.array(CLEAR_COLOURS[(place + 3 * turn) % len(CLEAR_COLOURS)], np.float32)
         towards, share = ((0, 0.0), (0, 0.3), (255, 0.4))[turn % 3]
         colours[label] = np.rint(colour * (1 - share) + towards * share).astype(np.uint8)
+    if len(own):
+        colours[: len(own)] = own
     return colours
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.55) -> np.ndarray:
-    """Image (H, W, 3) uint8 RGB with each non-background label (H, W) laid over it in its clear colour."""
-    colours = clear_palette(max(256, int(labels.max(initial=0)) + 1))[labels].astype(np.float32)
+def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.55, own: Colours = ()) -> np.ndarray:
+    """Image (H, W, 3) uint8 RGB with each non-background label (H, W) laid over it in its clear colour, or its own."""
+    colours = clear_palette(max(256, len(own), int(labels.max(initial=0)) + 1), own)[labels].astype(np.float32)
     share = np.where(labels[..., None] > 0, opacity, 0.0).astype(np.float32)
     blended: np.ndarray = np.rint(image * (1 - share) + colours * share)
     return blended.astype(np.uint8)
@@ -75,10 +84,10 @@ def side_by_side(rows: list[tuple[np.ndarray, np.ndarray, str]]) -> Image.Image:
     return sheet
 
 
-def contact_sheet(cells: list[tuple[np.ndarray, np.ndarray, str]]) -> Image.Image:
+def contact_sheet(cells: list[tuple[np.ndarray, np.ndarray, str]], own: Colours = ()) -> Image.Image:
     """One picture with an overlay and a caption per image, three in a line.
 
-    cells: as the rows of `side_by_side`; at least one.
+    cells: as the rows of `side_by_side`; at least one. own: as in `overlay`.
     """
     font = ImageFont.load_default(size=14)
     width, height = _CELL_PX
@@ -91,7 +100,7 @@ def contact_sheet(cells: list[tuple[np.ndarray, np.ndarray, str]]) -> Image.Imag
         x, y = (number % columns) * step_x + 2 * _GAP_PX, (number // columns) * step_y + 2 * _GAP_PX
         scale = min(width / image.shape[1], height / image.shape[0])
         shown = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-        picture = overlay(image, resize_labels(labels, image.shape[1], image.shape[0]))
+        picture = overlay(image, resize_labels(labels, image.shape[1], image.shape[0]), own=own)
         scaled = Image.fromarray(picture).resize(shown, Image.Resampling.LANCZOS)
         sheet.paste(scaled, (x + (width - shown[0]) // 2, y + (height - shown[1]) // 2))
         while font.getlength(caption) > width and len(caption) > 4:

@@ -79,6 +79,9 @@ class ModelCard:
     convention: str = "caffe"
     """One of `CONVENTIONS`: that of the source of the weights."""
 
+    colours: tuple[tuple[int, int, int], ...] = ()
+    """RGB of each class in pictures for people and in exports; empty: ours. Masks have VOC's palette always."""
+
     def __post_init__(self) -> None:
         if self.variant in (ONNX, PYTHON):
             _check_onnx_options(self.options)
@@ -94,6 +97,8 @@ class ModelCard:
         for text in (*self.classes, self.shown_name, self.init, self.training_split, self.commit, *self.metrics):
             if len(text) > MAX_NAME_CHARACTERS or any(unicodedata.category(c) in _CONTROLS for c in text):
                 raise ValueError(f"{_shown(text)} is no name: it is too long, or would do things to a terminal.")
+        if self.colours and len(self.colours) != len(self.classes):
+            raise ValueError(f"A card has a colour for each of its {len(self.classes)} classes, or none.")
         if not all(isinstance(value, int | float) and abs(value) < 1e300 for value in self.metrics.values()):
             raise ValueError("The metrics of a card are finite numbers.")
 
@@ -143,6 +148,8 @@ class ModelCard:
 
     def to_json(self) -> str:
         value = {"format": FORMAT} | {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        if not self.colours:  # Programs of before know no such entry
+            del value["colours"]
         return json.dumps(value | {"preprocessing": self.preprocessing.to_json()}, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -220,14 +227,22 @@ def _checked(value: Any) -> dict[str, Any]:
     preprocessing = _object(entries["preprocessing"], "preprocessing")
     _expect_keys(preprocessing, "preprocessing", required={"colour_order", "mean", "std"},
                  known={"colour_order", "mean", "std"})  # fmt: skip
+    colours = entries.get("colours", [])
+    if not isinstance(colours, list) or not all(_is_colour(colour) for colour in colours):
+        raise ValueError("colours must be a list of [red, green, blue], each from 0 to 255.")
     return entries | {
         "classes": tuple(classes),
+        "colours": tuple(map(tuple, colours)),
         "preprocessing": Preprocessing(
             preprocessing["colour_order"],
             _three(preprocessing["mean"], "mean"),
             _three(preprocessing["std"], "std"),
         ),
     }
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value)
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def describe_onnx(
         if questions:
             raise ValueError(f"{path} does not say {'; nor '.join(questions)}.")
         assert classes is not None and preprocessing is not None
-        names = _class_names(classes, wide=(ends.classes or 0) > MOST_BYTE_CLASSES)
+        names, colours = _class_names(classes, wide=(ends.classes or 0) > MOST_BYTE_CLASSES)
         if ends.classes is not None and len(names) != ends.classes:
             raise ValueError(f"{path} scores {ends.classes} classes, but {len(names)} names were given.")
         options = {
@@ -64,6 +64,7 @@ def describe_onnx(
             options=options,
             training_split=training_split,
             convention="areas",
+            colours=colours,
         )
         card_path.write_text(card.to_json(), encoding="utf-8")
     except (ValueError, OSError) as error:
@@ -71,8 +72,9 @@ def describe_onnx(
     return f"{card_path} describes {path.name}: {len(names)} classes; --model {path} takes it."
 
 
-def _class_names(given: str, wide: bool) -> tuple[str, ...]:
-    """Names by label, of a file or separated by commas; void keeps its number, since a network may score it."""
+def _class_names(given: str, wide: bool) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """Names by label, of a file or separated by commas, and the colours that the file has; void keeps its number, since
+    a network may score it."""
     if Path(given).is_file():
         found = read_classes(decode_text(Path(given).read_bytes()), Path(given).name, wide=wide)
     else:
@@ -81,4 +83,5 @@ def _class_names(given: str, wide: bool) -> tuple[str, ...]:
     for number in found.void_values:
         names += [f"unused {k}" for k in range(len(names), number + 1)]
         names[number] = "void"
-    return tuple(names)
+    colours = tuple(found.colours) if found.has_colours and len(found.colours) == len(names) else ()
+    return tuple(names), colours

@@ -107,6 +107,7 @@ def write_gallery(
         for image in done:
             classes |= image.classes
         entries = [image.entry for image in done]
+        own = results.record.get("class_colours") or ()
         chunks = [entries[first : first + CHUNK_IMAGES] for first in range(0, len(entries), CHUNK_IMAGES)]
         for number, chunk in enumerate(chunks):
             write_script(folder / f"index-{number:03d}.js", f"archive.index({number},", chunk)
@@ -117,7 +118,7 @@ def write_gallery(
             "floor": CLASS_FLOOR,
             "truths": sum(image.has_truth for image in done),
             "before_available": any(image.has_before for image in done),
-            "classes": classes_of(classes, summary.pop("class_counts"), entries),
+            "classes": classes_of(classes, summary.pop("class_counts"), entries, own),
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         }
         write_script(folder / "summary.js", "archive.summary(", summary)
@@ -127,7 +128,7 @@ def write_gallery(
         pictures = pictures[:: max(1, round(len(pictures) / SHEET_IMAGES))][:SHEET_IMAGES]
         if pictures:
             buffer = io.BytesIO()
-            contact_sheet(pictures).save(buffer, format="PNG", compress_level=1)
+            contact_sheet(pictures, own).save(buffer, format="PNG", compress_level=1)
             write_file(place / SHEET, buffer.getvalue(), "image/png")
         facts = {"run_id": results.run_id, "shown": len(entries), "query": summary["query"], "folder": version}
         write_file(place / "report.json", f"{json.dumps(facts, indent=1)}\n".encode(), "application/json")

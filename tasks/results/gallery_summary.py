@@ -3,7 +3,7 @@
 import collections
 from typing import Any
 
-from segcore.images.pictures import clear_palette
+from segcore.images.pictures import Colours, clear_palette
 from segcore.voc import palette
 from tasks.results.reading import Results
 
@@ -59,10 +59,15 @@ def title_of(results: Results) -> str:
     return source.rstrip("/").rpartition("/")[2] or f"Run {results.run_id}"
 
 
-def classes_of(names: dict[int, str], counts: dict[str, Any], entries: list[list[Any]]) -> list[dict[str, Any]]:
-    """The classes of the run, in most images first. Labels are known of those that are shown."""
-    most = max([256, *(label + 1 for label in names)])
-    colours, clear = palette(most), clear_palette(most)
+def classes_of(
+    names: dict[int, str], counts: dict[str, Any], entries: list[list[Any]], own: Colours
+) -> list[dict[str, Any]]:
+    """The classes of the run, in most images first. Labels are known of those that are shown.
+
+    own: colours of the run's model, where it has some.
+    """
+    most = max([256, len(own), *(label + 1 for label in names)])
+    colours, clear = palette(most), clear_palette(most, own)
     shown = collections.Counter(label for entry in entries for label, _, _ in entry[6])
     total_pixels = max(1, sum(count["pixels"] for count in counts.values()))
     listed = [

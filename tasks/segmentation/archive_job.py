@@ -277,6 +277,9 @@ class Identity:
 
     skip_duplicates: bool = False
 
+    colours: tuple[tuple[int, int, int], ...] = ()
+    """RGB of each class in pictures and exports, where the model's card has them."""
+
     def copies(self, output: Output) -> Duplicates:
         """Which images are copies, as far as it is decided; none where the job does not ask."""
         if not self.skip_duplicates:
@@ -379,6 +382,7 @@ def _identify(job: ArchiveJob) -> Identity:
         unit_images=_unit_images(job.inference, card.parameters),
         deciding=deciding,
         skip_duplicates=job.skip_duplicates,
+        colours=card.colours,
     )
 
 

@@ -10,6 +10,7 @@ import segcore
 from segcore.images import masks
 from segcore.predictor import PredictParams
 from tasks import engines
+from tasks.models.describe import describe_onnx
 from tasks.results.compare import diff_runs
 from tasks.results.export import ExportJob, export_run
 from tasks.results.query import FindJob, ask, find
@@ -17,8 +18,9 @@ from tasks.results.reading import open_results
 from tasks.results.sealing import CompactJob, compact
 from tasks.segmentation.archive_job import identify
 from tasks.segmentation.finish import publish_gallery
-from tests.segcore.models.test_onnx_file import described
+from tests.segcore.models.test_onnx_file import described, given_model
 from tests.tasks.test_archive import job_of, rows_of, run
+from tests.tasks.test_report import read_script
 
 
 @pytest.mark.parametrize("classes", [150, pytest.param(300, marks=pytest.mark.slow)])
@@ -49,6 +51,29 @@ def test_both_engines_and_the_library_give_the_same_masks(
     assert found["local"].run_id == found["ray"].run_id
     card = json.loads((path.parent / "card.json").read_text())
     assert len(card["classes"]) == classes
+
+
+def test_the_colours_of_the_model_are_those_of_pictures_and_exports(photographs, tmp_path, local_engine):
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "model" / "net.onnx"
+    path.write_bytes(given_model(5)[0])
+    colours = [(0, 0, 0), (250, 1, 2), (3, 251, 4), (5, 6, 252), (253, 254, 7)]
+    lines = [f"thing {n}:{r},{g},{b}::" for n, (r, g, b) in enumerate(colours)]
+    (tmp_path / "labelmap.txt").write_text("\n".join(["# label:color_rgb:parts:actions", *lines]))  # As CVAT writes it
+    describe_onnx(str(path), classes=str(tmp_path / "labelmap.txt"), preprocessing="0..1", stride=4)
+    job = job_of(photographs, tmp_path / "out", model=str(path), untrained=False, inference={}, gallery_images=2)
+    publish_gallery(job, run(job))
+    [summary] = (tmp_path / "out" / "report").rglob("summary.js")
+    clear = {shown["name"]: shown["clear"] for shown in read_script(summary)["classes"]}
+    own = {name: "#{:02x}{:02x}{:02x}".format(*colours[int(name[-1])]) for name in clear}
+    assert len(clear) > 1 and clear == own
+    found = segcore.load(str(path)).segment(next(photographs.glob("*.jpg")))
+    painted = {tuple(pixel) for pixel in found.overlay(1.0)[found.labels > 0].tolist()}
+    assert painted == {colours[label] for label in np.unique(found.labels) if label}
+    for to in ("cvat", "label-studio"):
+        export_run(ExportJob(output=job.output, to=to, destination=str(tmp_path / to)))
+        texts = "".join(p.read_text() for p in (tmp_path / to).rglob("*") if p.suffix in (".json", ".xml", ".txt"))
+        assert all(colour in texts.lower() for colour in own.values())
 
 
 def test_three_hundred_classes_through_everything_that_reads_masks(photographs, tmp_path, local_engine):

@@ -30,7 +30,7 @@ class Cvat(Format):
         written.tally["annotations"] += element.count("<mask ") + element.count("<polygon ")
 
     def finish(self, classes: dict[int, str], lines: Lines) -> None:
-        of_classes = colours(class_names(self.export.record, classes))
+        of_classes = colours(self.export.record, class_names(self.export.record, classes))
         labels = json.dumps(cvat.labels_of_project(of_classes), indent=1)
         storage.write_whole(self.destination / "labels.json", f"{labels}\n".encode())
 

@@ -186,9 +186,14 @@ def starts_with_background(record: dict[str, Any]) -> bool:
     return has_background({0: names[0]}) if names else BACKGROUND in (record.get("classes") or {BACKGROUND: None})
 
 
-def colours(names: dict[int, str], *, background: bool = False) -> dict[str, tuple[int, int, int]]:
-    """RGB by class, in the palette of VOC. background: with it."""
-    palette = voc.palette(max([256, *(label + 1 for label in names)]))
+def colours(
+    record: dict[str, Any], names: dict[int, str], *, background: bool = False
+) -> dict[str, tuple[int, int, int]]:
+    """RGB by class, of the run's model where it has some, else in the palette of VOC. background: with it."""
+    own = record.get("class_colours") or ()
+    palette = voc.palette(max([256, len(own), *(label + 1 for label in names)]))
+    if own:
+        palette[: len(own)] = own
     left_out = BACKGROUND if not background and has_background(names) else None
     return {name: tuple(map(int, palette[label])) for label, name in names.items() if name != left_out}  # type: ignore[misc]
 

@@ -39,7 +39,7 @@ class LabelStudio(Format):
         written.tally["annotations"] += len(task["predictions"][0]["result"])
 
     def finish(self, classes: dict[int, str], lines: Lines) -> None:
-        config = label_studio.labelling_config(colours(class_names(self.export.record, classes)))
+        config = label_studio.labelling_config(colours(self.export.record, class_names(self.export.record, classes)))
         storage.write_whole(self.destination / "label_config.xml", config.encode())
         storage.write_stream(self.destination / "tasks.json", _list(lines))
 

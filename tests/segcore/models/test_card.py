@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,9 @@ CARD = ModelCard("deeplab_v1_largefov", voc.CLASSES, DEEPLAB, options={"average_
 
 def test_a_card_survives_json():
     assert ModelCard.from_json(CARD.to_json()) == CARD
+    assert "colours" not in CARD.to_json()
+    painted = replace(CARD, colours=tuple((label, 0, 255) for label in range(21)))
+    assert ModelCard.from_json(painted.to_json()) == painted and painted.deciding() == CARD.deciding()
 
 
 @pytest.mark.parametrize(
@@ -25,6 +29,9 @@ def test_a_card_survives_json():
         ({"untrained": "no"}, "untrained"),
         ({"options": []}, "options"),
         ({"metrics": {"miou": "high"}}, "metrics"),
+        ({"colours": [[0, 0, 0]]}, "a colour for each of its 21 classes"),
+        ({"colours": [[0, 0, 256]] * 21}, "colours must be a list"),
+        ({"colours": "red"}, "colours must be a list"),
         ({"preprocessing": {"colour_order": "RGB"}}, "mean"),
         ({"preprocessing": {"colour_order": "GBR", "mean": [0, 0, 0], "std": [1, 1, 1]}}, "GBR"),
         ({"preprocessing": {"colour_order": "RGB", "mean": [0, 0, True], "std": [1, 1, 1]}}, "mean"),
