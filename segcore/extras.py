@@ -12,6 +12,7 @@ EXTRAS = {
     "prefect": "prefect",
     "pydensecrf": "pydensecrf",
     "pyiceberg": "iceberg",
+    "pyvips": "vips",
     "rawpy": "raw",
     "ray": "cluster",
     "sqlalchemy": "iceberg",

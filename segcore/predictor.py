@@ -18,7 +18,7 @@ from annotated_types import Interval
 from segcore import large_pictures
 from segcore.crf import dense_crf
 from segcore.crf.dense_crf import Backend, CrfParams, Refined
-from segcore.images import decoding, regions, tiff
+from segcore.images import containers, decoding, regions, tiff
 from segcore.images.decoding import MAX_PIXELS, Photograph, Reading
 from segcore.images.inner import InnerImage
 from segcore.images.masks import label_type, resize_labels
@@ -192,7 +192,8 @@ class Predictor:
         return decoding.decode(data, params.inference.long_side_px, params.max_pixels, params.reading)
 
     def open(self, data: tiff.Content) -> Photograph | TiffRegions:
-        """The same, or, at its own size, a TIFF with too many pixels to be decoded whole, to be read region by region.
+        """The same, or, at its own size, a TIFF or JPEG with too many pixels to be decoded whole, to be read region by
+        region.
 
         data: the file, in memory or where it is.
         """
@@ -204,7 +205,11 @@ class Predictor:
                 page = pages[tiff.choose_page(pages)]
                 if page.size[0] * page.size[1] > self.params.max_pixels:
                     return regions.open_tiff(data, page)
-        return self.decode(data[:])
+        content = data[:]
+        frame = containers.jpeg_frame(content) if self.params.inference.long_side_px is None else None
+        if frame is not None and frame[0] * frame[1] > self.params.max_pixels:
+            return regions.open_jpeg(content)
+        return self.decode(content)
 
     def in_windows(self, photograph: Photograph | TiffRegions) -> Regions | None:
         """The picture, where it is to be scored through windows (`tiles`); None where in one pass."""

@@ -301,6 +301,23 @@ def exif_orientation(exif: bytes) -> int:
     return 1
 
 
+def jpeg_frame(data: bytes) -> tuple[int, int, bool] | None:
+    """Width and height in px that a JPEG says it has, and whether it is progressive; None for what is none."""
+    at = 2
+    while data[:2] == JPEG_START and at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))
+            return width, height, marker % 4 == 2
+        elif marker == 0xDA:
+            break
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
 def has_whole_picture(data: bytes) -> bool:
     """Whether a progressive JPEG that ends too early shows all of the picture, coarsely at least: the mean of every
     block of every component, and detail of the first, are complete."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from segcore.images import tiff
+from segcore.images import containers, large_jpeg, tiff
 from segcore.images.decoding import decode
 from segcore.images.errors import ErrorKind, ImageError
 from segcore.images.turns import upright
@@ -254,15 +254,23 @@ def open_tiff(data: tiff.Content, page: tiff.Directory) -> TiffRegions:
     )
 
 
+def open_jpeg(data: bytes) -> TiffRegions:
+    """A JPEG, to be read region by region from a TIFF that is made of it. Raises ImageError."""
+    content = large_jpeg.as_tiff(data)
+    return open_tiff(content, tiff.directories(content)[0])
+
+
 def reduced(data: tiff.Content, side_px: int) -> np.ndarray:
-    """(h, w, 3) uint8 RGB of a large TIFF at a fraction of its size, its long side from `side_px` to twice that.
+    """(h, w, 3) uint8 RGB of a large TIFF or JPEG, much smaller: its long side from `side_px` to twice that.
 
     From its smallest page that is large enough and marked as a smaller copy of another, else from single pixels of it
     all. Raises ImageError.
     """
+    if containers.jpeg_frame(data[:_MOST_TAG_BYTES]) is not None:
+        data = large_jpeg.as_tiff(data[:])
     pages = tiff.directories(data) if tiff.is_tiff(data) else []
     if not pages:
-        raise ImageError(ErrorKind.NOT_AN_IMAGE, "it is no TIFF")
+        raise ImageError(ErrorKind.NOT_AN_IMAGE, "it is neither TIFF nor JPEG")
     whole = pages[tiff.choose_page(pages)]
     copies = [page for page in pages if page.first(tiff.NEW_SUBFILE) & 1 and max(page.size) >= side_px]
     same_shape = [

@@ -1,6 +1,7 @@
 """The images of a gallery: photograph, thumbnail, masks and facts of each, written side by side."""
 
 import base64
+import contextlib
 import functools
 import io
 import itertools
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from segcore.images.containers import jpeg_frame
 from segcore.images.decoding import decode
-from segcore.images.errors import ImageError
+from segcore.images.errors import ErrorKind, ImageError
 from segcore.images.masks import decode_mask, resize_labels
 from segcore.images.pixels import fit_long_side
 from segcore.images.regions import reduced
@@ -159,6 +161,9 @@ def _decode(data: Any) -> tuple[np.ndarray | None, str | None]:
             return _smaller(reduced(data, _PHOTO_SIDE_PX), _PHOTO_SIDE_PX), None
         return decode(data, _PHOTO_SIDE_PX).image, None
     except ImageError as error:
+        if error.kind is ErrorKind.TOO_LARGE and isinstance(data, bytes) and jpeg_frame(data) is not None:
+            with contextlib.suppress(ImageError):
+                return _smaller(reduced(data, _PHOTO_SIDE_PX), _PHOTO_SIDE_PX), None
         return None, str(error)
 
 
