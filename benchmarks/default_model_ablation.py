@@ -45,7 +45,6 @@ def _phases(change: Callable[[Phase], Phase]) -> TrainRecipe:
 LINES: dict[str, tuple[str, TrainRecipe, str | None]] = {
     "base": ("pspnet_lite2 as in `default_model`", BASE, "lite2-imagenet"),
     "no-teacher": ("no teacher", _loss(BASE, teacher_share=0.0), "lite2-imagenet"),
-    "teacher-0.6": ("teacher 0.6 instead of 0.3", _loss(BASE, teacher_share=0.6), "lite2-imagenet"),
     "lite0": ("backbone EfficientNet-Lite0", replace(BASE, model="pspnet_lite0"), "lite0-imagenet"),
     "aspp": (
         "ASPP instead of pyramid pooling",
