@@ -42,6 +42,20 @@ FEW = 4
 """So many pieces of a `map` are done in this process: workers take longer to start."""
 
 
+TRIES = 10
+"""A unit over which workers have died this often ends the session: with every image isolated, no image did it."""
+
+_STALLED_AFTER_S = 3600.0
+
+
+def stalled_after_s(work: "UnitWork | None") -> float:
+    """A session in which nothing is finished for so long ends.
+
+    A unit is about a minute of work; a picture of any size may be hours, of which each window is watched.
+    """
+    return 24 * _STALLED_AFTER_S if work is not None and work.of_any_size else _STALLED_AFTER_S
+
+
 class Engine(Protocol):
     """Runs functions over pieces, and units to committed files."""
 

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from segcore import extras
-from tasks import cache, logs, processes, progress
+from tasks import cache, engines, logs, processes, progress
 from tasks.engines import child
 from tasks.errors import InterruptedJobError, JobError
 
@@ -38,12 +38,6 @@ R = TypeVar("R")
 
 WORKER_BYTES = 700 * 2**20
 """Memory of a worker with torch and a model: no more workers are started than fit into the machine's."""
-
-STALLED_AFTER_S = 3600.0
-"""A session in which nothing is finished for so long ends; the work of a unit is about a minute."""
-
-TRIES = 10
-"""A unit over which workers have died this often ends the session: with every image apart, no image did it."""
 
 _MAP_TRIES = 4
 _STARTS = 3
@@ -189,6 +183,7 @@ class LocalEngine:
         starts_failed = 0
         last = time.monotonic()
         limits = work.limits if work is not None else None
+        stalled_after_s = engines.stalled_after_s(work)
 
         def following() -> _Task | None:
             nonlocal exhausted
@@ -248,9 +243,9 @@ class LocalEngine:
                         task.died += 1
                         self._note(task, ended, work)
                     again.append(task)
-                if time.monotonic() - last > STALLED_AFTER_S:
+                if time.monotonic() - last > stalled_after_s:
                     raise InterruptedJobError(
-                        f"Nothing was finished for {STALLED_AFTER_S / 60:.0f} minutes: look at the machine and the "
+                        f"Nothing was finished for {stalled_after_s / 60:.0f} minutes: look at the machine and the "
                         "storage. What is done is kept; run the same command again to go on."
                     )
         finally:
@@ -281,7 +276,7 @@ class LocalEngine:
         unit: Unit = task.piece
         run = work.destination.run_id
         logs.event(f"a worker ended over unit {unit.name}: {ended}", run=run, stage="worker", unit=unit.name)
-        if task.died >= TRIES:
+        if task.died >= engines.TRIES:
             raise InterruptedJobError(
                 f"{task.died} workers have died over unit {unit.name}, though each image had a process of its own: "
                 f"look at the machine's memory, and at {self._log_name}."

@@ -23,7 +23,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segcore.models import checkpoint
-from tasks import cluster, logs
+from tasks import cluster, engines, logs
 from tasks.cluster import FINISH_CPUS, READ_CPUS
 from tasks.engines.watchdog import Watch
 from tasks.errors import InterruptedJobError, JobError
@@ -39,12 +39,6 @@ R = TypeVar("R")
 
 LOOK_EVERY_S = 5.0
 """How often the cluster is looked at: which nodes have joined, which are gone."""
-
-STALLED_AFTER_S = 3600.0
-"""A session in which no unit is finished for so long ends; the work of a unit is about a minute."""
-
-TRIES = 10
-"""A unit over which workers have died this often ends the session: with every image isolated, no image did it."""
 
 _STARTS = 2
 """So many actors that fail to start make a node one that is done without."""
@@ -231,6 +225,7 @@ class _Driver:
         self.units, self.meter = units, meter
         self.run_id = work.destination.run_id
         self.work = ray.put(work)
+        self.stalled_after_s = engines.stalled_after_s(work)
         nodes = cluster.all_nodes()
         cluster.require_room(nodes)
         self.gpus = any(share.scorers for share in cluster.shares(nodes).values())
@@ -266,9 +261,9 @@ class _Driver:
                         yield report
             else:
                 time.sleep(min(0.5, LOOK_EVERY_S))  # All nodes are gone: perhaps others join
-            if time.monotonic() - last > STALLED_AFTER_S:
+            if time.monotonic() - last > self.stalled_after_s:
                 raise InterruptedJobError(
-                    f"Nothing was finished for {STALLED_AFTER_S / 60:.0f} minutes: look at the cluster and the "
+                    f"Nothing was finished for {self.stalled_after_s / 60:.0f} minutes: look at the cluster and the "
                     "storage. What is done is kept; run the same command again to go on."
                 )
 
@@ -458,7 +453,7 @@ class _Driver:
             task.deaths += 1
             reason = cluster.explain(death)
             logs.event(f"a worker died over unit {task.unit.name}: {reason}", run=self.run_id, stage="engine")
-            if task.deaths >= TRIES:
+            if task.deaths >= engines.TRIES:
                 raise InterruptedJobError(
                     f"{task.deaths} workers have died over unit {task.unit.name}, though each image had a process of "
                     "its own: look at the memory of the nodes, and at their logs."

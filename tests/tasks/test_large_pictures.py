@@ -219,3 +219,16 @@ def test_ray_gives_the_same_masks(source: Path, tmp_path: Path, ray_cluster: Non
         found = open_results(run(job_of(source, tmp_path, engine="ray")).output)
     assert found.run_id == expected.run_id
     assert np.array_equal(found.mask("large.tif"), expected.mask("large.tif"))
+
+
+def test_a_picture_may_take_longer_than_any_unit(photographs, tmp_path):
+    """An hour without a finished unit ends a session, but not one that scores pictures of any size."""
+    small, large = (
+        unit_work(job, identify(job))
+        for job in (
+            ArchiveJob(source=str(photographs), output=str(tmp_path), inference=inference)
+            for inference in ({}, {"long_side_px": None})
+        )
+    )
+    assert engines.stalled_after_s(None) == engines.stalled_after_s(small) == 3600
+    assert engines.stalled_after_s(large) == 24 * 3600
