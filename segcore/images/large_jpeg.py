@@ -62,6 +62,10 @@ def as_tiff(data: bytes) -> MadeTiff:
             )
         except vips.Error as error:
             reason = " ".join(str(error).split())[:200]
+            if "no space" in reason.lower():  # Another has filled the disk meanwhile: not the picture's fault
+                raise ImageError(
+                    ErrorKind.MEMORY, f"{about}, and {folder} is full: free some room, or set TMPDIR"
+                ) from None
             kind = ErrorKind.TRUNCATED if "end" in reason.lower() else ErrorKind.CORRUPT
             raise ImageError(kind, reason) from None
         return MadeTiff(data, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -109,3 +109,15 @@ def test_the_predictor_takes_it_at_full_size_alone() -> None:
     scaled = Predictor(model, PredictParams(InferenceParams(), None, max_pixels=500_000))
     with pytest.raises(ImageError, match="more than the bound of 500000 pixels"):
         scaled.open(KINDS["plain"])
+
+
+def test_a_disk_that_fills_up_is_not_the_pictures_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyvips
+
+    def full(*_: object, **__: object) -> None:
+        raise pyvips.Error("unable to call tiffsave", "write error: No space left on device")
+
+    monkeypatch.setattr(pyvips.Image, "tiffsave", full, raising=False)
+    with pytest.raises(ImageError, match="is full: free some room") as error:
+        as_tiff(KINDS["plain"])
+    assert error.value.kind is ErrorKind.MEMORY
