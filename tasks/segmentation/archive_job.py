@@ -217,6 +217,7 @@ def list_archive(job: ArchiveJob, engine: Engine | None = None) -> ArchivePlan:
         )
     _say_what_changed(output, identity)
     with storage.explained(output.place):
+        _require_listings(output, identity, manifest)
         _give_up_unread(output, identity.run_id)
     if identity.skip_duplicates:
         limits = limits_of(0.0, job.image_seconds, job.image_memory_mib)
@@ -303,6 +304,25 @@ def _what_will_happen(job: ArchiveJob, identity: Identity, images: int, remainin
     # Fitted to docs/benchmarks-archive.md: LargeFOV, whose work is 1, takes 0.75 s of a core with everything around it
     seconds = START_S + remaining * (0.25 + 0.5 * identity.work) / cores
     return f"{where}. On {cores} cores this takes roughly {progress.duration(seconds)}."
+
+
+def _require_listings(output: Output, identity: Identity, manifest: Manifest) -> None:
+    """Raises JobError where masks are of a listing that is gone: nobody could prove any more that they are whole.
+
+    A person has removed it, or a power cut on a disk that had called it written when it was not.
+    """
+    look = output.look(identity.run_id)
+    known = {segment.name for segment in manifest.segments}
+    for segment in sorted((look.small.keys() | look.seals.keys()) - known - {""}):
+        place = manifest.folder / f"{segment}.parquet"
+        if not storage.exists(place):  # Another session may have listed it since
+            held = [output.masks_folder(identity.run_id) / f"part-{segment}-*"] if segment in look.small else []
+            held += [output.sealed_folder(identity.run_id) / f"{segment}-*"] if segment in look.seals else []
+            masks = " and ".join(place.uri for place in held)
+            raise JobError(
+                f"{place.uri}, which lists the images of {masks}, is gone: bring it back from a copy, or remove these "
+                "masks and run the same command again, which makes them anew."
+            )
 
 
 def _give_up_unread(output: Output, run_id: str) -> None:

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 from unittest.mock import Mock
 
 import numpy as np
@@ -15,6 +16,8 @@ from tasks.archive.manifest import Manifest
 from tasks.archive.output import Output
 from tasks.archive.schema import version_of, written
 from tasks.errors import JobError
+from tasks.results.reading import open_results
+from tasks.results.sealing import CompactJob, compact
 from tasks.segmentation.archive_job import ArchiveJob, identify, list_archive, units_of
 from tasks.segmentation.finish import publish_report
 from tasks.segmentation.session import segment_remaining
@@ -275,6 +278,36 @@ def test_rows_that_a_rival_listing_owns_are_dropped_at_the_finish(photographs, t
     second = run(job)
     assert second.run_id == first.run_id and second.images == 7
     assert len(rows_of(second)) == 7
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_masks_whose_listing_is_gone_are_named_before_anything_is_done(photographs, tmp_path, sealed):
+    job = job_of(photographs, tmp_path / "out", crf=None)
+    report = run(job)
+    if sealed:
+        compact(CompactJob(output=job.output, expire=True, grace_minutes=0))
+    output = Output.at(job.output)
+    (listing,) = Manifest(output.manifest_folder(identify(job).source_id)).segments
+    place = output.manifest_folder(identify(job).source_id) / f"{listing.name}.parquet"
+    kept = storage.read_bytes(place)
+    storage.remove(place)
+    photograph(50, (64, 48)).save(photographs / "0.jpg")  # So that what is listed anew is another list
+    with pytest.raises(JobError, match="is gone: bring it back from a copy, or remove these masks") as told:
+        run(job)
+    folder = output.sealed_folder(report.run_id) if sealed else output.masks_folder(report.run_id)
+    assert place.uri in str(told.value) and f"{folder.uri}/" in str(told.value)
+    # Either remedy helps
+    for remedy in ("copy", "anew"):
+        again = job_of(photographs, tmp_path / remedy, crf=None)
+        shutil.copytree(tmp_path / "out", tmp_path / remedy)
+        there = Output.at(again.output)
+        if remedy == "copy":
+            storage.write_whole(there.manifest_folder(identify(again).source_id) / place.name, kept)
+        else:
+            storage.remove_folder(there.sealed_folder(report.run_id))
+            storage.remove_folder(there.masks_folder(report.run_id))
+        assert run(again).images == 7
+        assert len(open_results(again.output)) == 7
 
 
 def test_a_parquet_file_that_repeats_identities_lists_no_image_again(tmp_path):
