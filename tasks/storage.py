@@ -194,6 +194,8 @@ def write_once(location: Location, data: bytes) -> bool:
         else:
             retried(lambda: _upload(location, data, once=True))
     except FileExistsError:
+        if location.protocol == "file":  # Who wrote it may have died before the name was durable
+            _sync_folder(Path(location.path).parent)
         return False
     return True
 

@@ -28,6 +28,7 @@ SERVERS = ("ray_cluster", "prefect_server")
 """Fixtures that are dear to start: their tests are one group, so that each starts once, in one of two processes."""
 
 
+@pytest.hookimpl(tryfirst=True)  # Before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups of tests for pytest-xdist; those whose time-outs are long begin first, so that none is left at the end."""
     group_of: dict[pytest.Item, str] = {}

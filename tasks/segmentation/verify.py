@@ -99,9 +99,9 @@ def check_run(output: Output, identity: Identity, manifest: Manifest | None = No
     sealing.unseal(output, identity.run_id, changing)
     for held, wanted in foreign:
         _drop_foreign(output, identity.run_id, held, wanted, len(report.segments))
-    for held in absent:  # Or a session that began before the refresh could still commit it
+    for held in absent:  # A session that began before the refresh could still commit it, or has since it was looked for
         version = version_of({"deciding": identity.deciding})
-        storage.write_once(held.places[0], rows_as_file([], version, with_copies=identity.skip_duplicates))
+        storage.write_whole(held.places[0], rows_as_file([], version, with_copies=identity.skip_duplicates))
     if report.images != report.masks + report.num_errors:
         raise JobError(
             f"Listed and found differ ({report.sentence}) in "

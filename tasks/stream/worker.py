@@ -112,7 +112,10 @@ class UnitWorker:
         """Whether another session has done the unit already."""
         destination = self.work.destination
         with storage.explained(destination.masks):
-            return storage.exists(destination.file_of(unit.name))
+            there = storage.exists(destination.file_of(unit.name))
+            if there:  # Who wrote it may have died before the name was durable
+                storage.make_durable(destination.masks, destination.output or destination.masks)
+            return there
 
     def commit(self, unit: Unit, rows: list[dict[str, Any]], report: UnitReport, beat: Beat) -> None:
         """Write the rows of a unit, whole or not at all, and log its error rows."""

@@ -556,7 +556,8 @@ class _Engine:
                 if task.killed:
                     waiting.append((unit, self._send(driver, unit, work)))
                 else:
-                    self.history.acknowledged |= {entry.image_id for entry in unit.entries}
+                    if work.destination.run_id == self.history.run_id:
+                        self.history.acknowledged |= {entry.image_id for entry in unit.entries}
                     yield task.result
 
     def _send(self, driver: Task, unit: Unit, work: UnitWork) -> Task:

@@ -280,6 +280,31 @@ def test_rows_that_a_rival_listing_owns_are_dropped_at_the_finish(photographs, t
     assert len(rows_of(second)) == 7
 
 
+def test_a_unit_that_is_committed_while_the_run_is_proved_gives_no_second_row(photographs, tmp_path, monkeypatch):
+    job = job_of(photographs, tmp_path / "out", crf=None)
+    list_archive(job)  # And this session goes on slowly, while another lists all photographs again
+    for number, file in enumerate(sorted(photographs.rglob("*.jpg"))):
+        photograph(60 + number, (64, 48)).save(file)
+    again = job_of(photographs, tmp_path / "out", crf=None, refresh_changed=True)
+    plan = list_archive(again)
+    session = segment_remaining(again, plan)
+    output = Output.at(job.output)
+    folder = output.masks_folder(plan.run_id)
+    (early, late) = Manifest(output.manifest_folder(identify(job).source_id)).segments
+    held = {file.path: storage.read_bytes(folder / file.path) for file in storage.list_files(folder)}
+    make_durable = storage.make_durable
+
+    def meanwhile(*places):
+        for name, data in held.items():
+            storage.write_once(folder / name.replace(late.name, early.name), data)
+        make_durable(*places)
+
+    monkeypatch.setattr(storage, "make_durable", meanwhile)  # Between the proof and the end
+    report = publish_report(again, plan, session)
+    assert len(held) == 3 and len(list(storage.list_files(folder))) == 6
+    assert report.images == 6 and len(rows_of(report)) == 6
+
+
 @pytest.mark.parametrize("sealed", [False, True])
 def test_masks_whose_listing_is_gone_are_named_before_anything_is_done(photographs, tmp_path, sealed):
     job = job_of(photographs, tmp_path / "out", crf=None)
