@@ -19,6 +19,10 @@ Rows = frozenset[str]
 UNITS = ("a1 b1", "c1", "a2 c2")
 
 
+_SEAL, _ABSENT = 3, 4
+"""In the place of a unit: the seal that is alone; from 4 on, units that were not there and have no rows to hold."""
+
+
 @dataclass(frozen=True)
 class Rules:
     """What the protocol does."""
@@ -28,6 +32,9 @@ class Rules:
 
     dropped_stays_as_empty: bool = True
     """A file all of whose rows are dropped, or that nobody needs any more, stands empty (`_drop_foreign`)."""
+
+    what_nobody_owns_is_overwritten: bool = True
+    """That empty file is written over one that has come since `_check_all` looked, as `storage.write_whole` does."""
 
     manifest_is_listed_again: bool = True
     """`check_run` believes what it read only where no segment has come since."""
@@ -136,13 +143,13 @@ def _writer_steps(state: State, me: Writer, number: int, rules: Rules) -> Iterat
         if rules.manifest_is_listed_again and state.has_r != me.knows_r:
             yield "segment_names: more", state, Writer("check", knows_r=True)
         elif me.step == "found":
-            yield "segment_names", state, me._replace(step="unseal" if me.todo else "drop")
+            yield "segment_names", state, me._replace(step="unseal" if any(u <= _SEAL for u, _ in me.todo) else "drop")
         else:
             for unit in me.step.removeprefix("missing "):
                 files[int(unit)] = None
             yield "_give_up", state._replace(files=tuple(files), record="running"), Writer("over")  # type: ignore[arg-type]
     elif me.step == "unseal":
-        if me.todo[0][0] == 3 or state.seal is None or (sealed and not rules.alone_or_taken_back):
+        if me.todo[0][0] == _SEAL or state.seal is None or (sealed and not rules.alone_or_taken_back):
             yield "unseal: nothing", state, me._replace(step="drop")
         elif sealed:  # A sealing was faster
             yield "unseal: JobError", state, Writer("over")
@@ -152,9 +159,13 @@ def _writer_steps(state: State, me: Writer, number: int, rules: Rules) -> Iterat
     elif me.step == "drop" and me.todo:
         (unit, rows), *rest = me.todo
         after = state
-        if unit == 3:  # The seal that is alone, written again
+        if unit == _SEAL:  # The one that is alone, written again
             assert state.seal is not None
             after = state._replace(seal=((rows, frozenset()), "alone", state.seal[2]))
+        elif unit >= _ABSENT:
+            if files[unit - _ABSENT] is None or rules.what_nobody_owns_is_overwritten:
+                files[unit - _ABSENT] = rows
+            after = state._replace(files=tuple(files))  # type: ignore[arg-type]
         else:
             files[unit] = rows if rows or rules.dropped_stays_as_empty else None
             after = state._replace(files=tuple(files))  # type: ignore[arg-type]
@@ -170,16 +181,13 @@ def _owned(unit: int, knows_r: bool) -> Rows:
 
 
 def _check_all(state: State, knows_r: bool, rules: Rules) -> tuple[str, list[tuple[int, Rows]]]:
-    """Units that lack rows and go therefore, after "missing"; what is written again without the rows of others.
-
-    There, 3 is the seal that is alone.
-    """
+    """Units that lack rows and go therefore, after "missing"; what is written again without the rows of others."""
     missing, foreign = "", []  # type: ignore[var-annotated]
     alone = state.seal is not None and state.seal[1] == "alone"
     if alone and state.seal is not None:
         held, owned = state.seal[0][0] | state.seal[0][1], _owned(0, knows_r) | _owned(1, knows_r)
         if held - owned:
-            foreign.append((3, owned))
+            foreign.append((_SEAL, owned))
     for unit in range(2 if alone else 0, 3 if knows_r else 2):
         rows, owned = state.files[unit], _owned(unit, knows_r)
         if owned - (rows or frozenset()):
@@ -190,7 +198,7 @@ def _check_all(state: State, knows_r: bool, rules: Rules) -> tuple[str, list[tup
             foreign.append((unit, owned))
     for unit in () if alone or not rules.dropped_stays_as_empty else (0, 1):
         if state.files[unit] is None and not _owned(unit, knows_r):
-            foreign.append((unit, frozenset()))
+            foreign.append((_ABSENT + unit, frozenset()))
     return missing, foreign
 
 
