@@ -1,8 +1,9 @@
 """COCO's object annotations: images, and regions as run lengths or polygons."""
 
+import functools
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,10 @@ def read_images(document: bytes) -> Iterator[Annotated]:
     if not all(isinstance(part, list) and all(isinstance(item, dict) for item in part) for part in parts):
         raise ValueError("it has not the lists images, annotations and categories of COCO")
     images, annotations, categories = parts
-    names = {c.get("id"): str(c.get("name")) for c in categories or ()}
+    used, above = {a.get("category_id") for a in annotations or ()}, {c.get("supercategory") for c in categories or ()}
+    # Roboflow lists the dataset itself as a category that nothing has
+    named = [c for c in categories or () if c.get("id") in used or c.get("name") not in above]
+    names = {c.get("id"): str(c.get("name")) for c in named}
     of_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in annotations or ():
         of_image[annotation.get("image_id")].append(annotation)
@@ -46,16 +50,6 @@ def read_images(document: bytes) -> Iterator[Annotated]:
 
 
 def _annotated(image: dict[str, Any], annotations: Sequence[dict[str, Any]], names: dict[Any, str]) -> Annotated:
-    def regions() -> list[Region]:
-        width, height = require_size(image.get("width"), image.get("height"))
-        found = []
-        for annotation in annotations:
-            if annotation.get("category_id") not in names:
-                raise ValueError(f"a region has the category {annotation.get('category_id')}, which is not listed")
-            name = names[annotation["category_id"]]
-            found.append(Region(name, mask_of(annotation.get("segmentation"), height, width)))
-        return found
-
     def number(name: str) -> int:
         value = image.get(name)
         return value if isinstance(value, int) else 0
@@ -66,9 +60,29 @@ def _annotated(image: dict[str, Any], annotations: Sequence[dict[str, Any]], nam
         identity if isinstance(identity, str) else None,
         number("width"),
         number("height"),
-        regions,
-        known_names=frozenset(names.values()),
+        functools.partial(_regions, image.get("width"), image.get("height"), annotations, names),
+        known_names=tuple(dict.fromkeys(names.values())),
     )
+
+
+def _regions(
+    width: object, height: object, annotations: Sequence[dict[str, Any]], names: Mapping[Any, str]
+) -> Iterator[Region]:
+    """The largest first: a cup lies on its table."""
+    size = require_size(width, height)[::-1]
+    for annotation in sorted(annotations, key=lambda annotation: -_area(annotation)):
+        if annotation.get("category_id") not in names:
+            raise ValueError(f"a region has the category {annotation.get('category_id')}, which is not listed")
+        yield Region(names[annotation["category_id"]], mask_of(annotation.get("segmentation"), *size))
+
+
+def _area(annotation: Mapping[str, Any]) -> float:
+    """As the file says, or that of its box."""
+    area, box = annotation.get("area"), annotation.get("bbox")
+    if isinstance(area, int | float):
+        return float(area)
+    sides = box[2:4] if isinstance(box, list) else []
+    return float(np.prod(sides)) if len(sides) == 2 and all(isinstance(side, int | float) for side in sides) else 0.0
 
 
 def mask_of(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:

@@ -1,5 +1,6 @@
 """CVAT for images 1.1: one XML file with the masks and polygons of every image."""
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -119,7 +120,7 @@ class _Target(TreeBuilder):
         self._image: dict[str, str] | None = None
         self._shapes: list[tuple[str, dict[str, str]]] = []
         self._depth = 0
-        self._names: set[str] = set()
+        self._names: dict[str, None] = {}
         self._text: list[str] = []
         self._path: list[str] = []
 
@@ -147,10 +148,10 @@ class _Target(TreeBuilder):
 
     def end(self, tag: str) -> Any:
         if self._path[-3:] == ["labels", "label", "name"]:
-            self._names.add("".join(self._text).strip())
+            self._names["".join(self._text).strip()] = None
         self._path.pop()
         if tag == "image" and self._image is not None:
-            self._images.append(_annotated(self._image, self._shapes, frozenset(self._names)))
+            self._images.append(_annotated(self._image, self._shapes, tuple(self._names)))
             self._image = None
 
     def close(self) -> Any:
@@ -158,21 +159,24 @@ class _Target(TreeBuilder):
 
 
 def _annotated(
-    image: dict[str, str], shapes: list[tuple[str, dict[str, str]]], known_names: frozenset[str]
+    image: dict[str, str], shapes: list[tuple[str, dict[str, str]]], known_names: tuple[str, ...]
 ) -> Annotated:
-    def regions() -> list[Region]:
-        width, height = require_size(image.get("width"), image.get("height"))
-        drawn = [(tag, shape) for tag, shape in shapes if tag not in _NO_AREA]
-        try:
-            drawn.sort(key=lambda pair: int(pair[1].get("z_order", "0")))
-            return [Region(shape["label"], _mask_of(tag, shape, width, height)) for tag, shape in drawn]
-        except KeyError as error:
-            raise ValueError(f"a region has no {error.args[0]}") from None
-
     def number(name: str) -> int:
         return int(image[name]) if image.get(name, "").isdecimal() else 0
 
+    regions = functools.partial(_regions, image, shapes)
     return Annotated(image.get("name", ""), None, number("width"), number("height"), regions, True, known_names)
+
+
+def _regions(image: dict[str, str], shapes: list[tuple[str, dict[str, str]]]) -> Iterator[Region]:
+    width, height = require_size(image.get("width"), image.get("height"))
+    drawn = [(tag, shape) for tag, shape in shapes if tag not in _NO_AREA]
+    try:
+        drawn.sort(key=lambda pair: int(pair[1].get("z_order", "0")))
+        for tag, shape in drawn:
+            yield Region(shape["label"], _mask_of(tag, shape, width, height))
+    except KeyError as error:
+        raise ValueError(f"a region has no {error.args[0]}") from None
 
 
 def _mask_of(tag: str, shape: dict[str, str], width: int, height: int) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 The run lengths are those of `rle-pack` (thi.ng/umbrella) over the RGBA values of the image, alpha being the mask.
 """
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -188,22 +189,31 @@ def _annotated(address: str, identity: Any, results: list[dict[str, Any]], *, re
     sizes = {(r["original_width"], r["original_height"]) for r in results if r.get("original_width")}
     width, height = next(iter(sizes), (0, 0))
 
-    def regions() -> list[Region]:
-        if not results:
-            return []
-        w, h = require_size(width, height)
-        if any(r.get("image_rotation") for r in results):
-            raise ValueError("its image was turned in Label Studio, and its regions with it: turn it back")
-        if len(sizes) > 1:
-            raise ValueError(f"its regions are of images of {len(sizes)} sizes")
-        try:
-            return _regions(results, w, h)
-        except (TypeError, KeyError, OverflowError):
-            raise ValueError("a region is not as Label Studio writes it") from None
-
     known = identity if isinstance(identity, str) else None
     whole = (int(width), int(height)) if isinstance(width, int) and isinstance(height, int) else (0, 0)
-    return Annotated(address, known, *whole, regions, reviewed)
+    names = tuple(sorted({name for result in results for name in _labels_in(result.get("value"))}))
+    return Annotated(address, known, *whole, functools.partial(_listed, results), reviewed, names)
+
+
+def _listed(results: list[dict[str, Any]]) -> list[Region]:
+    if not results:
+        return []
+    sizes = {(r["original_width"], r["original_height"]) for r in results if r.get("original_width")}
+    width, height = require_size(*next(iter(sizes), (0, 0)))
+    if any(r.get("image_rotation") for r in results):
+        raise ValueError("its image was turned in Label Studio, and its regions with it: turn it back")
+    if len(sizes) > 1:
+        raise ValueError(f"its regions are of images of {len(sizes)} sizes")
+    try:
+        return _regions(results, width, height)
+    except (TypeError, KeyError, OverflowError):
+        raise ValueError("a region is not as Label Studio writes it") from None
+
+
+def _labels_in(value: Any) -> list[str]:
+    """The labels that a value of a result gives its region."""
+    given = [v for k, v in value.items() if k.endswith("labels")] if isinstance(value, dict) else []
+    return [str(names[0]) for names in given if isinstance(names, list) and names]
 
 
 def _regions(results: list[dict[str, Any]], width: int, height: int) -> list[Region]:
@@ -215,14 +225,13 @@ def _regions(results: list[dict[str, Any]], width: int, height: int) -> list[Reg
     found = []
     for value in joined.values():
         mask = _mask_of(value, width, height)
-        names = next((v for k, v in value.items() if k.endswith("labels") and isinstance(v, list) and v), None)
         if mask is None:
             if {"choices", "text", "rating", "number", "taxonomy"} & value.keys():
                 continue  # Of the whole image
             raise ValueError(f"a region has a shape that is not read: {', '.join(sorted(value))}")
-        if names is None:
+        if not (names := _labels_in(value)):
             raise ValueError("a region has no label")
-        found.append(Region(str(names[0]), mask))
+        found.append(Region(names[0], mask))
     return found
 
 

@@ -1,7 +1,7 @@
 """What every annotation format holds of one image: regions of classes, in the order in which they are painted."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,14 +46,14 @@ class Annotated:
     height: int
     """Px."""
 
-    regions: Callable[[], list[Region]]
+    regions: Callable[[], Iterable[Region]]
     """Decodes the regions, the lowest first. Raises ValueError where one is damaged or of an unknown shape."""
 
     reviewed: bool = True
     """Whether a person has confirmed or changed it."""
 
-    known_names: frozenset[str] = field(default=frozenset())
-    """Classes that the file declares, drawn or not."""
+    known_names: tuple[str, ...] = ()
+    """Classes that the file declares, in its order, or those of the regions where it declares none."""
 
 
 def has_background(names: Mapping[int, str]) -> bool:

@@ -92,6 +92,11 @@ def read_classes(text: str, origin: str = "classes.txt", *, wide: bool = False) 
     return _assembled(entries_of(text, origin), origin, MOST_CLASSES if wide else MOST_BYTE_CLASSES)
 
 
+def classes_named(names: Iterable[str], origin: str) -> LabelSet:
+    """The classes of these names, labels from 0 on. Raises ValueError. origin: where they were read, for a person."""
+    return _assembled([Entry(name) for name in names], origin, MOST_BYTE_CLASSES)
+
+
 def with_void(label_set: LabelSet, void: str) -> LabelSet:
     """The same with more that means void; void: numbers or names, separated by commas. ValueError: no such name."""
     numbers = []

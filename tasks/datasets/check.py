@@ -221,7 +221,7 @@ def fix(examined: Examined) -> list[str]:
     changed = []
     for image_id, check in examined.checks.items():
         pair = layout.pairs[image_id]
-        if check.mask_is == "mended" and pair.mask is not None and not pair.mask.layers:
+        if check.mask_is == "mended" and pair.mask is not None and pair.mask.painted is None:
             changed.append(_replace_mask(layout, pair))
     leaking = {f.image_id for f in examined.findings if f.kind is Kind.LEAK}
     twice = {f.file.rpartition("/")[2] for f in examined.findings if f.kind is Kind.TWICE_LISTED}
@@ -274,7 +274,7 @@ def _of_pairs(examined: Examined) -> Iterator[Reported]:
 def _file(layout: Layout, pair: Pair, kind: Kind) -> str:
     file = pair.image if kind in _OF_IMAGE else pair.mask
     if file is not None:
-        return relative(layout.root, file.place)
+        return relative(layout.root, file.place) + (f", {file.part}" if file.part else "")
     return f"{IMAGES}/{pair.id}" if kind in _OF_IMAGE else pair.id
 
 
@@ -399,6 +399,9 @@ def _read(file: FileRef | None, missing: Kind, unreadable: Kind, findings: list[
             return file.read()
         except own_fault as error:
             findings.append(Finding(unreadable, storage_faults.explain(error, file.place)))
+            return None
+        except ValueError as error:  # Of what a mask is painted from
+            findings.append(Finding(unreadable, str(error)))
             return None
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from segcore.datasets.class_lists import decode_text
-from segcore.datasets.label_set import ASSUMED, VOC_LABELS, LabelSet, read_classes, with_void
+from segcore.datasets.label_set import ASSUMED, VOC_LABELS, LabelSet, classes_named, read_classes, with_void
 from segcore.datasets.pair_check import Finding, Kind
 from tasks import storage
 from tasks.datasets.layout import Layout, OwnData, relative
@@ -51,7 +51,7 @@ def label_set_of(
     layout: Layout,
     tags: Sequence[str] = (),
 ) -> LabelSet:
-    """The classes. tags: labels in the names of files, which count where nothing else names the classes."""
+    """The classes. tags: labels that are drawn, which count where nothing else names the classes."""
     classes = given.classes
     try:
         label_set: LabelSet | None
@@ -61,7 +61,7 @@ def label_set_of(
             beside = [] if given.images is None else _class_files_beside(given)
             label_set = _class_file([folder / path for path in _class_files(files, base)] or beside, layout)
         if label_set is None and tags:
-            label_set = read_classes("\n".join(["background", *sorted({*tags} - {"background"})]), "names of the masks")
+            label_set = classes_named(["background", *tags], "names of the masks")
         if label_set is None and not is_voc:
             raise JobError(
                 f"Nothing in {folder.uri} names the classes: put a classes.txt there, one name a line, label 0 first, "
@@ -84,10 +84,10 @@ def _named_classes(given: str) -> LabelSet:
     if given.lower() == "voc":
         return VOC_LABELS
     place = storage.locate(given)
-    if "," not in given or storage.is_file(place):
-        if not storage.is_file(place):
-            raise JobError(f"There is no file {given}: --classes is a file, names separated by commas, or voc.")
+    if storage.is_file(place):
         return read_classes(_text_of(place), place.name)
+    if "," not in given and ("/" in given or "." in given):
+        raise JobError(f"There is no file {given}: --classes is a file, names separated by commas, or voc.")
     return read_classes("\n".join(name for part in given.split(",") if (name := part.strip())), "--classes")
 
 

@@ -4,6 +4,7 @@
     images/<id>.jpg  masks/<id>.png                                                      two folders, however called
     train/images  train/masks, images/train  labels/train, train  trainannot             folders for each split
     train/<id>.jpg  train/<id>_mask.png                                                  side by side (Roboflow)
+    *.json of COCO, labelme or Label Studio, *.xml of CVAT, labels/*.txt of YOLO         drawn (drawings.py)
     ImageSets/Segmentation/<list>.txt, or train.txt and val.txt beside the folders
 and SBD: cls/<id>.mat  train.txt  val.txt
 
@@ -11,6 +12,7 @@ An image and a mask are one pair by the same path without roles, splits and endi
 the form of their Unicode or by a suffix such as _mask are paired too. What has no partner is a finding.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
@@ -20,7 +22,7 @@ from segcore.datasets.division import divide
 from segcore.datasets.label_set import ASSUMED, VOC_LABELS
 from segcore.datasets.pair_check import Finding, Kind
 from tasks import storage
-from tasks.datasets import brushes
+from tasks.datasets import brushes, drawings
 from tasks.datasets.class_files import label_set_of
 from tasks.datasets.layout import (
     BEFORE_FIX,
@@ -65,40 +67,51 @@ def read_layout(folder: Location, given: OwnData = _AS_FOUND, *, name: str | Non
 
     Raises JobError where the folder has no such layout, or nothing names its classes.
     """
-    images, masks, lists = given.images, given.masks, given.lists
+    images, lists = given.images, given.lists
+    is_document = given.masks is not None and ending_of(given.masks) in drawings.DOCUMENTS
+    masks = None if is_document else given.masks
     with storage.explained(folder):
         files = _listed(folder)
         base, is_voc = "", True
         if images is not None:
-            if masks is None:
-                raise JobError("--images needs --masks too: the folder of the masks.")
+            if given.masks is None:
+                raise JobError("--images needs --masks too: the folder of the masks, or a file of annotations.")
             found = [NamedFile("", key, file) for key, file in _of_folder(folder, files, images, IMAGE_ENDINGS)]
-            drawn = [NamedFile("", key, file) for key, file in _of_folder(folder, files, masks, MASK_ENDINGS)]
+            drawn = [NamedFile("", *entry) for entry in _of_folder(folder, files, masks, MASK_ENDINGS)] if masks else []
             is_voc = False
         elif (voc_base := _voc_base(folder, files)) is not None:
             base = voc_base
             found = [NamedFile("", *entry) for entry in _below(folder, files, f"{base}{IMAGES}/", IMAGE_ENDINGS)]
-            drawn = [NamedFile("", *entry) for entry in _voc_masks(folder, files, base, masks)]
+            drawn = [] if is_document else [NamedFile("", *entry) for entry in _voc_masks(folder, files, base, masks)]
         else:
             is_voc = False
             base = _common_folder(files)
             found, drawn = _by_roles(folder, files, base)
-            if masks is not None:
-                drawn = [NamedFile("", *entry) for entry in _of_folder(folder, files, masks, MASK_ENDINGS)]
+            if given.masks is not None:
+                drawn = (
+                    [NamedFile("", *entry) for entry in _of_folder(folder, files, masks, MASK_ENDINGS)] if masks else []
+                )
         root = folder / base.rstrip("/") if base else folder
         layout = Layout(name or root.name, root, ASSUMED, {}, {}, {})
         found, drawn, brushed = _brushes_taken_out(found, drawn)
-        if brushed:
-            layout.label_set = label_set_of(
-                folder, files, base, given, is_voc, layout, tags=[b.tag for b, _ in brushed]
-            )
-            drawn += _brush_masks(folder, files, found, brushed, layout)
+        shapes = drawings.of_file(_named_file(folder, files, given.masks)) if is_document and given.masks else None
+        if not drawn and not brushed and given.masks is None:
+            shapes = drawings.find(folder, files, found, layout)
+        if brushed or shapes is not None:
+            tags = shapes.names if shapes is not None else sorted({brush.tag for brush, _ in brushed} - {"background"})
+            layout.label_set = label_set_of(folder, files, base, given, is_voc, layout, tags=tags)
+        if shapes is not None:
+            named = layout.label_set if given.classes is not None else shapes.label_set(layout.label_set)
+            found, drawn = shapes.masks(found, named)
+            layout.label_set = drawings.with_background(named)
+            layout.findings = [(file, f) for file, f in layout.findings if f.kind is not Kind.NO_BACKGROUND]
+        drawn += _brush_masks(folder, files, found, brushed, layout) if brushed else []
         pairing = Pairing(found, drawn, layout)
         pairs = pairing.pairs
         both = sorted(k for k, pair in pairs.items() if pair.image is not None and pair.mask is not None)
         if not both and not is_voc and images is None:
             raise JobError(_nothing_found(folder, files))
-        if not brushed:
+        if not brushed and shapes is None:
             layout.label_set = label_set_of(folder, files, base, given, is_voc, layout)
         for list_name, place in list_files(folder, files, base, lists).items():
             layout.list_files[list_name] = place
@@ -123,7 +136,7 @@ def read_layout(folder: Location, given: OwnData = _AS_FOUND, *, name: str | Non
         elif pair.image is not None:
             layout.findings.append((relative(root, pair.image.place), Finding(Kind.UNMASKED, "")))
         elif pair.mask is not None:
-            layout.findings.append((relative(root, pair.mask.place), Finding(Kind.ORPHAN_MASK, "")))
+            layout.findings.append((relative(root, pair.mask.place), Finding(Kind.ORPHAN_MASK, pair.mask.part)))
     return layout
 
 
@@ -210,6 +223,14 @@ def _of_folder(
     if not found:
         raise JobError(f"{given} holds no files that end in {', '.join(endings[:5])}: is it the right folder?")
     return found
+
+
+def _named_file(folder: Location, files: dict[str, StoredFile], given: str) -> Location:
+    """A file that somebody has named: below the dataset, or anywhere."""
+    place = folder / given if given in files else storage.locate(given)
+    if not storage.is_file(place):
+        raise JobError(f"There is no file {place.uri}: --masks is a folder of masks, or a file of annotations.")
+    return place
 
 
 def _voc_base(folder: Location, files: dict[str, StoredFile]) -> str | None:
@@ -365,7 +386,8 @@ def _brush_masks(
         layers = tuple(brushes.Layer(labels[folded(brush.tag)], file.file.place) for brush, file in parts)
         first, all_files = parts[0][1], [file.file for _, file in parts]
         version = brushes.version_of(file.version for file in all_files)
-        whole = FileRef(first.file.place, sum(file.size for file in all_files), version, layers)
+        size, paint = sum(file.size for file in all_files), functools.partial(brushes.combined, layers)
+        whole = FileRef(first.file.place, size, version, paint)
         masks.append(NamedFile(next((f.split for f in found if f.key == key), first.split), key or stem, whole))
     return masks
 
@@ -386,5 +408,5 @@ def _nothing_found(folder: Location, files: dict[str, StoredFile]) -> str:
     return (
         f"{folder.uri} is not in VOC layout, nor in another that is known, though it holds {pictures:,} image files: "
         f"put photographs into {IMAGES} and masks into {MASK_FOLDERS[1]} under the same names, or name the folders "
-        "with --images and --masks; docs/datasets.md lists the layouts."
+        "with --images and --masks, which may also be a file of annotations; docs/datasets.md lists the layouts."
     )

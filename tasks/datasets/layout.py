@@ -3,6 +3,7 @@
 `folders.py` finds them, `names.py` pairs them, `lists.py` and `class_files.py` read what stands beside them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -15,7 +16,6 @@ from segcore.datasets.label_set import LabelSet
 from segcore.datasets.pair_check import Finding
 from segcore.images.decoding import EXTENSIONS
 from tasks import storage
-from tasks.datasets import brushes
 from tasks.storage import Location
 
 IMAGES = "JPEGImages"
@@ -50,12 +50,16 @@ class FileRef:
     version: str
     """Changes when it is replaced."""
 
-    layers: tuple[brushes.Layer, ...] = ()
-    """Files of one label each that a mask is made of; then `place` is the first of them."""
+    painted: Callable[[], bytes] | None = None
+    """Makes the mask, a PNG, where it is no file of its own; then `place` is what it is made of, or the first of it.
+    Raises ValueError where that is damaged."""
+
+    part: str = ""
+    """Which part of the file it is, for a person."""
 
     def read(self) -> bytes:
-        """Its bytes, or those of the mask that its layers make."""
-        return brushes.combined(self.layers) if self.layers else storage.read_bytes(self.place)
+        """Its bytes, or those of the mask that is painted."""
+        return self.painted() if self.painted else storage.read_bytes(self.place)
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class OwnData(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=T
     """Folder of the images, within the dataset or anywhere, where it is not found by its name."""
 
     masks: str | None = None
-    """Folder of the masks, likewise."""
+    """Folder of the masks, likewise; or a file of annotations: COCO's JSON, CVAT's XML, labelme, Label Studio."""
 
     lists: dict[str, str] | None = None
     """List files by the split that they make; a path, or a name in ImageSets/Segmentation. By default all that are

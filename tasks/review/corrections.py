@@ -319,7 +319,7 @@ def _decoded(item: tuple[dict[str, Any], bytes | ImageError, AnnotatedImage]) ->
     if image.width and (image.height, image.width) not in (sizes := _sizes(row)):  # Before anything is decoded
         return _Reviewed(row, photograph, (0, 0), _of_another_size((image.height, image.width), sizes))
     try:
-        regions = image.regions()
+        regions = list(image.regions())
     except ValueError as error:
         return _Reviewed(row, photograph, (0, 0), str(error))
     if regions:
