@@ -256,17 +256,6 @@ def with_interval(
     return value, *interval(samples, effective_images(value - np.concatenate(without)))
 
 
-def bootstrap_mean_iou(
-    counts: NDArray[Any], classes: NDArray[np.intp], *, num_samples: int = 1000, seed: int = 0
-) -> NDArray[np.float64]:
-    """Mean IoU over `classes` in `num_samples` resamplings of the images: (num_samples,), 0 to 1.
-
-    counts: (N, C, 3), one image each. The same seed gives the same resampling: two results can be compared in pairs.
-    """
-    weights = resampling(len(counts), num_samples, seed)
-    return mean_iou(resampled_sums(counts[:, classes], weights), np.ones(len(classes), bool))
-
-
 def paired_difference(
     first: NDArray[Any],
     second: NDArray[Any],
@@ -282,11 +271,6 @@ def paired_difference(
         raise ValueError(f"Only results on the same images can be compared; these are {first.shape}, {second.shape}.")
     value, low, high = with_interval(lambda one, two: measure(two) - measure(one), weights, first, second)
     return Figure(float(value), float(low), float(high))
-
-
-def absent_classes(counts: NDArray[Any]) -> NDArray[np.intp]:
-    """Labels of the classes that are in neither truth nor prediction of (..., C, 3) counts: part of no mean."""
-    return np.flatnonzero(~compared_classes(counts.reshape(-1, *counts.shape[-2:]).sum(axis=0)))
 
 
 def confusions(confusion: NDArray[Any], num_shown: int = 20) -> list[tuple[int, int, float, int]]:

@@ -76,11 +76,3 @@ class FcHead(nn.Module):
         features = self.dropout(convolve_relu(self.fc7, features))
         scores: Tensor = self.fc8(features)
         return scores
-
-
-def field_of_view_px(kernel: int, rate: int) -> int:
-    """Nominal field of view of fc6 in pixels of the input: 8 x ((k - 1) r + 4), 224 for LargeFOV.
-
-    The 4 stands for the half kernel on each side as VGG's own padding sees it; the extent of the gradient is larger.
-    """
-    return 8 * ((kernel - 1) * rate + 4)

@@ -5,7 +5,6 @@ Messages from it: ("ready", None) after each function, ("at", stage), ("done", r
 """
 
 import contextlib
-import ctypes
 import importlib
 import pickle
 import traceback
@@ -48,9 +47,3 @@ def beat(stage: str) -> None:
     """Report what this process is at from now on; its parent counts the time and the memory of it."""
     if _connection is not None:
         _connection.send_bytes(pickle.dumps(("at", stage)))
-
-
-def trim() -> None:
-    """Return free memory to the system."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
