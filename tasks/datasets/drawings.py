@@ -8,6 +8,7 @@ What no region covers is background. Where regions overlap, COCO's and YOLO's sm
 have an order.
 """
 
+import contextlib
 import functools
 import io
 import re
@@ -64,7 +65,7 @@ class Drawings:
     """What a dataset has in the place of pictures of masks."""
 
     kind: str
-    """For people."""
+    """A key of `_NAMES`."""
 
     drawn: list[_Drawn] = field(default_factory=list)
     names: tuple[str, ...] = ()
@@ -73,9 +74,9 @@ class Drawings:
     def label_set(self, named: LabelSet) -> LabelSet:
         """The classes: as they are named beside the files if all that is drawn is among them, otherwise as drawn."""
         known = {name.casefold() for name in named.classes} | VOID_NAMES | {BACKGROUND}
-        if all(name.casefold() in known for name in self.names):
+        if all(spelt(name).casefold() in known for name in self.names):
             return named
-        return classes_named([BACKGROUND, *_without_background(self.names)], f"names of {self.kind}")
+        return classes_named([BACKGROUND, *_without_background(self.names)], f"names of {_NAMES[self.kind]}")
 
     def masks(self, found: Sequence[NamedFile], named: LabelSet) -> tuple[list[NamedFile], list[NamedFile]]:
         """The images, with the splits that files of annotations give them, and a mask for each image that is named.
@@ -94,7 +95,7 @@ class Drawings:
             own = None if image is None else image.file.place
             paint: Callable[[], bytes]
             if drawn.image is not None:
-                paint = functools.partial(_painted, drawn.image, labels, None if drawn.image.width else own)
+                paint = functools.partial(_painted, self.kind, drawn.image, labels, None if drawn.image.width else own)
             else:
                 assert own is not None
                 paint = functools.partial(_painted_outlines, drawn.place, numbered, labels, own)
@@ -127,7 +128,7 @@ def find(folder: Location, files: dict[str, StoredFile], found: Sequence[NamedFi
             layout.findings += [(relative(layout.root, folder / path), Finding(Kind.MASK_UNREADABLE, reason))]
         if not images:
             continue
-        held = kinds.setdefault(kind, Drawings(_NAMES[kind]))
+        held = kinds.setdefault(kind, Drawings(kind))
         held.names = tuple(dict.fromkeys([*held.names, *(name for image in images for name in image.known_names)]))
         for image in images:
             name = image.name
@@ -150,7 +151,7 @@ def of_file(place: Location) -> Drawings:
     if not images:
         raise JobError(f"{place.uri}: {reason or 'it holds no annotations of COCO, CVAT, labelme or Label Studio'}.")
     names = tuple(dict.fromkeys(name for image in images for name in image.known_names))
-    return Drawings(_NAMES[kind], [_Drawn(place, file.version, image.name, image) for image in images], names)
+    return Drawings(kind, [_Drawn(place, file.version, image.name, image) for image in images], names)
 
 
 class _Photographs:
@@ -210,9 +211,19 @@ def _read_document(place: Location, size: int) -> tuple[str, list[Annotated], st
     if read is None:
         return "", [], ""
     try:
-        return kind, read(), ""
+        with _told(kind):
+            return kind, read(), ""
     except ValueError as error:
         return kind, [], str(error)
+
+
+@contextlib.contextmanager
+def _told(kind: str) -> Iterator[None]:
+    """Within, what readers trip over where a file has another structure than they know becomes a ValueError."""
+    try:
+        yield
+    except (TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"it is not as {_NAMES[kind]} writes it ({type(error).__name__})") from None
 
 
 def _outlines(folder: Location, files: dict[str, StoredFile], found: Sequence[NamedFile]) -> Drawings | None:
@@ -233,7 +244,7 @@ def _outlines(folder: Location, files: dict[str, StoredFile], found: Sequence[Na
                 f"{sample.place.uri} lies where YOLO's labels of {sample.name} would: {error}. Masks are made of "
                 "outlines, a line for each: a class and at least three points."
             ) from None
-    return Drawings(_NAMES["yolo"], drawn) if drawn else None
+    return Drawings("yolo", drawn) if drawn else None
 
 
 def _split_in(place: Location) -> str:
@@ -246,10 +257,11 @@ def _without_background(names: Iterable[str]) -> Iterator[str]:
     return (name for name in names if spelt(name) != BACKGROUND and name.casefold() not in VOID_NAMES)
 
 
-def _painted(image: Annotated, labels: dict[str, int], photograph: Location | None) -> bytes:
+def _painted(kind: str, image: Annotated, labels: dict[str, int], photograph: Location | None) -> bytes:
     """The mask of an image as palette PNG. photograph: where its size is to be seen, if nothing else says it."""
     width, height = (image.width, image.height) if photograph is None else _size_of(photograph)
-    return _png(image.regions(), labels, *require_size(width, height))
+    with _told(kind):
+        return _png(image.regions(), labels, *require_size(width, height))
 
 
 def _painted_outlines(place: Location, names: Sequence[str], labels: dict[str, int], photograph: Location) -> bytes:
@@ -267,7 +279,7 @@ def _size_of(photograph: Location) -> tuple[int, int]:
     """Width and height of a photograph, upright."""
     data = storage.read_bytes(photograph)
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(data), formats=decoding.FORMATS) as opened:
             width, height = opened.size
         return (height, width) if decoding.orientation(data) > 4 else (width, height)
     except Exception as error:  # Whatever a parser trips over, which is told of the image itself too

@@ -1,9 +1,12 @@
 """Prints the table of docs/reliability.md: what each fault has lost, duplicated or changed, and how long it has cost.
 
     python -m tests.faults [NAME ...] [--again] [--trials N | --times N] [--minutes M]
+    python -m tests.faults --published | --publish [COMMIT]
 
 Trials that have been done are kept in `.run/faults` and not done again, so that it goes on where it was stopped;
 --again forgets them. Ends with status 1 where anything was lost, duplicated or differs, or a trial is still to be done.
+--publish moves them to `tests/faults/trials.json`, with the commit that they are of (by default this one); from there
+--published prints the table of docs/reliability.md.
 """
 
 import argparse
@@ -13,9 +16,11 @@ import os
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -27,6 +32,7 @@ from tests.faults.bench import LONG_SIDE_PX, NUM_PHOTOGRAPHS, Bench
 from tests.faults.fault import Fault, Outcome
 from tests.faults.registry import FAULTS
 
+PUBLISHED = ROOT / "tests" / "faults" / "trials.json"
 FOLDER = Path(os.environ.get("SEGMENT_ARCHIVE_FAULTS_FOLDER", ROOT / ".run" / "faults"))
 
 
@@ -37,7 +43,16 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="how many of each, instead of each fault's own number")
     parser.add_argument("--times", type=int, help="trials until these faults have struck this often, all together")
     parser.add_argument("--minutes", type=float, help="begin no trial after this time")
+    parser.add_argument("--publish", nargs="?", const="HEAD", metavar="COMMIT", help="keep the trials in trials.json")
+    parser.add_argument("--published", action="store_true", help="print the table of trials.json")
     args = parser.parse_args()
+    if args.publish:
+        publish(args.publish)
+    if args.publish or args.published:
+        done = json.loads(PUBLISHED.read_text())
+        found = {name: [Outcome(**trial["outcome"]) for trial in trials] for name, trials in done.items()}
+        print(table([fault for fault in FAULTS if fault.name in found], lambda fault: found[fault.name]))
+        return
     if unknown := set(args.names) - {fault.name for fault in FAULTS}:
         parser.error(f"there is no fault {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in FAULTS)}")
     wanted = [fault for fault in FAULTS if not args.names or fault.name in args.names]
@@ -100,17 +115,33 @@ def outcomes(fault: Fault) -> list[Outcome]:
     return [Outcome(**facts) for facts in json.loads(kept.read_text())] if kept.is_file() else []
 
 
-def table(faults: list[Fault]) -> str:
-    """Markdown, a line for each fault."""
+def publish(commit: str) -> None:
+    """Move the trials that have been done to those that are kept, with their commit and its day."""
+    kept: dict[str, list[dict]] = json.loads(PUBLISHED.read_text()) if PUBLISHED.is_file() else {}
+    git = ["git", "log", "-1", "--format=%h %as", commit]
+    of = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    for fault in FAULTS:
+        new = [{"of": of, "outcome": dataclasses.asdict(outcome)} for outcome in outcomes(fault)]
+        for trial in new:
+            trial["outcome"]["recovery_s"] = [round(seconds, 1) for seconds in trial["outcome"]["recovery_s"]]
+        kept[fault.name] = [*kept.get(fault.name, []), *new]
+        (FOLDER / "results" / f"{fault.name}.json").unlink(missing_ok=True)
+    lines = [f'"{name}": [\n' + ",\n".join(map(json.dumps, trials)) + "\n]" for name, trials in kept.items() if trials]
+    PUBLISHED.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def table(faults: list[Fault], done: Callable[[Fault], list[Outcome]] | None = None) -> str:
+    """Markdown, a line for each fault. done: what its trials have shown, by default those of this folder."""
+    done = done or outcomes
     lines = [
-        "| fault | times | lost | duplicated | differing | recovery, s: median (longest) |",
-        "|---" * 6 + "|",
+        "| fault | trials | times | lost | duplicated | differing | recovery, s: median (longest) |",
+        "|---" * 7 + "|",
     ]
     for fault in faults:
-        total = sum(outcomes(fault), Outcome(times=0))
+        total = sum(done(fault), Outcome(times=0))
         seconds = total.recovery_s
         told = f"{statistics.median(seconds):.0f} ({max(seconds):.0f})" if seconds else "-"
-        numbers = f"{total.times} | {total.lost} | {total.duplicated} | {total.differing}"
+        numbers = f"{len(done(fault))} | {total.times} | {total.lost} | {total.duplicated} | {total.differing}"
         lines.append(f"| {fault.what} | {numbers} | {told} |")
     return "\n".join(lines)
 

@@ -234,6 +234,27 @@ def test_annotations_that_cannot_be_used_say_why(tmp_path, text, why):
         look(put(tmp_path, photographs("a.jpg") | {"labels.coco.json": text}))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", {"images": [{"id": []}], "annotations": [{"segmentation": 1}], "categories": []}),
+        (
+            "a.json",
+            {"shapes": [{"label": 1, "points": [[1], {}]}], "imagePath": 7, "imageWidth": 40, "imageHeight": 30},
+        ),
+        ("a.json", {"shapes": [{"points": 3}], "imagePath": "a.jpg", "imageWidth": 40, "imageHeight": 30}),
+        ("a.json", [{"data": {"image": "a.jpg"}, "annotations": [{"result": [{"value": {"points": 3}}]}]}]),
+        ("a.json", [{"data": 3, "annotations": 4, "result": 5}]),
+    ],
+)
+def test_what_only_looks_like_annotations_ends_in_a_sentence_or_a_finding(tmp_path, name, content):
+    put(tmp_path, photographs("a.jpg") | {name: json.dumps(content)})
+    try:
+        assert kinds(look(tmp_path))[Kind.MASK_UNREADABLE]
+    except JobError as error:
+        assert any(words in str(error) for words in ("a.json", "not in VOC layout", "names the classes"))
+
+
 def test_one_damaged_region_is_a_finding_of_its_image(tmp_path):
     broken = [{"image_id": 1, "category_id": 17, "segmentation": [[1, 2]]}]
     content = json.loads(coco("a.jpg"))
