@@ -221,7 +221,7 @@ def fix(examined: Examined) -> list[str]:
     changed = []
     for image_id, check in examined.checks.items():
         pair = layout.pairs[image_id]
-        if check.mask_is == "mended" and pair.mask is not None and pair.mask.painted is None:
+        if check.mask_is == "mended" and pair.mask is not None and pair.mask.made is None:
             changed.append(_replace_mask(layout, pair))
     leaking = {f.image_id for f in examined.findings if f.kind is Kind.LEAK}
     twice = {f.file.rpartition("/")[2] for f in examined.findings if f.kind is Kind.TWICE_LISTED}
@@ -237,7 +237,7 @@ def fix(examined: Examined) -> list[str]:
 def mended_mask(pair: Pair, label_set: LabelSet) -> bytes:
     """The mask of a pair as it is stored: palette PNG, upright, mended where that is safe."""
     assert pair.mask is not None
-    image = None if pair.image is None else storage.read_bytes(pair.image.place)
+    image = None if pair.image is None else pair.image.read()
     mask = pair_check.check_pair(image, pair.mask.read(), label_set, sbd_mask=_is_sbd(pair.mask)).mask
     if mask is None:
         raise JobError(f"{pair.mask.place.uri} was changed while it was read: run again.")

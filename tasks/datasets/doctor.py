@@ -150,7 +150,7 @@ def gallery(examined: Examined, lists: dict[str, list[str]]) -> bytes | None:
 def _gallery_row(examined: Examined, image_id: str, split: str) -> tuple[np.ndarray, np.ndarray, str]:
     pair, check = examined.layout.pairs[image_id], examined.checks[image_id]
     assert pair.image is not None and pair.mask is not None
-    image = decode(storage.read_bytes(pair.image.place), _GALLERY_SIDE_PX).image
+    image = decode(pair.image.read(), _GALLERY_SIDE_PX).image
     mask = pair.mask.read()
     label_set = examined.layout.label_set
     labels = decode_mask(mask if check.mask_is == "file" else dataset_check.mended_mask(pair, label_set))

@@ -29,7 +29,7 @@ from tasks import storage
 from tasks.ahead import ahead
 from tasks.datasets.brushes import without_upload_prefix
 from tasks.datasets.class_files import CLASS_FILES
-from tasks.datasets.layout import SPLITS, FileRef, Layout, ending_of, relative
+from tasks.datasets.layout import FileRef, Layout, ending_of, relative, split_in
 from tasks.datasets.names import NamedFile, folded
 from tasks.errors import JobError
 from tasks.storage import Location, StoredFile
@@ -91,7 +91,7 @@ class Drawings:
         masks = []
         for drawn in self.drawn:
             image = photographs.find(drawn.name, drawn.place)
-            split = (image.split if image else "") or _split_in(drawn.place)
+            split = (image.split if image else "") or split_in(drawn.place)
             own = None if image is None else image.file.place
             paint: Callable[[], bytes]
             if drawn.image is not None:
@@ -245,12 +245,6 @@ def _outlines(folder: Location, files: dict[str, StoredFile], found: Sequence[Na
                 "outlines, a line for each: a class and at least three points."
             ) from None
     return Drawings("yolo", drawn) if drawn else None
-
-
-def _split_in(place: Location) -> str:
-    """Split that the name of a file of annotations tells: instances_train2017.json, val.json."""
-    words = re.findall(r"[a-z]+", PurePosixPath(place.path).stem.lower())
-    return next((SPLITS[word] for word in words if word in SPLITS), "")
 
 
 def _without_background(names: Iterable[str]) -> Iterator[str]:

@@ -4,6 +4,7 @@
     images/<id>.jpg  masks/<id>.png                                                      two folders, however called
     train/images  train/masks, images/train  labels/train, train  trainannot             folders for each split
     train/<id>.jpg  train/<id>_mask.png                                                  side by side (Roboflow)
+    data/train-00000-of-00003.parquet                                                    rows (parquet_pairs.py)
     *.json of COCO, labelme or Label Studio, *.xml of CVAT, labels/*.txt of YOLO         drawn (drawings.py)
     ImageSets/Segmentation/<list>.txt, or train.txt and val.txt beside the folders
 and SBD: cls/<id>.mat  train.txt  val.txt
@@ -22,7 +23,7 @@ from segcore.datasets.division import divide
 from segcore.datasets.label_set import ASSUMED, VOC_LABELS
 from segcore.datasets.pair_check import Finding, Kind
 from tasks import storage
-from tasks.datasets import brushes, drawings
+from tasks.datasets import brushes, drawings, parquet_pairs
 from tasks.datasets.class_files import label_set_of
 from tasks.datasets.layout import (
     BEFORE_FIX,
@@ -87,6 +88,8 @@ def read_layout(folder: Location, given: OwnData = _AS_FOUND, *, name: str | Non
             is_voc = False
             base = _common_folder(files)
             found, drawn = _by_roles(folder, files, base)
+            if not found and not drawn:
+                found, drawn = parquet_pairs.find(folder, files)
             if given.masks is not None:
                 drawn = (
                     [NamedFile("", *entry) for entry in _of_folder(folder, files, masks, MASK_ENDINGS)] if masks else []

@@ -3,6 +3,7 @@
 `folders.py` finds them, `names.py` pairs them, `lists.py` and `class_files.py` read what stands beside them.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -50,16 +51,16 @@ class FileRef:
     version: str
     """Changes when it is replaced."""
 
-    painted: Callable[[], bytes] | None = None
-    """Makes the mask, a PNG, where it is no file of its own; then `place` is what it is made of, or the first of it.
-    Raises ValueError where that is damaged."""
+    made: Callable[[], bytes] | None = None
+    """Makes it where it is no file of its own: a drawn mask, a cell of a table; then `place` is where that lies.
+    Raises ValueError where it is damaged."""
 
     part: str = ""
     """Which part of the file it is, for a person."""
 
     def read(self) -> bytes:
-        """Its bytes, or those of the mask that is painted."""
-        return self.painted() if self.painted else storage.read_bytes(self.place)
+        """Its bytes."""
+        return self.made() if self.made else storage.read_bytes(self.place)
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,12 @@ class OwnData(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=T
 
     val_share: Annotated[float, annotated_types.Interval(ge=0.0, lt=1.0)] = VAL_SHARE
     """Share of the images that becomes val, where nothing else divides them."""
+
+
+def split_in(place: Location) -> str:
+    """Split that the name of a file tells: instances_train2017.json, val.json, test-00000-of-00001.parquet; or none."""
+    words = re.findall(r"[a-z]+", PurePosixPath(place.path).stem.lower())
+    return next((SPLITS[word] for word in words if word in SPLITS), "")
 
 
 def relative(root: Location, place: Location) -> str:

@@ -134,7 +134,7 @@ def _rows(part: Part, label_set: LabelSet) -> Iterator[ShardRow]:
     for pair, check in zip(part.pairs, part.checks, strict=True):
         assert pair.image is not None and pair.mask is not None
         with storage.explained(pair.image.place):
-            image = storage.read_bytes(pair.image.place)
+            image = pair.image.read()
             if check.mask_is == "mended":
                 mask = dataset_check.mended_mask(pair, label_set)
             else:

@@ -6,6 +6,8 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -554,3 +556,29 @@ def test_palettes_of_voc_that_a_program_reordered(tmp_path):
     assert Kind.PALETTE_PERMUTED in kinds(look(folder, classes="voc"))
     right = look(folder, classes="voc", by_colour=True)
     assert pixels(right) == {"background": 1000, "bus": 80, "dog": 120}
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_rows_of_parquet_files_as_hugging_face_keeps_them(tmp_path, struct):
+    def cell(data):
+        return {"bytes": data, "path": None} if struct else data
+
+    mask = encode_mask(LABELS)
+    for number, name in enumerate(("train-00000-of-00001-0a1b", "validation-00000-of-00001")):
+        images = [cell(jpeg(10 * number + k, SIZE)) for k in range(5)]
+        table = pa.table({"scene": [1] * 5, "image": images, "label": [cell(mask)] * 4 + [cell(None)]})
+        (tmp_path / "data").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "data" / f"{name}.parquet", row_group_size=2)
+    with pytest.raises(JobError, match="names the classes"):
+        look(tmp_path)
+    put(tmp_path, {"id2label.json": json.dumps({"0": "background", "1": "cat", "2": "dog"})})
+    found = look(tmp_path)
+    assert {name: len(ids) for name, ids in found.layout.lists.items()} == {"train": 5, "val": 5}
+    assert kinds(found) == {
+        Kind.MASK_UNREADABLE: [
+            f"data/{name}.parquet, row 4: the column label has no bytes in this row"
+            for name in ("train-00000-of-00001-0a1b", "validation-00000-of-00001")
+        ]
+    }
+    counts, _ = label_counts(found, list(found.checks))
+    assert counts[:3].tolist() == [8 * COUNTS[name] for name in ("background", "cat", "dog")]
