@@ -70,7 +70,8 @@ def _column(schema: pa.Schema, names: tuple[str, ...]) -> str | None:
 
 def _cell(place: Location, version: str, column: str, group: int, number: int) -> bytes:
     """Bytes of one row. Raises ValueError where it has none."""
-    value = _column_of_group(place, version, column, group)[number].as_py()
+    cells = _column_of_group(place, version, column, group)
+    value = cells[number].as_py() if number < len(cells) else None  # Of a damaged file there may be fewer
     value = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(value, bytes):
         raise ValueError(f"the column {column} has no bytes in this row")
