@@ -28,7 +28,8 @@ setup: $(STAMP)  ## A virtual environment in .venv with everything, at the pinne
 $(STAMP): pyproject.toml constraints.txt $(ENGINE)
 	@command -v g++ >/dev/null || { echo "g++ is missing: apt-get install g++ python3-dev"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "venv is missing: apt-get install python3-venv"; exit 1; }
-	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,dev]'
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
+	-e '.[all,dev]'
 	@rm -f $(VENV)/.installed* && touch $@
 
 wheel: $(WHEEL_TOOLS)/.installed  ## Wheels into dist/, for each of WHEEL_PYTHONS, portable and checked
