@@ -89,11 +89,15 @@ def main(command: Callable[[], object]) -> NoReturn:
     """Run the console command to its end: never a traceback, always an exit status."""
     listen()
     try:
-        with guarded():
-            try:
-                command()
-            finally:
-                sys.stdout.flush()  # Python would complain about a closed pipe while it ends
+        try:
+            with guarded():
+                try:
+                    command()
+                finally:
+                    sys.stdout.flush()  # Python would complain about a closed pipe while it ends
+        except Stopped as stop:  # Raised once: while the command was ending already, for an error or by Ray's handler
+            _console.print_stopped()
+            raise SystemExit(stop.status) from None
     except SystemExit:
         if _console.status and "ray" in sys.modules:  # Which ends Python with a second signal while it finalizes
             sys.stdout.flush()

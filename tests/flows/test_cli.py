@@ -359,3 +359,13 @@ def test_a_run_on_one_machine_loads_neither_torch_nor_pandas_nor_duckdb_in_the_c
 def test_a_proposal_ends_with_one_mark():
     told = invoke(flows.cli.app, "run", "photos", "--crf-preset", "deeplab_v2_vg16")
     assert told.exit_code == 2 and "?." not in told.output and "deeplab_v2_vgg16" in told.output
+
+
+def test_a_signal_that_comes_while_the_command_ends_for_an_error_is_no_traceback():
+    code = (
+        "import os, signal\nfrom flows import execution\n"
+        "def told(error):\n    os.kill(os.getpid(), signal.SIGTERM)\n    return 'an error', 1\n"
+        "execution.sentence_of = told\ndef command():\n    raise ValueError\nexecution.main(command)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 128 + 15 and ended.stderr.strip() == "Stopped.", ended.stderr

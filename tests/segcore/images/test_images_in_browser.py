@@ -16,7 +16,7 @@ KNOWN = {
     "no-end.jpg": "Chromium leaves the last row of blocks of a JPEG without an end undrawn, though it is there",
     "alpha-zero.bmp": "Chromium draws nothing where the header promises alpha; nobody stores a picture to be unseen",
 }
-"""Where we differ, and mean to."""
+"""Where we differ from a version of Chromium, and mean to; from 150 on in the JPEG alone."""
 
 NOT_SHOWN = (".heic", ".tif")
 """Endings of what Chromium does not show."""
@@ -66,7 +66,7 @@ def test_chromium_draws_the_pixels_that_we_decode(browser):
         mean = np.abs(ours.astype(int) - theirs).mean()
         if mean >= TOLERANCE:
             differing[name] = f"{mean:.1f} levels"
-    assert differing.keys() == KNOWN.keys(), differing
+    assert differing.keys() <= KNOWN.keys(), differing
     assert compared >= 50
 
 
