@@ -48,9 +48,9 @@ def run(bench: Bench, trial: int, name: str, engine: str, where: str) -> Outcome
                 jobs.append(job := start())
             if wait_for_commits(job, locate(output), before):
                 outcome.recovery_s.append(time.monotonic() - struck)
-        # A kill of one process may end a session, with a sentence, or as Ray ends who has lost its servers: without one
-        while job.wait():
-            assert len(jobs) < 3 * KILLS, job.told
+        while job.wait():  # A kill of one process may end a session with a sentence; the same command goes on
+            # On Ray one ended without: why is not known, perhaps since a server of Ray was what was killed
+            assert (job.sentences or engine == "ray") and len(jobs) < 3 * KILLS, job.told
             outcome.sentences += job.sentences[-1:] or ["(none)"]
             jobs.append(job := start())
         return outcome + bench.judge(output, expected)

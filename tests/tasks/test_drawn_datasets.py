@@ -138,7 +138,7 @@ def test_text_that_is_no_outline_is_told(tmp_path, text, why):
         look(put(tmp_path, photographs("images/a.jpg") | {"labels/a.txt": text, "classes.txt": "cat"}))
 
 
-def test_labelme_of_every_shape(tmp_path):
+def test_labelme_of_several_shapes(tmp_path):
     box = Image.fromarray(np.full((8, 10), 255, np.uint8)).convert("1")
     sink = io.BytesIO()
     box.save(sink, "PNG")

@@ -16,7 +16,7 @@ KNOWN = {
     "no-end.jpg": "Chromium leaves the last row of blocks of a JPEG without an end undrawn, though it is there",
     "alpha-zero.bmp": "Chromium draws nothing where the header promises alpha; nobody stores a picture to be unseen",
 }
-"""Where we differ from a version of Chromium, and mean to; from 150 on in the JPEG alone."""
+"""Where we may differ, and mean to: Chromium 150.0.7871.100 differs in the JPEG alone."""
 
 NOT_SHOWN = (".heic", ".tif")
 """Endings of what Chromium does not show."""
