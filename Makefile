@@ -17,6 +17,10 @@ WHEEL_PYTHONS ?= $(shell for version in 3.11 3.12; do python$$version -c 'import
 	|| ls -d $(HOME)/.pyenv/versions/$$version.*/bin/python 2>/dev/null | tail -1; done)
 WHEEL_TOOLS := .run/wheel-tools
 
+# Bytecode is written when a module is first imported, by whatever make starts; containers often forbid it, and then each
+# process compiles all that it imports, once more
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup wheel check test test-slow faults kills prove fuzz demo default-model default-model-score bench claims up down sanitize clang aarch64 lock clean
 

@@ -189,7 +189,7 @@ struct Upsampler {
         const float* a = grid + y.low[i] * n;
         const float* b = a + n;
         const float f = y.fraction[i], g = 1 - f;
-        for (std::int64_t j = 0; j < n; j += 16) store(line + j, load<f16>(a + j) * g + load<f16>(b + j) * f);
+        for (std::int64_t j = 0; j < n; j += kWide) store(line + j, load<Wide>(a + j) * g + load<Wide>(b + j) * f);
         return line;
     }
 };
@@ -201,46 +201,46 @@ struct Survey {
     std::int64_t* wins;  // [classes], pixels whose most probable class this is
 };
 
-// Sixteen pixels at a time, classes one after the other: sums over classes need no shuffles that way.
+// As many pixels at a time as a register has lanes, classes one after the other: sums over classes need no shuffles that way.
 void survey_scores(Problem& p, const Upsampler& up, Survey& survey) {
     const int channels = up.channels;
-    alignas(64) float logits[256][16], best[256][16];
+    alignas(64) float logits[256][kWide], best[256][kWide];
     std::memset(best, 0, sizeof best);
-    alignas(64) float labels[16], bits_of[16], entropy_of[16];
+    alignas(64) float labels[kWide], bits_of[kWide], entropy_of[kWide];
     double entropy = 0;
     for (int i = 0; i < p.height; ++i) {
         const float* line = up.row(i);
         float row_entropy = 0;
-        for (int j = 0; j < p.width; j += 16) {
-            const int count = p.width - j < 16 ? p.width - j : 16;
-            for (int c = 0; c < channels; c += 16) {
-                f16 rows[16];
-                for (int l = 0; l < 16; ++l) {
+        for (int j = 0; j < p.width; j += kWide) {
+            const int count = p.width - j < kWide ? p.width - j : kWide;
+            for (int c = 0; c < channels; c += kWide) {
+                Wide rows[kWide];
+                for (int l = 0; l < kWide; ++l) {
                     const int x = j + (l < count ? l : count - 1);  // behind the last pixel it comes again
                     const float* a = line + static_cast<std::int64_t>(up.x.low[x]) * channels + c;
                     const float f = up.x.fraction[x];
-                    rows[l] = load<f16>(a) * (1 - f) + load<f16>(a + channels) * f;
+                    rows[l] = load<Wide>(a) * (1 - f) + load<Wide>(a + channels) * f;
                 }
                 transpose(rows);
-                for (int l = 0; l < 16; ++l) store(logits[c + l], rows[l]);
+                for (int l = 0; l < kWide; ++l) store(logits[c + l], rows[l]);
             }
-            f16 most = load<f16>(logits[0]), label = f16{};
+            Wide most = load<Wide>(logits[0]), label = Wide{};
             for (int c = 1; c < p.num_classes; ++c) {
-                const f16 l = load<f16>(logits[c]);
-                label = l > most ? set<f16>(static_cast<float>(c)) : label;
+                const Wide l = load<Wide>(logits[c]);
+                label = l > most ? set<Wide>(static_cast<float>(c)) : label;
                 most = max(l, most);
             }
-            f16 total = f16{}, weighted = f16{};
+            Wide total = Wide{}, weighted = Wide{};
             for (int c = 0; c < p.num_classes; ++c) {
-                const f16 d = max((load<f16>(logits[c]) - most) * kLog2E, set<f16>(-64.0f));
-                const f16 e = exp2(d);
+                const Wide d = max((load<Wide>(logits[c]) - most) * kLog2E, set<Wide>(-64.0f));
+                const Wide e = exp2(d);
                 store(logits[c], e);
                 total += e;
                 weighted += e * d;
             }
-            const f16 share = reciprocal(total), bits = log2(total);
+            const Wide share = reciprocal(total), bits = log2(total);
             for (int c = 0; c < p.num_classes; ++c) {
-                store(best[c], max(load<f16>(best[c]), load<f16>(logits[c]) * share));
+                store(best[c], max(load<Wide>(best[c]), load<Wide>(logits[c]) * share));
             }
             store(labels, label);
             store(bits_of, most * kLog2E + bits);
@@ -256,7 +256,7 @@ void survey_scores(Problem& p, const Upsampler& up, Survey& survey) {
         }
         entropy += row_entropy;
     }
-    for (int c = 0; c < p.num_classes; ++c) survey.best[c] = top(load<f16>(best[c]));
+    for (int c = 0; c < p.num_classes; ++c) survey.best[c] = top(load<Wide>(best[c]));
     p.entropy = entropy / kLog2E / (static_cast<double>(p.height) * p.width);
 }
 
@@ -281,10 +281,10 @@ void survey_probabilities(const Problem& p, Survey& survey, Workspace& workspace
 // ---------------------------------------------------------------------------------------------------------------------
 // Mean field
 
-// Adds the messages of one kernel to `messages` [count][channels].
+// Puts the messages of one kernel into `messages` [count][channels], or adds them to those of another.
 template <int D, int CP, bool Single>
 inline void slice(const Lattice& lattice, float gain, const float* values, int panels, std::int64_t first, int count,
-                  float* messages) {
+                  float* messages, bool add) {
     const std::int64_t stride = Single ? CP : static_cast<std::int64_t>(CP) * panels;
     const std::int32_t* rows = as<std::int32_t>(lattice.vertices) + first * (D + 1);
     const float* weights = as<float>(lattice.weights) + first * (D + 1);
@@ -296,7 +296,13 @@ inline void slice(const Lattice& lattice, float gain, const float* values, int p
             for (int k = 0; k <= D; ++k) {
                 sum.fma(weights[p * (D + 1) + k], values + rows[p * (D + 1) + k] * stride + panel * CP);
             }
-            sum.splat(g, messages + p * stride + panel * CP);
+            float* to = messages + p * stride + panel * CP;
+            if (add) {
+                sum.splat(g, to);
+            } else {
+                sum.scale(g);
+                sum.put(to);
+            }
         }
     }
 }
@@ -320,10 +326,10 @@ inline void splat(const Lattice& lattice, float* values, int panels, std::int64_
 
 // z = unary + messages + their sum (the reference class receives what is left of the total), for 16 pixels.
 template <int CP, bool Single> inline void potentials(const float* unary, float* z, int channels) {
-    if constexpr (Single && (CP == 4 || CP == 8 || CP == 16)) {
-        for (int i = 0; i < kBlock * CP; i += 16) {
-            const f16 m = load<f16>(z + i);
-            store(z + i, load<f16>(unary + i) + m + group_sum<CP>(m));
+    if constexpr (Single && kWide % CP == 0) {
+        for (int i = 0; i < kBlock * CP; i += kWide) {
+            const Wide m = load<Wide>(z + i);
+            store(z + i, load<Wide>(unary + i) + m + group_sum<CP>(m));
         }
     } else {
         for (int p = 0; p < kBlock; ++p) {
@@ -331,10 +337,10 @@ template <int CP, bool Single> inline void potentials(const float* unary, float*
             const float* own = unary + p * channels;
             f4 total = f4{};
             int c = 0;
-            for (; c + 16 <= channels; c += 16) total += quarters(load<f16>(row + c));
+            for (; c + kWide <= channels; c += kWide) total += quarters(load<Wide>(row + c));
             for (; c < channels; c += 4) total += load<f4>(row + c);
             const float left = sum(total);
-            for (c = 0; c + 16 <= channels; c += 16) store(row + c, load<f16>(row + c) + load<f16>(own + c) + left);
+            for (c = 0; c + kWide <= channels; c += kWide) store(row + c, load<Wide>(row + c) + load<Wide>(own + c) + left);
             for (; c < channels; c += 4) store(row + c, load<f4>(row + c) + load<f4>(own + c) + left);
         }
     }
@@ -343,19 +349,19 @@ template <int CP, bool Single> inline void potentials(const float* unary, float*
 // In place, for 16 pixels; the reference class has potential 0, and its probabilities go to `rest`. Where no potential
 // can reach 2^100 (`Bounded`), the largest need not be taken off first.
 template <int CP, bool Single, bool Bounded> inline void softmax(float* z, int channels, float* rest) {
-    if constexpr (Single && (CP == 4 || CP == 8 || CP == 16)) {
-        for (int i = 0; i < kBlock * CP; i += 16) {
-            f16 v = load<f16>(z + i), own = set<f16>(1.0f);
+    if constexpr (Single && kWide % CP == 0) {
+        for (int i = 0; i < kBlock * CP; i += kWide) {
+            Wide v = load<Wide>(z + i), own = set<Wide>(1.0f);
             if constexpr (!Bounded) {
-                const f16 most = max(group_max<CP>(v), f16{});
+                const Wide most = max(group_max<CP>(v), Wide{});
                 v -= most;
                 own = exp2(-most);
             }
-            const f16 e = exp2(v);
-            const f16 share = reciprocal(group_sum<CP>(e) + own);
+            const Wide e = exp2(v);
+            const Wide share = reciprocal(group_sum<CP>(e) + own);
             store(z + i, e * share);
-            const f16 q = own * share;
-            for (int l = 0; l < 16; l += CP) rest[(i + l) / CP] = q[l];
+            const Wide q = own * share;
+            for (int l = 0; l < kWide; l += CP) rest[(i + l) / CP] = q[l];
         }
     } else {
         for (int p = 0; p < kBlock; ++p) {
@@ -369,8 +375,8 @@ template <int CP, bool Single, bool Bounded> inline void softmax(float* z, int c
                 own = exp2(set<f4>(-most))[0];
             }
             f4 sum4 = f4{};
-            for (c = 0; c + 16 <= channels; c += 16) {
-                const f16 e = exp2(load<f16>(row + c) - most);
+            for (c = 0; c + kWide <= channels; c += kWide) {
+                const Wide e = exp2(load<Wide>(row + c) - most);
                 store(row + c, e);
                 sum4 += quarters(e);
             }
@@ -385,7 +391,7 @@ template <int CP, bool Single, bool Bounded> inline void softmax(float* z, int c
                 sum4 += e;
             }
             const float share = 1 / (sum(sum4) + own);
-            for (c = 0; c + 16 <= channels; c += 16) store(row + c, load<f16>(row + c) * share);
+            for (c = 0; c + kWide <= channels; c += kWide) store(row + c, load<Wide>(row + c) * share);
             for (; c < channels; c += 4) store(row + c, load<f4>(row + c) * share);
             rest[p] = own * share;
         }
@@ -569,14 +575,16 @@ void step(const Problem& p, const Passes& passes, int iteration, const float* co
                 }
             }
         } else {
-            std::memset(z, 0, static_cast<std::size_t>(kBlock) * width * sizeof(float));
+            if (!lattices[0] && !lattices[1]) {
+                std::memset(z, 0, static_cast<std::size_t>(kBlock) * width * sizeof(float));
+            }
             if (lattices[0]) {
                 const float gain = passes.gains[0] * alpha(5);
-                slice<5, CP, Single>(*lattices[0], gain, now[0], panels, first, count, z);
+                slice<5, CP, Single>(*lattices[0], gain, now[0], panels, first, count, z, false);
             }
             if (lattices[1]) {
                 const float gain = passes.gains[1] * alpha(2);
-                slice<2, CP, Single>(*lattices[1], gain, now[1], panels, first, count, z);
+                slice<2, CP, Single>(*lattices[1], gain, now[1], panels, first, count, z, lattices[0] != nullptr);
             }
             potentials<CP, Single>(u, z, width);
         }
@@ -646,7 +654,7 @@ void summarize(Problem& p, const Survey& survey, const Upsampler& up) {
                 const float f = up.x.fraction[j + l];
                 power[l] = (a[0] * (1 - f) + a[up.channels] * f) * kLog2E - survey.log_sum[first + l];
             }
-            store(power, exp2(min(load<f16>(power), f16{})));
+            for (int l = 0; l < 16; l += kWide) store(power + l, exp2(min(load<Wide>(power + l), Wide{})));
             for (int l = 0; l < count; ++l) {
                 ++pixels[labels[l]];
                 confidence[labels[l]] += power[l];

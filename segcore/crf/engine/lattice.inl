@@ -50,57 +50,57 @@ template <int D, class Key> struct Packing {
     }
 };
 
-// Barycentric weights and vertex keys of 16 points. The arithmetic and its order are those of the published filter,
+// Barycentric weights and vertex keys of kWide points. The arithmetic and its order are those of the published filter,
 // since which of two simplices a point on their border belongs to decides which vertices exist.
 template <int D, class Key>
-inline void embed(const f16* feature, const Packing<D, Key>& packing, float* weights, Key* keys) {
-    f16 elevated[D + 1], nearest[D + 1];
-    f16 sum = f16{};
+inline void embed(const Wide* feature, const Packing<D, Key>& packing, float* weights, Key* keys) {
+    Wide elevated[D + 1], nearest[D + 1];
+    Wide sum = Wide{};
     for (int j = D; j > 0; --j) {
-        const f16 cf = feature[j - 1] * packing.scale[j - 1];
+        const Wide cf = feature[j - 1] * packing.scale[j - 1];
         elevated[j] = sum - static_cast<float>(j) * cf;
         sum += cf;
     }
     elevated[0] = sum;
 
     const float step = D + 1, inverse = 1.0f / (D + 1);
-    const f16 magic = set<f16>(12582912.0f);
-    f16 off = f16{};
-    f16 quotient[D + 1];
+    const Wide magic = set<Wide>(12582912.0f);
+    Wide off = Wide{};
+    Wide quotient[D + 1];
     for (int i = 0; i <= D; ++i) {
-        const f16 v = elevated[i] * inverse;
+        const Wide v = elevated[i] * inverse;
         quotient[i] = (v + magic) - magic;  // to nearest, ties to even
         nearest[i] = quotient[i] * step;
         off += quotient[i];
     }
-    i16 rank[D + 1];
-    for (int i = 0; i <= D; ++i) rank[i] = i16{};
+    WideInt rank[D + 1];
+    for (int i = 0; i <= D; ++i) rank[i] = WideInt{};
     for (int i = 0; i < D; ++i) {
-        const f16 a = elevated[i] - nearest[i];
+        const Wide a = elevated[i] - nearest[i];
         for (int j = i + 1; j <= D; ++j) {
-            const i16 less = a < elevated[j] - nearest[j];  // -1 where true
+            const WideInt less = a < elevated[j] - nearest[j];  // -1 where true
             rank[i] -= less;
             rank[j] += 1 + less;
         }
     }
-    const i16 outside = __builtin_convertvector(off, i16);
-    f16 sorted[D + 1];
-    for (int r = 0; r <= D; ++r) sorted[r] = f16{};
-    i16 whole[D + 1];
+    const WideInt outside = __builtin_convertvector(off, WideInt);
+    Wide sorted[D + 1];
+    for (int r = 0; r <= D; ++r) sorted[r] = Wide{};
+    WideInt whole[D + 1];
     for (int i = 0; i <= D; ++i) {
         rank[i] += outside;
-        const i16 under = rank[i] < 0, over = rank[i] > D;
+        const WideInt under = rank[i] < 0, over = rank[i] > D;
         rank[i] += (over - under) * (D + 1);
-        whole[i] = __builtin_convertvector(quotient[i], i16) + over - under;
-        nearest[i] = __builtin_convertvector(whole[i], f16) * step;
-        const f16 v = (elevated[i] - nearest[i]) * inverse;
+        whole[i] = __builtin_convertvector(quotient[i], WideInt) + over - under;
+        nearest[i] = __builtin_convertvector(whole[i], Wide) * step;
+        const Wide v = (elevated[i] - nearest[i]) * inverse;
         for (int r = 0; r <= D; ++r) sorted[r] = rank[i] == r ? v : sorted[r];
     }
-    f16 corner[D + 1];
+    Wide corner[D + 1];
     corner[0] = sorted[D] + (1.0f - sorted[0]);
     for (int k = 1; k <= D; ++k) corner[k] = sorted[D - k] - sorted[D + 1 - k];
 
-    for (int p = 0; p < 16; ++p) {
+    for (int p = 0; p < kWide; ++p) {
         Key base = 0, by_rank[D + 1];
         for (int i = 0; i <= D; ++i) {
             base += packing.unit[i] * static_cast<Key>(static_cast<std::uint32_t>(whole[i][p] + packing.bias[i]));
@@ -203,16 +203,16 @@ template <class Key> struct Table {
     }
 };
 
-// Features of 16 pixels from pixel `first` on; zeros behind the last.
+// Features of kWide pixels from pixel `first` on; zeros behind the last.
 struct BilateralFeatures {
     const std::uint8_t* image;
     std::int64_t num_pixels;
     int width;
     float xy, rgb;
-    inline void at(std::int64_t first, f16* feature) const {
-        alignas(64) float f[5][16];
+    inline void at(std::int64_t first, Wide* feature) const {
+        alignas(64) float f[5][kWide];
         std::int64_t y = first / width, x = first % width;
-        for (int p = 0; p < 16; ++p) {
+        for (int p = 0; p < kWide; ++p) {
             if (first + p < num_pixels) {
                 f[0][p] = static_cast<float>(x);
                 f[1][p] = static_cast<float>(y);
@@ -222,23 +222,23 @@ struct BilateralFeatures {
             }
             if (++x == width) x = 0, ++y;
         }
-        for (int c = 0; c < 5; ++c) feature[c] = load<f16>(f[c]) / (c < 2 ? xy : rgb);
+        for (int c = 0; c < 5; ++c) feature[c] = load<Wide>(f[c]) / (c < 2 ? xy : rgb);
     }
 };
 struct SpatialFeatures {
     std::int64_t num_pixels;
     int width;
     float xy;
-    inline void at(std::int64_t first, f16* feature) const {
-        alignas(64) float f[2][16];
+    inline void at(std::int64_t first, Wide* feature) const {
+        alignas(64) float f[2][kWide];
         std::int64_t y = first / width, x = first % width;
-        for (int p = 0; p < 16; ++p) {
+        for (int p = 0; p < kWide; ++p) {
             const bool inside = first + p < num_pixels;
             f[0][p] = inside ? static_cast<float>(x) : 0;
             f[1][p] = inside ? static_cast<float>(y) : 0;
             if (++x == width) x = 0, ++y;
         }
-        for (int c = 0; c < 2; ++c) feature[c] = load<f16>(f[c]) / xy;
+        for (int c = 0; c < 2; ++c) feature[c] = load<Wide>(f[c]) / xy;
     }
 };
 
@@ -280,10 +280,12 @@ void build(Lattice& lattice, Workspace& workspace, std::int64_t num_pixels, cons
     const std::int64_t num_blocks = padded / kBlock;
     std::int32_t* made = fit<std::int32_t>(lattice.made, num_blocks + 1);
     const auto locate = [&](std::int64_t block, Key* keys) {
-        const std::int64_t first = block * kBlock;
-        f16 feature[D];
-        features.at(first, feature);
-        embed<D, Key>(feature, packing, weights + first * (D + 1), keys);
+        for (int at = 0; at < kBlock; at += kWide) {
+            const std::int64_t first = block * kBlock + at;
+            Wide feature[D];
+            features.at(first, feature);
+            embed<D, Key>(feature, packing, weights + first * (D + 1), keys + at * (D + 1));
+        }
     };
     for (std::int64_t turn = 0; turn <= num_blocks; ++turn) {
         if (turn < num_blocks) {

@@ -13,6 +13,19 @@ template <> struct IntOf<f4> { using type = i4; };
 template <> struct IntOf<f8> { using type = i8; };
 template <> struct IntOf<f16> { using type = i16; };
 
+// What one register holds. Wider vectors are in memory, and GCC shuffles them lane by lane and copies them in pieces whose
+// loads wait for the stores: with 16 lanes everywhere, the AVX2 engine took twice as long.
+#if defined(__AVX512F__)
+typedef f16 Wide;
+#elif defined(__AVX__)
+typedef f8 Wide;
+#else
+typedef f4 Wide;
+#endif
+constexpr int kWide = sizeof(Wide) / sizeof(float);
+typedef IntOf<Wide>::type WideInt;
+constexpr auto kLanes = std::make_integer_sequence<int, kWide>{};
+
 template <class V> inline V load(const float* from) { V v; __builtin_memcpy(&v, from, sizeof v); return v; }
 template <class V> inline void store(float* to, V v) { __builtin_memcpy(to, &v, sizeof v); }
 template <class V> inline V set(float x) { return V{} + x; }
@@ -60,7 +73,7 @@ template <class V> inline V log2(V x) {
 }
 
 // 1 / x to about one unit in the last place; a division of 16 lanes takes as long as twenty other operations.
-inline f16 reciprocal(f16 x) {
+inline Wide reciprocal(Wide x) {
 #if defined(__AVX512F__)
     const f16 r = (f16)__builtin_ia32_rcp14ps512_mask((f16)x, (f16)x, (unsigned short)0xffff);
     return r * (2.0f - x * r);
@@ -74,10 +87,9 @@ inline f8 high(f16 v) { return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 1
 inline f4 low(f8 v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3); }
 inline f4 high(f8 v) { return __builtin_shufflevector(v, v, 4, 5, 6, 7); }
 
-inline f4 quarters(f16 v) {
-    const f8 halves = low(v) + high(v);
-    return low(halves) + high(halves);
-}
+inline f4 quarters(f4 v) { return v; }
+inline f4 quarters(f8 v) { return low(v) + high(v); }
+inline f4 quarters(f16 v) { return quarters(low(v) + high(v)); }
 
 inline float sum(f4 v) {
     v += __builtin_shufflevector(v, v, 2, 3, 0, 1);
@@ -92,56 +104,56 @@ inline float top(f4 v) {
 inline float top(f8 v) { return top(max(low(v), high(v))); }
 inline float top(f16 v) { return top(max(low(v), high(v))); }
 
-inline f16 swap1(f16 v) { return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14); }
-inline f16 swap2(f16 v) { return __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13); }
-inline f16 swap4(f16 v) { return __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11); }
-inline f16 swap8(f16 v) { return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7); }
+// Every lane with the one D lanes away in its group of 2 D.
+template <int D, int... L> inline Wide swapped(Wide v, std::integer_sequence<int, L...>) {
+    return __builtin_shufflevector(v, v, (L ^ D)...);
+}
 
 // Sum and maximum over each group of G neighbouring lanes, in every lane of the group.
-template <int G> inline f16 group_sum(f16 v) {
-    v += swap1(v);
-    v += swap2(v);
-    if constexpr (G >= 8) v += swap4(v);
-    if constexpr (G >= 16) v += swap8(v);
+template <int G> inline Wide group_sum(Wide v) {
+    v += swapped<1>(v, kLanes);
+    v += swapped<2>(v, kLanes);
+    if constexpr (G >= 8) v += swapped<4>(v, kLanes);
+    if constexpr (G >= 16) v += swapped<8>(v, kLanes);
     return v;
 }
-template <int G> inline f16 group_max(f16 v) {
-    v = max(v, swap1(v));
-    v = max(v, swap2(v));
-    if constexpr (G >= 8) v = max(v, swap4(v));
-    if constexpr (G >= 16) v = max(v, swap8(v));
+template <int G> inline Wide group_max(Wide v) {
+    v = max(v, swapped<1>(v, kLanes));
+    v = max(v, swapped<2>(v, kLanes));
+    if constexpr (G >= 8) v = max(v, swapped<4>(v, kLanes));
+    if constexpr (G >= 16) v = max(v, swapped<8>(v, kLanes));
     return v;
 }
 
-// Rows of 16 lanes become columns: at each stage, blocks of D x D lanes off the diagonal change places.
-template <int D, int... L> inline void exchange(f16& a, f16& b, std::integer_sequence<int, L...>) {
-    const f16 low = __builtin_shufflevector(a, b, ((L & D) ? 16 + L - D : L)...);
-    b = __builtin_shufflevector(a, b, ((L & D) ? 16 + L : L + D)...);
+// kWide rows become columns: at each stage, blocks of D x D lanes off the diagonal change places.
+template <int D, int... L> inline void exchange(Wide& a, Wide& b, std::integer_sequence<int, L...>) {
+    const Wide low = __builtin_shufflevector(a, b, ((L & D) ? kWide + L - D : L)...);
+    b = __builtin_shufflevector(a, b, ((L & D) ? kWide + L : L + D)...);
     a = low;
 }
-template <int D> inline void exchange_all(f16* rows) {
-    for (int i = 0; i < 16; ++i) {
-        if (!(i & D)) exchange<D>(rows[i], rows[i + D], std::make_integer_sequence<int, 16>{});
+template <int D> inline void exchange_all(Wide* rows) {
+    for (int i = 0; i < kWide; ++i) {
+        if (!(i & D)) exchange<D>(rows[i], rows[i + D], kLanes);
     }
 }
-inline void transpose(f16* rows) {
+inline void transpose(Wide* rows) {
     exchange_all<1>(rows);
     exchange_all<2>(rows);
-    exchange_all<4>(rows);
-    exchange_all<8>(rows);
+    if constexpr (kWide >= 8) exchange_all<4>(rows);
+    if constexpr (kWide >= 16) exchange_all<8>(rows);
 }
 
-// One row of CP class values in as few vectors as hold it; CP is a multiple of 4, or 1.
+// One row of CP class values in as few registers as hold it; CP is a multiple of 4, or 1.
 template <int CP> struct Row {
-    static constexpr int n16 = CP / 16, n8 = CP % 16 / 8, n4 = CP % 8 / 4, n1 = CP % 4;
-    f16 a[n16 ? n16 : 1];
+    static constexpr int wide = CP / kWide, n8 = CP % kWide / 8, n4 = CP % kWide % 8 / 4, n1 = CP % 4;
+    Wide a[wide ? wide : 1];
     f8 b;
     f4 c;
     float d;
 
     static inline Row zero() {
         Row r;
-        for (int i = 0; i < n16; ++i) r.a[i] = f16{};
+        for (int i = 0; i < wide; ++i) r.a[i] = Wide{};
         if constexpr (n8) r.b = f8{};
         if constexpr (n4) r.c = f4{};
         if constexpr (n1) r.d = 0;
@@ -149,41 +161,41 @@ template <int CP> struct Row {
     }
     static inline Row at(const float* p) {
         Row r;
-        for (int i = 0; i < n16; ++i) r.a[i] = load<f16>(p + 16 * i);
-        if constexpr (n8) r.b = load<f8>(p + 16 * n16);
-        if constexpr (n4) r.c = load<f4>(p + 16 * n16 + 8 * n8);
+        for (int i = 0; i < wide; ++i) r.a[i] = load<Wide>(p + kWide * i);
+        if constexpr (n8) r.b = load<f8>(p + kWide * wide);
+        if constexpr (n4) r.c = load<f4>(p + kWide * wide + 8 * n8);
         if constexpr (n1) r.d = *p;
         return r;
     }
     inline void put(float* p) const {
-        for (int i = 0; i < n16; ++i) store(p + 16 * i, a[i]);
-        if constexpr (n8) store(p + 16 * n16, b);
-        if constexpr (n4) store(p + 16 * n16 + 8 * n8, c);
+        for (int i = 0; i < wide; ++i) store(p + kWide * i, a[i]);
+        if constexpr (n8) store(p + kWide * wide, b);
+        if constexpr (n4) store(p + kWide * wide + 8 * n8, c);
         if constexpr (n1) *p = d;
     }
     // this + w * p[...]
     inline void fma(float w, const float* p) {
-        for (int i = 0; i < n16; ++i) a[i] += w * load<f16>(p + 16 * i);
-        if constexpr (n8) b += w * load<f8>(p + 16 * n16);
-        if constexpr (n4) c += w * load<f4>(p + 16 * n16 + 8 * n8);
+        for (int i = 0; i < wide; ++i) a[i] += w * load<Wide>(p + kWide * i);
+        if constexpr (n8) b += w * load<f8>(p + kWide * wide);
+        if constexpr (n4) c += w * load<f4>(p + kWide * wide + 8 * n8);
         if constexpr (n1) d += w * *p;
     }
     // p[...] += w * this
     inline void splat(float w, float* p) const {
-        for (int i = 0; i < n16; ++i) store(p + 16 * i, load<f16>(p + 16 * i) + w * a[i]);
-        if constexpr (n8) store(p + 16 * n16, load<f8>(p + 16 * n16) + w * b);
-        if constexpr (n4) store(p + 16 * n16 + 8 * n8, load<f4>(p + 16 * n16 + 8 * n8) + w * c);
+        for (int i = 0; i < wide; ++i) store(p + kWide * i, load<Wide>(p + kWide * i) + w * a[i]);
+        if constexpr (n8) store(p + kWide * wide, load<f8>(p + kWide * wide) + w * b);
+        if constexpr (n4) store(p + kWide * wide + 8 * n8, load<f4>(p + kWide * wide + 8 * n8) + w * c);
         if constexpr (n1) *p += w * d;
     }
     // p[...] = current + (before + after) / 2
     static inline void smooth(float* p, const Row& before, const Row& current, const Row& after) {
-        for (int i = 0; i < n16; ++i) store(p + 16 * i, current.a[i] + 0.5f * (before.a[i] + after.a[i]));
-        if constexpr (n8) store(p + 16 * n16, current.b + 0.5f * (before.b + after.b));
-        if constexpr (n4) store(p + 16 * n16 + 8 * n8, current.c + 0.5f * (before.c + after.c));
+        for (int i = 0; i < wide; ++i) store(p + kWide * i, current.a[i] + 0.5f * (before.a[i] + after.a[i]));
+        if constexpr (n8) store(p + kWide * wide, current.b + 0.5f * (before.b + after.b));
+        if constexpr (n4) store(p + kWide * wide + 8 * n8, current.c + 0.5f * (before.c + after.c));
         if constexpr (n1) *p = current.d + 0.5f * (before.d + after.d);
     }
     inline void scale(float w) {
-        for (int i = 0; i < n16; ++i) a[i] *= w;
+        for (int i = 0; i < wide; ++i) a[i] *= w;
         if constexpr (n8) b *= w;
         if constexpr (n4) c *= w;
         if constexpr (n1) d *= w;
