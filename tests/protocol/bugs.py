@@ -4,8 +4,8 @@ Every one replaces a few lines of the program, or takes a call from the simulate
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,14 @@ import numpy as np
 from tasks import storage
 from tasks.archive import entry_bytes, manifest, seals
 from tasks.archive.manifest import Manifest
-from tasks.archive.output import Output
+from tasks.archive.output import Output, RunFiles
 from tasks.results import reading, sealing
 from tasks.segmentation import finish, verify
 from tasks.segmentation.outcome import ArchiveReport
 from tasks.stream import units
 from tests.protocol import history
 from tests.protocol.store import Disk, Inode
-from tests.protocol.turns import Turns
+from tests.protocol.turns import Weather
 
 _Plant = Callable[[Callable[[object, str, object], None]], None]
 
@@ -34,8 +34,8 @@ class Bug:
     plant: _Plant
     """Given what replaces an attribute of a module or class."""
 
-    rare: bool = False
-    """Whether it shows in orders of calls so rare that 60 histories have not met one; the model finds most of these."""
+    needs: Mapping[str, Any] = field(default_factory=dict)
+    """Of a `Plan`, what it shows in: it is hunted in histories of such plans alone."""
 
     @contextlib.contextmanager
     def planted(self) -> Iterator[None]:
@@ -107,7 +107,7 @@ def _expire_without_grace(put: Any) -> None:
 
 
 def _removed_before_alone(put: Any) -> None:
-    put(sealing, "_make_alone", lambda place: None)
+    put(sealing, "_make_alone", lambda place: True)
 
 
 def _any_seal_counts(put: Any) -> None:
@@ -120,10 +120,12 @@ def _seals_listed_first(put: Any) -> None:
     look, by_prefix = Output.look, seals.by_prefix
 
     def late(output: Output, run_id: str) -> Any:
-        early = by_prefix(output.sealed_folder(run_id))
-        seals.by_prefix = lambda folder: early
+        folder = output.sealed_folder(run_id)
+        early = by_prefix(folder)
+        small = look(output, run_id).small
+        seals.by_prefix = lambda folder: early  # Nobody else has a turn meanwhile
         try:
-            return look(output, run_id)
+            return RunFiles(small, seals.find(folder, small))
         finally:
             seals.by_prefix = by_prefix
 
@@ -217,9 +219,18 @@ def _names_are_files(put: Any) -> None:
     put(reading.storage, "_require_version", lambda *_: None)
 
 
-def _clock_of_somebody(put: Any) -> None:
-    put(Turns, "clock", lambda turns: turns.now + turns.dice.uniform(-3600, 3600))
+def _sessions(stay: float = 0.5, pause: float = 0.05, **more: Any) -> dict[str, Any]:
+    """Sessions that nothing but waiting disturbs, so that they meet in rare moments."""
+    return {"conditional": "honoured", "stale": 0.0, "other": False, "weather": Weather(stay, pause=pause)} | more
 
+
+# A finished run is sealed and expired while it is read
+_EXPIRED = _sessions(0.8, 0.03, start="finished", jobs=(False,), changes=0, sealings=3, readers=8)
+# Photographs are replaced while sessions work that know of it and sessions that do not
+_REFRESHED = _sessions(start="nothing", jobs=(False, False, True), changes=3, sealings=0)
+_REFRESHED_AND_PROVED = _sessions(0.97, 0.03, start="finished", jobs=(False, False, False, True), changes=6, sealings=0)
+_REFRESHED_AND_READ = _sessions(0.7, 0.03, start="finished", jobs=(True,), changes=3, sealings=0, readers=8)
+_REFRESHED_AND_SEALED = _sessions(0.5, 0.03, start="expired", jobs=(True, True), changes=3, sealings=3, readers=0)
 
 BUGS = (
     Bug("seal-before-files", "the seal that stands alone is written before its files", _seal_before_files),
@@ -229,39 +240,60 @@ BUGS = (
     Bug("no-fsync-of-names", "a file is renamed without fsync of its folder", _no_fsync_of_names),
     Bug("no-fsync-of-folders", "a new folder's own name is not made durable", _no_fsync_of_new_folders),
     Bug("written-in-place", "a file is written under its final name", _written_in_place),
-    Bug("expire-without-grace", "small files go as soon as a seal stands for them", _expire_without_grace, rare=True),
+    Bug(
+        "expire-without-grace",
+        "small files go as soon as a seal stands for them",
+        _expire_without_grace,
+        needs=_EXPIRED,
+    ),
     Bug(
         "removed-before-alone",
         "small files go before the mark that they do not count",
         _removed_before_alone,
-        rare=True,
+        needs=_EXPIRED,
     ),
     Bug("any-seal-counts", "a seal counts whatever small files are there, and is never taken back", _any_seal_counts),
     Bug(
-        "seals-listed-first", "a reader lists the seals first, and the small files then", _seals_listed_first, rare=True
+        "seals-listed-first",
+        "a reader lists the seals first, and the small files then",
+        _seals_listed_first,
+        needs=_EXPIRED | {"weather": Weather(0.8, pause=0.05)},
     ),
     Bug("every-listing-owns", "an image belongs to every segment that lists it", _every_listing_owns),
     Bug("refresh-forgotten", "a segment does not say that it lists images again", _refresh_forgotten),
-    Bug("commit-overwrites", "the last commit of a unit wins, not the first", _commit_overwrites, rare=True),
+    Bug(
+        "commit-overwrites",
+        "the last commit of a unit wins, not the first",
+        _commit_overwrites,
+        needs=_REFRESHED,
+    ),
     Bug(
         "nothing-for-dropped",
         "a file all of whose rows go is removed, not emptied",
         _nothing_stands_for_dropped,
-        rare=True,
+        needs=_REFRESHED,
     ),
-    Bug("listing-is-truth", "the proof trusts the manifest that it listed at first", _listing_is_truth, rare=True),
+    Bug(
+        "listing-is-truth",
+        "the proof trusts the manifest that it listed at first",
+        _listing_is_truth,
+        needs=_REFRESHED_AND_PROVED,
+    ),
     Bug("rows-of-others-stay", "rows that a refresh has given away stay", _rows_of_others_stay),
     Bug("dropped-before-proved", "rows that were given away go before the new ones are there", _dropped_before_proved),
     Bug(
         "newer-is-leftover",
         "a sealing removes what replaces the seal that it has found",
         _newer_is_leftover,
-        rare=True,
+        needs=_REFRESHED_AND_SEALED,
     ),
     Bug("finished-unproved", "a run is called finished without a proof", _finished_unproved),
     Bug("version-of-listing", "a row says the version that was listed, whatever was read", _version_of_listing),
-    Bug("record-is-truth", "a record is believed though files know more", _record_is_truth, rare=True),
+    Bug("record-is-truth", "a record is believed though files know more", _record_is_truth, needs=_REFRESHED),
     Bug(
-        "names-are-files", "a reader takes what is under a name by now for what it listed", _names_are_files, rare=True
+        "names-are-files",
+        "a reader takes what is under a name by now for what it listed",
+        _names_are_files,
+        needs=_REFRESHED_AND_READ,
     ),
 )

@@ -80,6 +80,12 @@ class Plan:
     stale: float
     weather: Weather
 
+    @property
+    def may_expire(self) -> bool:
+        """Beside a refresh, expiry is promised where a store has conditional PUT: of two marks under one name no other
+        store tells which was first."""
+        return self.conditional == "honoured" or not any(self.jobs)
+
     @classmethod
     def of(cls, seed: int) -> "Plan":
         """The plan of a seed."""
@@ -172,7 +178,7 @@ class History:
     def sealer(self) -> None:
         self.seal(expire=False)
         self.turns.sleep(self.turns.dice.choice((0.5, GRACE_S, 2 * GRACE_S)))
-        self.seal(expire=True)
+        self.seal(expire=self.plan.may_expire)
 
     def reader(self) -> None:
         """Opens the run and reads it, a few times."""
@@ -390,9 +396,9 @@ def written_before(disk: bool, start: str) -> dict[str, bytes]:
     return history.store.objects
 
 
-def play(seed: int) -> History:
-    """The history of a seed."""
-    plan = Plan.of(seed)
+def play(seed: int, **needs: Any) -> History:
+    """The history of a seed. needs: of its plan, what does not follow from the seed."""
+    plan = dataclasses.replace(Plan.of(seed), **needs)
     files = written_before(plan.disk, plan.start)
     turns = Turns(random.Random(f"history {seed}"))
     history = History(plan, turns, Disk(turns, files) if plan.disk else Bucket(turns, files))
