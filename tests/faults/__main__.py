@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -49,8 +50,7 @@ def main() -> None:
     if args.publish:
         publish(args.publish)
     if args.publish or args.published:
-        done = json.loads(PUBLISHED.read_text())
-        found = {name: [Outcome(**trial["outcome"]) for trial in trials] for name, trials in done.items()}
+        found = {name: [Outcome(**trial["outcome"]) for trial in trials] for name, trials in published().items()}
         print(table([fault for fault in FAULTS if fault.name in found], lambda fault: found[fault.name]))
         return
     if unknown := set(args.names) - {fault.name for fault in FAULTS}:
@@ -80,7 +80,8 @@ def main() -> None:
         for fault in to_do:
             if len(outcomes(fault)) != trial:
                 continue
-            if time.monotonic() < ends and not attempt(bench, fault, trial):
+            # A number of its own, and so moments of its own, also beside those of earlier sessions
+            if time.monotonic() < ends and not attempt(bench, fault, trial + len(published().get(fault.name, []))):
                 failed.add(fault.name)
     print(f"\n{conditions()}")
     print(f"{NUM_PHOTOGRAPHS} photographs and a file of each kind that is none, {LONG_SIDE_PX} px, default model.\n")
@@ -115,9 +116,14 @@ def outcomes(fault: Fault) -> list[Outcome]:
     return [Outcome(**facts) for facts in json.loads(kept.read_text())] if kept.is_file() else []
 
 
+def published() -> dict[str, list[dict[str, Any]]]:
+    """Trials that are kept, by the name of their fault."""
+    return dict(json.loads(PUBLISHED.read_text()))
+
+
 def publish(commit: str) -> None:
     """Move the trials that have been done to those that are kept, with their commit and its day."""
-    kept: dict[str, list[dict]] = json.loads(PUBLISHED.read_text()) if PUBLISHED.is_file() else {}
+    kept = published()
     git = ["git", "log", "-1", "--format=%h %as", commit]
     of = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     for fault in FAULTS:
