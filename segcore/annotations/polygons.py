@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 Points = NDArray[np.float64]
 """(K, 2) float64: x and y of each vertex; the last is joined to the first."""
 
+_FARTHEST = 1e9  # Px that no picture reaches; further out, products of coordinates overflow
+_CROSSINGS = 1 << 22  # Of edges and rows, held at a time
+
 
 def traced(mask: NDArray[np.bool_], tolerance_px: float = 0.0) -> list[Points]:
     """A polygon for each connected part (by edges, not corners) of a mask (H, W) bool.
@@ -59,29 +62,34 @@ def filled(polygons: Iterable[Points], height: int, width: int) -> NDArray[np.bo
         low, high = np.where(upward[:, None], ends, points), np.where(upward[:, None], points, ends)
         first = np.clip(np.ceil(low[:, 1] - 0.5), 0, height).astype(np.int64)  # Rows whose centres the edge crosses
         last = np.clip(np.ceil(high[:, 1] - 0.5), 0, height).astype(np.int64)
-        lengths = last - first
-        edges = np.repeat(np.arange(len(points)), lengths)
-        rows = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths) + first[edges]
-        slope = (high[edges, 0] - low[edges, 0]) / (high[edges, 1] - low[edges, 1])
-        crossing = low[edges, 0] + (rows + 0.5 - low[edges, 1]) * slope
-        columns = np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)
-        if not len(rows):
+        crossed = np.flatnonzero(last > first)
+        if not len(crossed):
             continue
-        top, left, right = int(rows.min()), int(columns.min()), int(columns.max())
-        toggles = np.zeros((int(rows.max()) - top + 1, right - left + 1), np.int32)
-        np.add.at(toggles, (rows - top, columns - left), 1)
-        inside = np.cumsum(toggles[:, :-1], axis=1) % 2 == 1
-        mask[top : top + len(inside), left:right] |= inside
+        top, bottom = int(first[crossed].min()), int(last[crossed].max())
+        left, right = np.clip(np.ceil(points[:, 0][[points[:, 0].argmin(), points[:, 0].argmax()]] - 0.5), 0, width)
+        toggles = np.zeros((bottom - top, int(right) - int(left) + 1), np.uint8)  # Only whether it is odd matters
+        # A few edges at a time: there may be a million that are as high as the picture
+        total = np.cumsum(last[crossed] - first[crossed])
+        for part in np.split(crossed, np.searchsorted(total, np.arange(_CROSSINGS, total[-1], _CROSSINGS))):
+            lengths = last[part] - first[part]
+            edges = np.repeat(part, lengths)
+            rows = np.arange(len(edges)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + first[edges]
+            slope = (high[edges, 0] - low[edges, 0]) / (high[edges, 1] - low[edges, 1])
+            crossing = low[edges, 0] + (rows + 0.5 - low[edges, 1]) * slope
+            columns = np.clip(np.ceil(crossing - 0.5), left, right).astype(np.int64)
+            np.add.at(toggles.reshape(-1), (rows - top) * toggles.shape[1] + columns - int(left), np.uint8(1))
+        inside = np.cumsum(toggles[:, :-1], axis=1, dtype=np.uint8) % 2 == 1
+        mask[top:bottom, int(left) : int(right)] |= inside
     return mask
 
 
 def points_of(numbers: Sequence[float] | NDArray[np.float64]) -> Points:
-    """Vertices of a flat list x, y, x, y. Raises ValueError where it is no polygon."""
+    """Vertices of a flat list x, y, x, y. Raises ValueError where it is no polygon near a picture."""
     try:
         points = np.asarray(numbers, np.float64)
     except (TypeError, ValueError):
         raise ValueError("a polygon is no list of numbers") from None
-    if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
+    if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not (np.abs(points) <= _FARTHEST).all():  # NaN too
         raise ValueError("a polygon is no list of three or more points")
     return points.reshape(-1, 2)
 

@@ -22,16 +22,15 @@ def read_outlines(text: str) -> list[Outline]:
         words = line.split()
         if not words:
             continue
-        try:
-            values = np.array([float(word) for word in words[1:]])
-            label = int(words[0])
-        except ValueError:
-            raise ValueError(f"its line {number} is no outline of YOLO: {line[:60]!r}") from None
-        if len(values) == 4:
+        if len(words) == 5:
             raise ValueError(f"its line {number} is a box, not an outline")
-        if label < 0 or len(values) < 6 or len(values) % 2 or not np.isfinite(values).all():
+        try:
+            label, points = int(words[0]), polygons.points_of([float(word) for word in words[1:]])
+        except ValueError:
+            label = -1
+        if label < 0:
             raise ValueError(f"its line {number} is no outline of YOLO: {line[:60]!r}")
-        found.append((label, values.reshape(-1, 2)))
+        found.append((label, points))
     return sorted(found, key=lambda outline: -_area(outline[1]))
 
 

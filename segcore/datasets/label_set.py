@@ -139,6 +139,10 @@ def _assembled(entries: Sequence[Entry], origin: str, most: int) -> LabelSet:
             entries, renumbered = _background_first(entries)
         outside = [replace(entry, number=-1) for entry in entries if entry.name.casefold() == _UNNUMBERED]
         labelled = [entry for entry in entries if entry.name.casefold() != _UNNUMBERED]
+        count = sum(entry.name.casefold() not in VOID_NAMES for entry in labelled)
+        if count > most:
+            bits = 8 if most == MOST_BYTE_CLASSES else 16
+            raise ValueError(f"{origin}: {count} classes, and masks of {bits} bits tell {most} apart.")
         entries = [replace(entry, number=number) for number, entry in enumerate(labelled)] + outside
     void = [e for e in entries if e.name.casefold() in VOID_NAMES or e.number in (-1, most)]
     classes = [entry for entry in entries if entry not in void]

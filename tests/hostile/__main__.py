@@ -1,6 +1,6 @@
 """Every hostile file, in processes of their own; prints what became of them.
 
-    python -m tests.hostile [images|files|all] [--images 10000] [--files 6600] [--seed 1] [--workers 2]
+    python -m tests.hostile [images|files|all] [--images 10000] [--files 8400] [--seed 1] [--workers 2]
 
 One file again, by hand: `python -m tests.hostile images --only 1234 --write bad.jpg`.
 """
@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["images", "files", "all"], default="all")
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--files", type=int, default=6_600)
+    parser.add_argument("--files", type=int, default=8_400)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", type=int, help="this number alone, in this process; its traceback is shown")

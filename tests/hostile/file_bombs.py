@@ -1,5 +1,6 @@
 """Files of models, datasets and results that somebody made to do harm, by kind."""
 
+import base64
 import functools
 import json
 import os
@@ -22,6 +23,10 @@ from tests.hostile.sound_files import (
     MEMBERS,
     caffemodel,
     card,
+    coco,
+    cvat_file,
+    label_studio_file,
+    labelme_file,
     labels,
     manifest,
     mask_rows,
@@ -313,7 +318,104 @@ def bombs() -> dict[str, list[Callable[[], bytes]]]:
             lambda: b"PAR1" + bytes(100) + struct.pack("<I", 0x7FFFFFFF) + b"PAR1",
             lambda: b"",
         ],
+        "annotations, JSON": [
+            *(part(coco, [segmentation]) for segmentation in _SEGMENTATION_LIES),
+            *(part(coco, images=[{"id": 1, "file_name": "a.jpg"} | lie]) for lie in _SIZE_LIES),
+            lambda: coco(images=[1], annotations=[2], categories=[3]),
+            lambda: coco(images={}, annotations={}, categories={}),
+            lambda: coco(images=[{"id": [], "file_name": "a.jpg", "width": 40, "height": 30}]),
+            lambda: coco(categories=[{"id": 0, "name": "\x1b[2J\n"}, {"id": 1, "name": "x" * 10**6}]),
+            lambda: coco(categories=[{"id": k, "name": f"c{k}"} for k in range(300)]),
+            lambda: coco(annotations=[{"image_id": 1, "category_id": 0, "segmentation": [], "area": "much"}] * 2),
+            *(part(labelme_file, shapes=[lie]) for lie in _SHAPE_LIES),
+            *(part(labelme_file, imageWidth=width) for width in (10**9, -1, 0, "40", None, [], 1e300)),
+            *(part(label_studio_file, lie) for lie in _VALUE_LIES),
+            *(part(label_studio_file, width=width) for width in (10**9, -1, "40", None, [], 1e300)),
+            lambda: b"[" * 200_000 + b'"data" "result"',
+            lambda: b'{"images": "annotations" "categories" "segmentation"' + b'{"a":' * 200_000,
+            lambda: b"",
+        ],
+        "annotations, XML": [
+            *(part(cvat_file, shape) for shape in _CVAT_LIES),
+            *(part(cvat_file, width=width) for width in (10**9, -1, "", "4e9", "\u0664")),
+            lambda: _billion_laughs(),
+            lambda: b'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>' + cvat_file(),
+            lambda: b"<annotations><track/></annotations>",
+            lambda: b"<annotations>" + b"<image>" * 100_000,
+            lambda: b"<annotations><image " + b" ".join(b'a%d="1"' % k for k in range(50_000)) + b"/></annotations>",
+            lambda: b"",
+        ],
+        "YOLO outlines": [
+            lambda: b"0 " + b"0.5 " * 2_000_000,
+            lambda: b"0 0.1 0.1 0.9 0.1 0.5 0.9\n" * 20_000,
+            lambda: b"0" + b" 0.1 0 0.9 1" * 100_000,
+            lambda: b"0 0.5 0.5 0.2 0.2\n",
+            lambda: b"0 nan nan inf 1 -inf 2\n",
+            lambda: b"0 1e300 1e300 -1e300 1e300 0 -1e300\n",
+            lambda: b"9" * 5000 + b" 0.1 0.1 0.9 0.1 0.5 0.9\n",
+            lambda: b"-1 0.1 0.1 0.9 0.1 0.5 0.9\n",
+            lambda: "\u0660 0.1 0.1 0.9 0.1 0.5 0.9\n".encode(),
+            lambda: b"\xff\xfe0\x00",
+            lambda: b"",
+        ],
     }  # fmt: skip
+
+
+_FAR = [0, 0, 1e300, 0, 1e300, 1e300]
+_SEGMENTATION_LIES: list[Any] = [
+    [_FAR], [[1] * 6 * 10**5], [[1, 2, 3]], [[1, 2]], [["a"] * 6], [[None] * 6], [[[1]] * 6], "abc", 5, None, {}, [5],
+    [[float("nan")] * 6], [[float("inf")] * 6], [[10**400] * 6], [_FAR] * 2000,
+    {"size": [30, 40], "counts": [10**18]}, {"size": [30, 40], "counts": [-5, 1205]}, {"size": [30, 40], "counts": []},
+    {"size": [10**9, 10**9], "counts": [10**18]}, {"size": [30, 40], "counts": ["a"]}, {"size": [30, 40]},
+    {"size": 5, "counts": [1200]}, {"size": [30, 40], "counts": "\x1b[2J"}, {"size": [30, 40], "counts": "o" * 10**6},
+    {"size": [30, 40], "counts": "PPPP0"}, {"size": [30, 40], "counts": [1] * 10**6}, {"counts": None, "size": None},
+]  # fmt: skip
+_SIZE_LIES: list[dict[str, Any]] = [
+    {"width": 10**9, "height": 10**9}, {"width": -1, "height": 30}, {"width": "40", "height": "30"}, {},
+    {"width": None},
+    {"width": 1e300, "height": 30}, {"width": [], "height": {}}, {"width": 40, "height": 30, "file_name": None},
+    {"width": 40, "height": 30, "file_name": "../../etc/passwd"}, {"width": float("nan"), "height": 30},
+]  # fmt: skip
+_SHAPE_LIES: list[Any] = [
+    {}, 5, None, {"label": 5, "points": 5, "shape_type": 5}, {"label": "cat", "points": [], "shape_type": "polygon"},
+    {"label": "cat", "points": [[1e300, 1e300]] * 3, "shape_type": "polygon"},
+    {"label": "cat", "points": [[0, 0], [1e300, 0]], "shape_type": "circle"},
+    {"label": "cat", "points": [[0, 0], [float("inf"), 1]], "shape_type": "rectangle"},
+    {"label": "cat", "points": [[0, 0], [9, 9]], "shape_type": "mask", "mask": "no base64"},
+    {"label": "cat", "points": [[0, 0], [9, 9]], "shape_type": "mask", "mask": base64.b64encode(b"no PNG").decode()},
+    {"label": "cat", "points": [[-5, -5], [9, 9]], "shape_type": "mask", "mask": None},
+    {"label": "cat", "points": [[1, 2]], "shape_type": "point"}, {"label": "cat", "shape_type": "\x1b[2J"},
+    {"label": ["cat"], "points": [[0, 0], [1, 1], [1, 0]], "shape_type": "polygon"},
+]  # fmt: skip
+_VALUE_LIES: list[dict[str, Any]] = [
+    {"rle": [255] * 10**5, "brushlabels": ["cat"]}, {"rle": [0] * 8, "brushlabels": ["cat"]},
+    {"rle": [], "brushlabels": ["cat"]}, {"rle": [300, -1, "a"], "brushlabels": ["cat"]},
+    {"rle": [255, 255, 255, 255, 1], "brushlabels": ["cat"]}, {"rle": {}, "brushlabels": ["cat"]},
+    {"points": [[1e300, 1e300]] * 3, "polygonlabels": ["dog"]}, {"points": [1, 2, 3], "polygonlabels": ["dog"]},
+    {"points": [["a"]], "polygonlabels": ["dog"]}, {"points": [[1, 1]] * 3, "polygonlabels": [5]},
+    {"x": 1e300, "y": "b", "width": 1, "height": 1, "rectanglelabels": ["cat"]}, {"points": [[1, 1]] * 3},
+    {"x": 1, "y": 1, "width": 1, "height": 1, "rotation": 1e300, "rectanglelabels": ["cat"]}, {"ellipselabels": ["a"]},
+    {"x": 1, "y": 1, "width": 1, "height": 1, "rotation": float("inf"), "rectanglelabels": ["cat"]},
+]  # fmt: skip
+_CVAT_LIES = [
+    '<mask label="dog" rle="999999999999" left="0" top="0" width="5" height="4"/>',
+    '<mask label="dog" rle="-5,25" left="0" top="0" width="5" height="4"/>',
+    '<mask label="dog" rle="20" left="-3" top="1e9" width="5" height="4"/>',
+    '<mask label="dog" rle="1" left="0" top="0" width="1e9" height="1e9"/>',
+    '<mask label="dog" rle="" left="0" top="0" width="5" height="4"/>', '<mask label="dog"/>',
+    '<polygon points="1,2"/>',
+    '<polygon label="cat" points="1e300,1e300;-1e300,0;0,0"/>', '<polygon label="cat" points="nan,nan;1,1;2,2"/>',
+    '<polygon label="cat" points=";;;"/>', '<polygon label="cat" points="1,2;3,4;5,6" z_order="' + "9" * 5000 + '"/>',
+    '<box label="cat" xtl="inf" ytl="0" xbr="1" ybr="1"/>', '<box label="cat" rotation="x"/>',
+    '<skeleton label="cat"/>',
+    '<polygon label="cat" points="' + "1,2;" * 200_000 + '1,1"/>',
+    '<polygon label="cat" points="0,0;40,0;40,30"/>' * 20_000,
+]  # fmt: skip
+
+
+def _billion_laughs() -> bytes:
+    entities = "".join(f'<!ENTITY l{k} "{f"&l{k - 1};" * 10}">' for k in range(1, 10))
+    return f'<!DOCTYPE a [<!ENTITY l0 "ha">{entities}]><annotations>&l9;</annotations>'.encode()
 
 
 _CARD_LIES: list[dict[str, Any]] = [

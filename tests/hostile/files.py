@@ -1,21 +1,27 @@
 """Hostile files of models, datasets and results, each read as its owner reads it."""
 
+import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from segcore.annotations import yolo
+from segcore.datasets.class_lists import decode_text
+from segcore.datasets.label_set import classes_named
 from segcore.datasets.sbd import decode_annotation
 from segcore.images.errors import ImageError
+from segcore.images.masks import decode_mask
 from segcore.models import checkpoint
+from segcore.voc import IGNORE_LABEL
 from segcore.weights.importer import import_weights
 from tasks.archive.entry_bytes import read_entries
 from tasks.archive.output import MaskFile, Output
 from tasks.archive.sources import Source, list_source
-from tasks.datasets import shards
+from tasks.datasets import drawings, shards
 from tasks.datasets.unpack import unpack
 from tasks.errors import JobError
 from tasks.results.reading import Results
@@ -91,10 +97,8 @@ def _read_model(place: Path) -> str:
 
 
 def _read_annotation(place: Path) -> str:
-    try:
+    with naming(place):
         labels = decode_annotation(place.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None  # As the doctor names it
     return "read" if labels.dtype == np.uint8 and labels.max() < 21 else f"FAULT: labels up to {labels.max()}"
 
 
@@ -160,6 +164,31 @@ def _read_masks(place: Path) -> str:
     return "read"
 
 
+def _read_annotations(place: Path) -> str:
+    drawn = drawings.of_file(locate(str(place)))
+    with naming(place):
+        named = drawn.label_set(classes_named(["background", *CLASSES[1:]], "the test"))
+        for mask in drawn.masks([], named)[1]:
+            assert set(np.unique(decode_mask(mask.file.read()))) <= {*range(1 + len(named.classes)), IGNORE_LABEL}
+    return "read"
+
+
+def _read_outlines(place: Path) -> str:
+    with naming(place):
+        found = yolo.read_outlines(decode_text(place.read_bytes()))
+        assert all(region.mask.shape == (30, 40) for region in yolo.regions(found, CLASSES, 40, 30))
+    return "read"
+
+
+@contextlib.contextmanager
+def naming(place: Path) -> Iterator[None]:
+    """Within, a ValueError gets the name of the file, as whoever reads a dataset gives it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+
+
 _READERS: dict[str, tuple[str, Callable[[Path], str]]] = {
     ".pth": ("hostile.pth", _read_weights),
     ".caffemodel": ("hostile.caffemodel", _read_weights),
@@ -172,4 +201,7 @@ _READERS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "dataset shard": ("shard.parquet", _read_shard),
     "dataset manifest": ("manifest.json", _read_manifest),
     "mask file": ("part-0.parquet", _read_masks),
+    "annotations, JSON": ("annotations.json", _read_annotations),
+    "annotations, XML": ("annotations.xml", _read_annotations),
+    "YOLO outlines": ("a.txt", _read_outlines),
 }

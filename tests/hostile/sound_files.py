@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from segcore import models
+from segcore.annotations import label_studio
 from segcore.models import deeplab_v1, vgg
 from segcore.models.card import ModelCard
 from segcore.models.preprocessing import DEEPLAB
@@ -158,6 +159,63 @@ def manifest(**changes: Any) -> bytes:
     return json.dumps(json.loads(whole.model_dump_json()) | changes).encode()
 
 
+_CAT, _DOG = [3, 2, 13, 2, 13, 10, 3, 10], [20, 15, 32, 15, 32, 25, 20, 25]
+_SIZE = (40, 30)
+
+
+def coco(segmentations: list[Any] | None = None, **changes: Any) -> bytes:
+    """COCO's file of one image of 40 x 30 px. segmentations: of its annotations."""
+    runs = {"size": [30, 40], "counts": [60, 30, 1110]}
+    drawn = [[_CAT], [_DOG, _CAT], runs] if segmentations is None else segmentations
+    document = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 40, "height": 30}],
+        "annotations": [
+            {"image_id": 1, "category_id": k % 2, "segmentation": s, "area": 9} for k, s in enumerate(drawn)
+        ],
+        "categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}],
+    }
+    return json.dumps(document | changes).encode()
+
+
+def labelme_file(**changes: Any) -> bytes:
+    shapes = [
+        {"label": "cat", "points": [[3, 2], [13, 2], [13, 10]], "shape_type": "polygon"},
+        {"label": "dog", "points": [[20, 15], [32, 25]], "shape_type": "rectangle"},
+        {"label": "dog", "points": [[20, 15], [22, 15]], "shape_type": "circle"},
+    ]
+    document = {"shapes": shapes, "imagePath": "a.jpg", "imageData": None, "imageHeight": 30, "imageWidth": 40}
+    return json.dumps(document | changes).encode()
+
+
+def label_studio_file(*values: dict[str, Any], width: Any = 40) -> bytes:
+    """An export of Label Studio of one task. values: of its results."""
+    brush = list(label_studio.encode_brush(np.eye(30, 40, dtype=bool)))
+    drawn = values or (
+        {"format": "rle", "rle": brush, "brushlabels": ["cat"]},
+        {"points": [[5, 5], [50, 5], [50, 60]], "polygonlabels": ["dog"]},
+        {"x": 10, "y": 10, "width": 30, "height": 20, "rotation": 30, "rectanglelabels": ["cat"]},
+    )
+    results = [{"id": str(k), "original_width": width, "original_height": 30, "value": v} for k, v in enumerate(drawn)]
+    return json.dumps([{"id": 1, "data": {"image": "/a.jpg"}, "annotations": [{"id": 1, "result": results}]}]).encode()
+
+
+def cvat_file(*shapes: str, width: object = 40) -> bytes:
+    """CVAT's file for one image. shapes: what is in it."""
+    drawn = shapes or (
+        '<polygon label="cat" z_order="1" points="3,2;13,2;13,10"/>',
+        '<box label="dog" xtl="20" ytl="15" xbr="32" ybr="25"/>',
+        '<mask label="dog" rle="5,10,5" left="4" top="3" width="5" height="4"/>',
+    )
+    image = f'<image id="0" name="a.jpg" width="{width}" height="30">{"".join(drawn)}</image>'
+    return f'<?xml version="1.0"?><annotations><version>1.1</version>{image}</annotations>'.encode()
+
+
+def outlines() -> bytes:
+    """YOLO's text of one image."""
+    shares = [" ".join(f"{v / _SIZE[n % 2]:.4f}" for n, v in enumerate(flat)) for flat in (_CAT, _DOG)]
+    return "".join(f"{k} {share}\n" for k, share in enumerate(shares)).encode()
+
+
 @functools.cache
 def originals() -> dict[str, list[bytes]]:
     """Sound files by kind."""
@@ -195,4 +253,7 @@ def originals() -> dict[str, list[bytes]]:
         "dataset shard": [shard_rows()],
         "dataset manifest": [manifest()],
         "mask file": [mask_rows()],
+        "annotations, JSON": [coco(), labelme_file(), label_studio_file()],
+        "annotations, XML": [cvat_file()],
+        "YOLO outlines": [outlines()],
     }  # fmt: skip

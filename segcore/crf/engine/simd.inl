@@ -14,7 +14,7 @@ template <> struct IntOf<f8> { using type = i8; };
 template <> struct IntOf<f16> { using type = i16; };
 
 // What one register holds. Wider vectors are in memory, and GCC shuffles them lane by lane and copies them in pieces whose
-// loads wait for the stores: with 16 lanes everywhere, the AVX2 engine took twice as long.
+// loads wait for the stores.
 #if defined(__AVX512F__)
 typedef f16 Wide;
 #elif defined(__AVX__)

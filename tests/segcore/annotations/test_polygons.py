@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from segcore.annotations import polygons
 from segcore.annotations.polygons import filled, points_of, traced
 from tests.segcore.annotations.masks import odd_masks
 
@@ -76,6 +77,15 @@ def test_polygons_that_lie_outside_are_cut():
 
 
 def test_what_is_no_polygon_is_refused():
-    for numbers in ([1, 2, 3, 4], [1, 2, 3, 4, 5], [0, 0, 1, 0, 1, float("nan")], [[0, 0]] * 6, ["a"] * 6):
+    far = [0, 0, 1e300, 0, 1e300, 1e300]  # No picture reaches it, and products of it overflow
+    for numbers in ([1, 2, 3, 4], [1, 2, 3, 4, 5], [0, 0, 1, 0, 1, float("nan")], [[0, 0]] * 6, ["a"] * 6, far):
         with pytest.raises(ValueError, match="polygon is no list"):
             points_of(numbers)
+
+
+def test_edges_are_crossed_a_few_at_a_time(monkeypatch):
+    """There may be a million of them, each as high as the picture."""
+    masks = list(odd_masks(seed=2, number=40))
+    whole = [filled(traced(mask, 1.0), *mask.shape) for mask in masks]
+    monkeypatch.setattr(polygons, "_CROSSINGS", 7)
+    assert all(np.array_equal(filled(traced(m, 1.0), *m.shape), w) for m, w in zip(masks, whole, strict=True))

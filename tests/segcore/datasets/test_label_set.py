@@ -292,3 +292,12 @@ def test_label_maps_that_name_nothing_say_so():
 def test_colours_of_cvat_in_any_notation(text):
     label_set = read_classes(text, "labelmap.txt")
     assert label_set.classes == ("background", "cat") and label_set.colours[1] == (255, 128, 0)
+
+
+def test_more_classes_than_masks_can_hold_are_refused_and_none_becomes_void_in_silence():
+    names = [f"class {k}" for k in range(255)]
+    assert read_classes("\n".join([*names, "void"])).classes == tuple(names)
+    for number in (256, 300):
+        with pytest.raises(ValueError, match=f"{number} classes, and masks of 8 bits tell 255 apart"):
+            read_classes("\n".join(f"class {k}" for k in range(number)))
+    assert len(read_classes("\n".join(f"class {k}" for k in range(300)), wide=True).classes) == 300
