@@ -118,7 +118,7 @@ def outcomes(fault: Fault) -> list[Outcome]:
 
 def published() -> dict[str, list[dict[str, Any]]]:
     """Trials that are kept, by the name of their fault."""
-    return dict(json.loads(PUBLISHED.read_text()))
+    return dict(json.loads(PUBLISHED.read_text())) if PUBLISHED.is_file() else {}
 
 
 def publish(commit: str) -> None:
