@@ -37,6 +37,8 @@ def decode_coco(counts: bytes, height: int, width: int) -> NDArray[np.bool_]:
         while more:
             if position >= len(counts):
                 raise ValueError("The RLE ends within a number.")
+            if shift > 60:  # A million digits would be one number, whose cost is their square
+                raise ValueError("The RLE has a number that is larger than any mask.")
             digit = counts[position] - 48
             value |= (digit & 0x1F) << shift
             more = bool(digit & 0x20)

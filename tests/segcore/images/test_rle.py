@@ -43,6 +43,8 @@ def test_an_rle_of_another_size_is_refused():
         decode_coco(counts, 4, 6)
     with pytest.raises(ValueError, match="ends within a number"):
         decode_coco(b"o", 4, 5)
+    with pytest.raises(ValueError, match="larger than any mask"):
+        decode_coco(b"o" * 10**6, 4, 5)
 
 
 @settings(deadline=None)
