@@ -1,7 +1,7 @@
 """An ONNX file in eight bits: static quantisation of its convolutions, calibrated on photographs.
 
-QDQ, weights of 7 bits per channel, activations by the values that all but one in 10,000 keep within. The last convolution, whose
-outputs are the scores, keeps float32. Needs the package `onnx`.
+QDQ, weights of 7 bits per channel, activations by the values that all but one in 10,000 keep within. The last
+convolution, whose outputs are the scores, keeps float32. Needs the package `onnx`.
 """
 
 from __future__ import annotations
