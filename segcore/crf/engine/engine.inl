@@ -201,7 +201,8 @@ struct Survey {
     std::int64_t* wins;  // [classes], pixels whose most probable class this is
 };
 
-// As many pixels at a time as a register has lanes, classes one after the other: sums over classes need no shuffles that way.
+// As many pixels at a time as a register has lanes, classes one after the other: sums over classes need no shuffles
+// that way.
 void survey_scores(Problem& p, const Upsampler& up, Survey& survey) {
     const int channels = up.channels;
     alignas(64) float logits[256][kWide], best[256][kWide];
@@ -340,7 +341,9 @@ template <int CP, bool Single> inline void potentials(const float* unary, float*
             for (; c + kWide <= channels; c += kWide) total += quarters(load<Wide>(row + c));
             for (; c < channels; c += 4) total += load<f4>(row + c);
             const float left = sum(total);
-            for (c = 0; c + kWide <= channels; c += kWide) store(row + c, load<Wide>(row + c) + load<Wide>(own + c) + left);
+            for (c = 0; c + kWide <= channels; c += kWide) {
+                store(row + c, load<Wide>(row + c) + load<Wide>(own + c) + left);
+            }
             for (; c < channels; c += 4) store(row + c, load<f4>(row + c) + load<f4>(own + c) + left);
         }
     }

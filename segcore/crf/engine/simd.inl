@@ -13,8 +13,8 @@ template <> struct IntOf<f4> { using type = i4; };
 template <> struct IntOf<f8> { using type = i8; };
 template <> struct IntOf<f16> { using type = i16; };
 
-// What one register holds. Wider vectors are in memory, and GCC shuffles them lane by lane and copies them in pieces whose
-// loads wait for the stores.
+// What one register holds. Wider vectors are in memory, and GCC shuffles them lane by lane and copies them in pieces
+// whose loads wait for the stores.
 #if defined(__AVX512F__)
 typedef f16 Wide;
 #elif defined(__AVX__)
