@@ -95,17 +95,12 @@ def main(command: Callable[[], object]) -> NoReturn:
                     command()
                 finally:
                     sys.stdout.flush()  # Python would complain about a closed pipe while it ends
-        except Stopped as stop:  # Raised once: while the command was ending already, for an error or by Ray's handler
-            _console.print_stopped()
-            raise SystemExit(stop.status) from None
-    except SystemExit:
-        if _console.status and "ray" in sys.modules:  # Which ends Python with a second signal while it finalizes
-            sys.stdout.flush()
-            sys.stderr.flush()
-            _kill_descendants(os.getpid())
-            os._exit(_console.status)
-        raise
-    raise SystemExit(0)
+            _console.leave(0)
+        except SystemExit as end:
+            _console.leave(end.code)
+    except Stopped as stop:  # Raised once, so not again: while the command was ending already, or by Ray's handler
+        _console.print_stopped()
+        _console.leave(stop.status)
 
 
 @contextlib.contextmanager
@@ -114,8 +109,6 @@ def guarded() -> Iterator[None]:
     try:
         yield
     except Stopped as stop:
-        for number in (signal.SIGINT, signal.SIGTERM):  # Python would restore the defaults while it ends
-            signal.signal(number, signal.SIG_IGN)
         _console.print_stopped()
         raise SystemExit(stop.status) from None
     except (KeyboardInterrupt, EOFError):  # Raised by a library, or before we listened
@@ -180,7 +173,9 @@ class _Console:
         self._stderr: int | None = None
         """Standard error as it was; while Ray starts, what is printed there is thrown away."""
 
-        self._signal = 0
+        self._raises = True
+        """Whether a signal raises `Stopped`: the first one, before the command ends."""
+
         self._printed = threading.Lock()
 
     def listen(self) -> None:
@@ -201,9 +196,23 @@ class _Console:
         sys.unraisablehook = unraisable
 
     def _stop(self, number: int, frame: object) -> None:
-        if not self._signal:  # Another one changes nothing: what the first has begun ends within the grace
-            self._signal = number
+        if self._raises:  # Another one changes nothing: what the first has begun ends within the grace
+            self._raises = False
             raise Stopped(number)
+
+    def leave(self, code: object) -> NoReturn:
+        """End the process; from here on no signal raises."""
+        self._raises = False
+        if self.status:
+            for number in (signal.SIGINT, signal.SIGTERM):  # Python would restore the defaults while it ends
+                signal.signal(number, signal.SIG_IGN)
+            if "ray" in sys.modules:  # Which ends Python with a second signal while it finalizes
+                for stream in (sys.stdout, sys.stderr):
+                    with contextlib.suppress(OSError, ValueError):  # Closed, or nobody reads on
+                        stream.flush()
+                _kill_descendants(os.getpid())
+                os._exit(self.status)
+        raise SystemExit(code) from None
 
     def _watch(self, read: int) -> None:
         """In a thread: the main one may be in a library that returns late, or swallows exceptions."""
@@ -216,7 +225,8 @@ class _Console:
         os._exit(self.status)
 
     def print_stopped(self) -> None:
-        """Once."""
+        """Once, and whole."""
+        self._raises = False
         if not self._printed.acquire(blocking=False):
             return
         with contextlib.suppress(Exception):

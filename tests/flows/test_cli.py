@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 import json
 import os
 import shutil
@@ -361,11 +362,49 @@ def test_a_proposal_ends_with_one_mark():
     assert told.exit_code == 2 and "?." not in told.output and "deeplab_v2_vgg16" in told.output
 
 
-def test_a_signal_that_comes_while_the_command_ends_for_an_error_is_no_traceback():
-    code = (
-        "import os, signal\nfrom flows import execution\n"
-        "def told(error):\n    os.kill(os.getpid(), signal.SIGTERM)\n    return 'an error', 1\n"
-        "execution.sentence_of = told\ndef command():\n    raise ValueError\nexecution.main(command)"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert ended.returncode == 128 + 15 and ended.stderr.strip() == "Stopped.", ended.stderr
+ENDS = """
+import atexit, os, signal, sys, types
+from flows import execution
+from tasks.errors import JobError
+
+lines = 0
+
+def at_every_line(frame, event, argument):
+    global lines
+    if frame.f_code.co_filename != execution.__file__ or frame.f_code.co_name in ("_stop", "_watch"):
+        return None
+    if event == "line":
+        lines += 1
+        if lines == NUMBER:
+            os.kill(os.getpid(), signal.SIGTERM)
+    return at_every_line
+
+def command():
+    if KIND == "Ray exits":  # As its own handler does while it starts
+        sys.modules["ray"] = types.ModuleType("ray")
+        execution._console.status = 130
+    caller = sys._getframe(1)
+    while caller is not None:
+        caller.f_trace = at_every_line
+        caller = caller.f_back
+    sys.settrace(at_every_line)
+    if KIND == "error":
+        raise JobError("An error.")
+    if KIND == "Ray exits":
+        raise SystemExit(1)
+
+atexit.register(lambda: print(lines))
+execution.main(command)
+"""
+
+
+@pytest.mark.parametrize(("kind", "status"), [("done", 0), ("error", 1), ("Ray exits", 130)])
+def test_a_signal_at_any_line_of_the_end_of_a_command_is_no_traceback(kind, status):
+    for number in itertools.count(1):
+        code = ENDS.replace("NUMBER", str(number)).replace("KIND", repr(kind))
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert "Traceback" not in ended.stderr and "ignored" not in ended.stderr, (number, ended.stderr)
+        if "Stopped." not in ended.stderr or ended.returncode == status:
+            break
+        assert ended.returncode == 128 + 15, (number, ended)
+    assert ended.returncode == status and number > 3
