@@ -117,9 +117,11 @@ def guarded() -> Iterator[None]:
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # rich ends the program by itself
             _end_of_pipe()
+        if "ray" in sys.modules:  # While it starts, it has a handler of its own that exits
+            time.sleep(0.05)  # `_watch` hears of the signal in a thread
         if not _console.status:
             raise
-        _console.print_stopped()  # Ray, while it starts, has a handler of its own that exits
+        _console.print_stopped()
         raise SystemExit(_console.status) from None
     except BrokenPipeError:
         _end_of_pipe()
@@ -198,6 +200,7 @@ class _Console:
     def _stop(self, number: int, frame: object) -> None:
         if self._raises:  # Another one changes nothing: what the first has begun ends within the grace
             self._raises = False
+            self.status = 128 + number  # `_watch` may be later
             raise Stopped(number)
 
     def leave(self, code: object) -> NoReturn:

@@ -10,10 +10,10 @@ from tests.faults.fault import Fault, Outcome
 from tests.poison.sitecustomize import PAINT, STAGES
 
 KINDS = {"crash": "crashed", "hang": "timeout", "grow": "memory"}
-POISONED = {"crash": 4, "hang": 1, "grow": 1}
+POISONED = {"crash": 2, "hang": 1, "grow": 1}
 """Of each stage: one that hangs costs its time limit several times."""
 
-LIMITS = {"image_seconds": 20.0, "image_memory_mib": 400}
+LIMITS = {"image_seconds": 12.0, "image_memory_mib": 400}
 """Of one image, instead of minutes and gigabytes, so that trials are short."""
 
 

@@ -104,47 +104,46 @@ def up(place: Path) -> Iterator[Servers]:
 
 
 def run(bench: Bench, trial: int, name: str) -> Outcome:
-    """Two jobs, each struck once at a random moment."""
+    """One job, struck once at a random moment."""
     place, dice, outcome = bench.fresh(name, trial), bench.dice(name, trial), Outcome(times=0)
     expected = bench.undisturbed()
     with up(place) as servers:
-        for number in range(2):
-            output = str(place / f"out-{number}")
-            job = {"source": str(bench.source), "output": output, "gallery_images": 0}
-            job["inference"] = {"long_side_px": LONG_SIDE_PX}
-            flow_run = servers.starts(job)
-            _wait(lambda: mask_files(locate(output)), servers)  # noqa: B023
-            time.sleep(dice.uniform(0, 3))
-            before, struck = len(mask_files(locate(output))), time.monotonic()
-            if name == "prefect-server":
-                servers.kill_server()
-            else:
-                kill(servers.pids["worker"])
-                if name == "prefect-flow-run":
-                    flows = servers.flow_processes()
-                    assert flows, "no process of a flow run was found"
-                    for pid in flows:
-                        kill(pid)
-            outcome.times += 1
-            if name == "prefect-server":
-                time.sleep(SERVER_IS_BACK_AFTER_S)
-                servers.restart_server()
-            else:
-                servers.restart_worker()
-            state = servers.ends(flow_run)
-            if state != "COMPLETED":  # Nothing that was committed is lost; an operator runs it again
-                outcome.sentences.append(f"the flow run was {state or 'unknown'}")
-                if state == "RUNNING":
-                    servers.give_up(flow_run)
-                flow_run = _starts_again(servers, job)
-                assert servers.ends(flow_run) == "COMPLETED", (servers.run / "worker.log").read_text()[-3000:]
-            # Committed at the latest by now; the files tell when the first one after the fault was
-            later = [file.stat().st_mtime for file in Path(output).rglob("part-*.parquet")]
-            since = time.time() - (time.monotonic() - struck)
-            if next_ones := [moment - since for moment in later if moment > since]:
-                outcome.recovery_s.append(min(next_ones))
-            assert before <= len(later)
-            outcome += bench.judge(output, expected)
+        output = str(place / "out")
+        job = {"source": str(bench.source), "output": output, "gallery_images": 0}
+        job["inference"] = {"long_side_px": LONG_SIDE_PX}
+        flow_run = servers.starts(job)
+        _wait(lambda: mask_files(locate(output)), servers)
+        time.sleep(dice.uniform(0, 3))
+        before, struck = len(mask_files(locate(output))), time.monotonic()
+        if name == "prefect-server":
+            servers.kill_server()
+        else:
+            kill(servers.pids["worker"])
+            if name == "prefect-flow-run":
+                flows = servers.flow_processes()
+                assert flows, "no process of a flow run was found"
+                for pid in flows:
+                    kill(pid)
+        outcome.times += 1
+        if name == "prefect-server":
+            time.sleep(SERVER_IS_BACK_AFTER_S)
+            servers.restart_server()
+        else:
+            servers.restart_worker()
+        state = servers.ends(flow_run)
+        if state != "COMPLETED":  # Nothing that was committed is lost; an operator runs it again
+            outcome.sentences.append(f"the flow run was {state or 'unknown'}")
+            if state == "RUNNING":
+                servers.give_up(flow_run)
+            flow_run = _starts_again(servers, job)
+            assert servers.ends(flow_run) == "COMPLETED", (servers.run / "worker.log").read_text()[-3000:]
+        # Committed at the latest by now; the files tell when the first one after the fault was
+        later = [file.stat().st_mtime for file in Path(output).rglob("part-*.parquet")]
+        since = time.time() - (time.monotonic() - struck)
+        if next_ones := [moment - since for moment in later if moment > since]:
+            outcome.recovery_s.append(min(next_ones))
+        assert before <= len(later)
+        outcome += bench.judge(output, expected)
     return outcome
 
 

@@ -6,7 +6,7 @@ from tasks.storage import locate
 from tests.faults.bench import Bench, kill, mask_files, wait_for_commits
 from tests.faults.fault import Fault, Outcome
 
-KILLS = 5  # Of one job
+KILLS = 2  # Of one job
 
 
 def run(bench: Bench, trial: int, name: str, engine: str, title: str) -> Outcome:
