@@ -29,7 +29,7 @@ from tests.processes import end_all, marked
 MARK = "SEGMENT_ARCHIVE_FAULTS"
 """In the environment of all processes of a trial, Ray's servers included."""
 
-NUM_PHOTOGRAPHS = 96
+NUM_PHOTOGRAPHS = 48
 LONG_SIDE_PX = 257
 PATIENCE_S = 1200.0
 """For whatever must come in the end, also on a machine that is busy with other things."""
@@ -206,7 +206,7 @@ def wait_for_commits(job: Job, output: Location, more_than: int, patience_s: flo
         if not job.running:
             return len(mask_files(output)) > more_than
         assert time.monotonic() < deadline, f"Nothing was committed for {patience_s:.0f} s:\n{job.told[-3000:]}"
-        time.sleep(0.05)
+        time.sleep(0.1)
     return True
 
 

@@ -6,7 +6,7 @@ from tasks.storage import locate
 from tests.faults.bench import Bench, Job, kill, mask_files, wait_for_commits
 from tests.faults.fault import Fault, Outcome
 
-KILLS = 2  # Of one job
+KILLS = 1  # Of one job
 
 
 def kill_tree(job: Job) -> None:
