@@ -10,8 +10,8 @@ from tests.faults.fault import Fault, Outcome
 from tests.poison.sitecustomize import PAINT, STAGES
 
 KINDS = {"crash": "crashed", "hang": "timeout", "grow": "memory"}
-POISONED = {"crash": 2, "hang": 1, "grow": 1}
-"""Of each stage: one that hangs costs its time limit several times."""
+POISONED = 1
+"""Photographs of each stage: each costs the start of several processes, and one that hangs its time limit as well."""
 
 LIMITS = {"image_seconds": 12.0, "image_memory_mib": 400}
 """Of one image, instead of minutes and gigabytes, so that trials are short."""
@@ -23,7 +23,7 @@ def poisoned_source(bench: Bench, deed: str) -> tuple[Path, dict[str, str]]:
     making = bench.folder / f"making-{deed}"
     shutil.rmtree(making, ignore_errors=True)
     shutil.copytree(bench.source, making, symlinks=True)
-    for number in range(POISONED[deed] * len(STAGES)):
+    for number in range(POISONED * len(STAGES)):
         name = f"{8 * number:03d}-poison.png"  # Spread over the units
         painted = photograph(number, (96, 72))
         painted.paste(PAINT[STAGES[number % len(STAGES)], deed], (0, 0, 24, 24))
