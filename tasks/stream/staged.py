@@ -107,6 +107,7 @@ class StagedWorker(UnitWorker):
     def score_unit(self, read: ReadUnit, beat: Beat) -> ScoredUnit:
         """Scores of all images, in batches; where a batch fails, of each alone."""
         start, waits = time.perf_counter(), read.stage.waited("score")
+        beat("score")  # What comes before the first batch is watched too
         give_back_memory()
         maps: list[ScoreMap | ImageError | Finished] = []
         windowed = self._through_windows(read, beat)

@@ -39,7 +39,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(source: Path, output: Path, engine: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "RAY_ADDRESS")}
     environment[MARK] = str(output)
-    command = [sys.executable, "-m", "flows.cli", "run", str(source), str(output), "--engine", engine, "--long-side", "257"]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "run",
+        str(source),
+        str(output),
+        "--engine",
+        engine,
+        "--long-side",
+        "257",
+    ]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
     )

@@ -148,3 +148,34 @@ def test_one_image_that_spoils_its_batch_is_one_error_row(unit, tmp_path, monkey
     read = worker.read_unit(unit[1], unwatched)
     report = worker.finish_unit(read, worker.score_unit(read, unwatched), unwatched)
     assert report.images == 7 and report.errors == {"empty": 1, "not_an_image": 2, "failed": 1}
+
+
+@pytest.mark.parametrize("how", ["whole", "staged"])
+def test_nothing_is_done_to_an_image_while_nobody_watches(unit, tmp_path, monkeypatch, how):
+    """A library that hangs is met in whichever stage: in each, the watch has begun before."""
+    worker = worker_of(unit[0], tmp_path / "out")
+    worker.warm()
+    beats: list[str] = []
+    at: dict[str, set[str]] = {}
+
+    def watch(of, name):
+        does = getattr(of, name)
+
+        def watched(*arguments):
+            at.setdefault(name, set()).add(beats[-1])
+            return does(*arguments)
+
+        monkeypatch.setattr(of, name, watched)
+
+    watch(worker.predictor, "open")
+    watch(worker.predictor, "score")
+    watch(worker.last, "columns")
+    if how == "whole":
+        worker(unit[1], beats.append)
+    else:
+        read = worker.read_unit(unit[1], beats.append)
+        beats.append("")  # Each stage has a process of its own
+        scored = worker.score_unit(read, beats.append)
+        beats.append("")
+        worker.finish_unit(read, scored, beats.append)
+    assert at == {"open": {"read"}, "score": {"score"}, "columns": {"refine"}}
