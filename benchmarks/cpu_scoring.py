@@ -34,8 +34,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.conditions import conditions
+from benchmarks.photographs import FIVE
 
-PHOTOGRAPHS = Path(__file__).parent.parent / "examples" / "photographs"
 NAMES = ("pspnet_lite2", "deeplab_v2_resnet101", "pspnet50")
 WAYS = (
     "torch fp32",
@@ -84,7 +84,7 @@ def make_files(name: str, folder: Path, voc: Path | None) -> None:
     content, card = export(load(name))
     (folder / "fp32.onnx").write_bytes(content)
     (folder / "card.json").write_text(card.to_json())
-    files = sorted(PHOTOGRAPHS.rglob("*.jpg"))
+    files = FIVE
     if voc is not None:
         names = (voc / "ImageSets/Segmentation/train_full_have.txt").read_text().split()
         files = [voc / "JPEGImages" / f"{image}.jpg" for image in names]
@@ -140,7 +140,7 @@ def measure(
 
     torch.set_num_threads(threads)
     score = scorer_of(way, name, folder, threads)
-    files = sorted(PHOTOGRAPHS.rglob("*.jpg"))
+    files = FIVE
     pictures = [np.asarray(Image.open(file).convert("RGB").resize((500, 375))) for file in files]
     score(pictures[0])
     taken, clock = [], time.process_time if threads == 1 else time.perf_counter

@@ -17,8 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.photographs import FIVE
+
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = ROOT / "examples" / "photographs"
 
 TARGET_S = 90
 TARGET_MB = 500
@@ -100,7 +101,7 @@ def wheel_for(python: str) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photographs", nargs="?", default=EXAMPLES, type=Path)
+    parser.add_argument("photographs", nargs="?", type=Path, help="a folder; by default the five of the benchmarks")
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--compile", action="store_true", help="let pip compile every module to bytecode")
     args = parser.parse_args()
@@ -108,7 +109,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="first-five-minutes-") as name:
         fresh = Fresh(Path(name), args.python)
         photographs = fresh.home / "photos"
-        shutil.copytree(args.photographs.resolve(), photographs)
+        if args.photographs:
+            shutil.copytree(args.photographs.resolve(), photographs)
+        else:
+            photographs.mkdir()
+            for file in FIVE:
+                shutil.copy(file, photographs)
         own = next(file for file in sorted(photographs.rglob("*")) if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
         load = os.getloadavg()[0]
         fresh.do("virtual environment", args.python, "-m", "venv", fresh.venv)

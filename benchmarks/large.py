@@ -28,6 +28,7 @@ from PIL import Image
 
 from benchmarks.archive import tree_bytes
 from benchmarks.conditions import conditions
+from benchmarks.photographs import FIVE
 from segcore.crf.dense_crf import CrfParams
 from segcore.images.masks import encode_mask
 from segcore.images.regions import ArrayRegions, directory
@@ -39,7 +40,6 @@ from segcore.scoring.inference import InferenceParams
 from tasks.models.describe import describe_onnx
 
 ROOT = Path(__file__).parent.parent
-PHOTOGRAPHS = ROOT / "examples" / "photographs"
 TILE_PX = 512
 PHOTOGRAPH_PX = 3 * TILE_PX
 CLASSES = 21
@@ -47,7 +47,7 @@ CLASSES = 21
 
 def write_picture(path: Path, side: int) -> None:
     """A TIFF of SIDE x SIDE px in tiles, written a tile at a time."""
-    paths = sorted(PHOTOGRAPHS.rglob("*.jpg"))[:9]
+    paths = FIVE
     size = (PHOTOGRAPH_PX, PHOTOGRAPH_PX)
     photographs = [np.asarray(Image.open(place).convert("RGB").resize(size)) for place in paths]
     across = -(-side // TILE_PX)
@@ -97,7 +97,7 @@ def write_model(folder: Path) -> Path:
 def compare(names: list[str], keep: Path | None) -> None:
     """Print the share of labels that windows change."""
     side, part = 1500, 500
-    paths = sorted(PHOTOGRAPHS.rglob("*.jpg"))
+    paths = FIVE
     mosaic = Image.new("RGB", (side, side))
     for number in range((side // part) ** 2):
         shown = Image.open(paths[number % len(paths)]).convert("RGB").resize((part, part), Image.Resampling.BICUBIC)

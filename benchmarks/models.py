@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 
 from benchmarks.conditions import conditions
+from benchmarks.photographs import FIVE
 from segcore import models
 from segcore.models import checkpoint
 from segcore.predictor import Predictor, PredictParams
@@ -34,15 +35,15 @@ from segcore.scoring.device import to_precision
 from segcore.scoring.inference import InferenceParams, Scorer
 from segcore.scoring.onnx_scorer import require_usable
 
-PHOTOGRAPHS = Path(__file__).parent.parent / "examples" / "photographs"
-
 # Dense bf16 peak in TFLOP/s, from the makers' data sheets.
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}
 
 
-def read_photographs(folder: Path, count: int) -> list[np.ndarray]:
-    """(375, 500, 3) uint8 RGB each, the first `count` of the folder."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+def read_photographs(folder: Path | None, count: int) -> list[np.ndarray]:
+    """(375, 500, 3) uint8 RGB each, the first `count` of the folder, or of the five of the benchmarks."""
+    paths = FIVE
+    if folder is not None:
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not paths:
         raise SystemExit(f"There are no photographs in {folder}; give another --photographs.")
     return [np.asarray(Image.open(path).convert("RGB").resize((500, 375))) for path in (paths * count)[:count]]
@@ -200,7 +201,7 @@ def _cuda_rate(network: torch.nn.Module, images: torch.Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="models or paths of models; all models by default")
-    parser.add_argument("--photographs", type=Path, default=PHOTOGRAPHS)
+    parser.add_argument("--photographs", type=Path, help="a folder; by default the five of the benchmarks")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 32, 64])

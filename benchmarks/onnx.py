@@ -16,13 +16,12 @@ import numpy as np
 import torch
 
 from benchmarks.conditions import conditions
+from benchmarks.photographs import FIVE
 from segcore.images.decoding import decode
 from segcore.models import checkpoint
 from segcore.scoring.inference import InferenceParams, Scorer
 from segcore.scoring.onnx_scorer import OnnxScorer
 from tasks.segmentation.archive_job import DEFAULT_MODEL
-
-EXAMPLES = Path(__file__).parent.parent / "examples" / "photographs"
 
 
 def installed_mb(package: str) -> float:
@@ -33,7 +32,7 @@ def installed_mb(package: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", default=EXAMPLES, type=Path)
+    parser.add_argument("folder", nargs="?", type=Path, help="by default the five photographs of the benchmarks")
     parser.add_argument("--images", type=int, default=40)
     args = parser.parse_args()
     print(conditions())
@@ -46,7 +45,9 @@ def main() -> None:
         "torch, fp32": Scorer(model, InferenceParams(precision="fp32"), device="cpu"),
         "torch, bf16": Scorer(model, InferenceParams(precision="bf16"), device="cpu"),
     }
-    files = sorted(file for file in args.folder.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    files = FIVE
+    if args.folder:
+        files = sorted(file for file in args.folder.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
     pictures = [decode(file.read_bytes(), 513, 10**9).image for file in files[: args.images]]
     while len(pictures) < args.images:  # Rounds enough for a median
         pictures += pictures[: args.images - len(pictures)]

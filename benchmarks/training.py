@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.conditions import conditions
 from benchmarks.models import PEAK_TFLOPS
+from benchmarks.photographs import FIVE
 from segcore import models
 from segcore.images import decoding
 from segcore.learning import sampling
@@ -30,15 +31,13 @@ from segcore.models import cpu_training
 
 _NATIVE = cpu_training.native
 
-PHOTOGRAPHS = Path(__file__).resolve().parent.parent / "examples" / "photographs"
-
 
 class Views:
     """Views of the photographs of examples/ with masks of squares, decoded anew for each batch as in a training."""
 
     def __init__(self, recipe: TrainRecipe, threads: int) -> None:
         self.recipe = recipe
-        self.files = [path.read_bytes() for path in sorted(PHOTOGRAPHS.glob("*.jpg"))]
+        self.files = [path.read_bytes() for path in FIVE]
         self.pool = ThreadPoolExecutor(threads)
         self.preprocessing = models.variant(recipe.model).preprocessing
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import segcore
@@ -47,6 +48,23 @@ def test_the_default_model_knows_a_person_and_no_animal_in_a_rocket() -> None:
     rocket = model.segment(Image.open(EXAMPLES / "rocket.jpg")).labels
     animals = [voc.CLASSES.index(name) for name in ("bird", "cat", "cow", "dog", "horse", "sheep")]
     assert np.isin(rocket, animals).mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("photograph", "shares"),
+    [
+        ("aeroplane", {"aeroplane": 0.1}),
+        ("cars", {"car": 0.15}),
+        ("dog", {"dog": 0.1, "person": 0.1}),
+        ("horse", {"horse": 0.1, "person": 0.02}),
+    ],
+)
+def test_the_default_model_knows_what_the_demo_shows(photograph, shares) -> None:
+    labels = segcore.load(DEFAULT_MODEL, num_threads=1).segment(EXAMPLES / f"{photograph}.jpg").labels
+    found = {name: (labels == number).mean() for number, name in enumerate(voc.CLASSES)}
+    assert all(found[name] > least for name, least in shares.items()), found
+    others = [share for name, share in found.items() if name not in (*shares, "background")]
+    assert sum(others) < 0.03, found
 
 
 def test_the_default_model_gives_the_labels_of_another_precision() -> None:

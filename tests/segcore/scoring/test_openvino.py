@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.photographs import FIVE
 from segcore import extras
 from segcore.models import checkpoint
 from segcore.models.checkpoint import CARD_FILE
@@ -13,9 +14,8 @@ from segcore.predictor import Predictor, PredictParams
 from segcore.scoring import fastest, openvino_session
 from segcore.scoring.inference import InferenceParams
 from segcore.scoring.onnx_scorer import OnnxScorer
-from tests.conftest import ROOT
 
-PHOTOGRAPHS = [np.asarray(Image.open(path)) for path in sorted((ROOT / "examples" / "photographs").glob("*.jpg"))]
+PHOTOGRAPHS = [np.asarray(Image.open(path)) for path in FIVE]
 
 
 @pytest.fixture
