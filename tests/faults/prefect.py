@@ -3,9 +3,11 @@
 All servers are those of `make up`, in a folder of their own; the flow run is one of `segment-archive/default`.
 """
 
+import atexit
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -103,47 +105,69 @@ def up(place: Path) -> Iterator[Servers]:
         local("down", clean)
 
 
+_opened = contextlib.ExitStack()
+_kept: dict[Path, Servers] = {}
+atexit.register(_opened.close)
+
+
+def servers_of(bench: Bench) -> Servers:
+    """One `make up` for all trials of this process, struck again and again: its start takes longer than a trial."""
+    if bench.folder not in _kept:
+        place = bench.folder / "up"
+        shutil.rmtree(place, ignore_errors=True)
+        _kept[bench.folder] = _opened.enter_context(up(place))
+    return _kept[bench.folder]
+
+
 def run(bench: Bench, trial: int, name: str) -> Outcome:
     """One job, struck once at a random moment."""
+    try:
+        return _run(bench, trial, name, servers_of(bench))
+    except Exception:
+        _kept.clear()
+        _opened.close()
+        raise
+
+
+def _run(bench: Bench, trial: int, name: str, servers: Servers) -> Outcome:
     place, dice, outcome = bench.fresh(name, trial), bench.dice(name, trial), Outcome(times=0)
     expected = bench.undisturbed()
-    with up(place) as servers:
-        output = str(place / "out")
-        job = {"source": str(bench.source), "output": output, "gallery_images": 0}
-        job["inference"] = {"long_side_px": LONG_SIDE_PX}
-        flow_run = servers.starts(job)
-        _wait(lambda: mask_files(locate(output)), servers)
-        time.sleep(dice.uniform(0, 3))
-        before, struck = len(mask_files(locate(output))), time.monotonic()
-        if name == "prefect-server":
-            servers.kill_server()
-        else:
-            kill(servers.pids["worker"])
-            if name == "prefect-flow-run":
-                flows = servers.flow_processes()
-                assert flows, "no process of a flow run was found"
-                for pid in flows:
-                    kill(pid)
-        outcome.times += 1
-        if name == "prefect-server":
-            time.sleep(SERVER_IS_BACK_AFTER_S)
-            servers.restart_server()
-        else:
-            servers.restart_worker()
-        state = servers.ends(flow_run)
-        if state != "COMPLETED":  # Nothing that was committed is lost; an operator runs it again
-            outcome.sentences.append(f"the flow run was {state or 'unknown'}")
-            if state == "RUNNING":
-                servers.give_up(flow_run)
-            flow_run = _starts_again(servers, job)
-            assert servers.ends(flow_run) == "COMPLETED", (servers.run / "worker.log").read_text()[-3000:]
-        # Committed at the latest by now; the files tell when the first one after the fault was
-        later = [file.stat().st_mtime for file in Path(output).rglob("part-*.parquet")]
-        since = time.time() - (time.monotonic() - struck)
-        if next_ones := [moment - since for moment in later if moment > since]:
-            outcome.recovery_s.append(min(next_ones))
-        assert before <= len(later)
-        outcome += bench.judge(output, expected)
+    output = str(place / "out")
+    job = {"source": str(bench.source), "output": output, "gallery_images": 0}
+    job["inference"] = {"long_side_px": LONG_SIDE_PX}
+    flow_run = servers.starts(job)
+    _wait(lambda: mask_files(locate(output)), servers)
+    time.sleep(dice.uniform(0, 3))
+    before, struck = len(mask_files(locate(output))), time.monotonic()
+    if name == "prefect-server":
+        servers.kill_server()
+    else:
+        kill(servers.pids["worker"])
+        if name == "prefect-flow-run":
+            flows = servers.flow_processes()
+            assert flows, "no process of a flow run was found"
+            for pid in flows:
+                kill(pid)
+    outcome.times += 1
+    if name == "prefect-server":
+        time.sleep(SERVER_IS_BACK_AFTER_S)
+        servers.restart_server()
+    else:
+        servers.restart_worker()
+    state = servers.ends(flow_run)
+    if state != "COMPLETED":  # Nothing that was committed is lost; an operator runs it again
+        outcome.sentences.append(f"the flow run was {state or 'unknown'}")
+        if state == "RUNNING":
+            servers.give_up(flow_run)
+        flow_run = _starts_again(servers, job)
+        assert servers.ends(flow_run) == "COMPLETED", (servers.run / "worker.log").read_text()[-3000:]
+    # Committed at the latest by now; the files tell when the first one after the fault was
+    later = [file.stat().st_mtime for file in Path(output).rglob("part-*.parquet")]
+    since = time.time() - (time.monotonic() - struck)
+    if next_ones := [moment - since for moment in later if moment > since]:
+        outcome.recovery_s.append(min(next_ones))
+    assert before <= len(later)
+    outcome += bench.judge(output, expected)
     return outcome
 
 
