@@ -89,7 +89,7 @@ def make_files(name: str, folder: Path, voc: Path | None) -> None:
         names = (voc / "ImageSets/Segmentation/train_full_have.txt").read_text().split()
         files = [voc / "JPEGImages" / f"{image}.jpg" for image in names]
     pictures = [decode(file.read_bytes(), 513).image for file in (files * CALIBRATION)[:CALIBRATION]]
-    model = checkpoint.LoadedModel(None, card, "", onnx=content)  # type: ignore[arg-type]
+    model = checkpoint.LoadedModel(None, card, "", onnx=content)
     (folder / "int8.onnx").write_bytes(quantise(model, pictures))
 
 
@@ -120,7 +120,7 @@ def scorer_of(way: str, name: str, folder: Path, threads: int) -> Score:
         return lambda image: scorer([image])[0].scores
     file = "int8" if way.endswith("int8") else "fp32"
     card = ModelCard.from_json((folder / "card.json").read_text())
-    model = checkpoint.LoadedModel(None, card, "", onnx=(folder / f"{file}.onnx").read_bytes())  # type: ignore[arg-type]
+    model = checkpoint.LoadedModel(None, card, "", onnx=(folder / f"{file}.onnx").read_bytes())
     precision: Literal["auto", "bf16"] = "bf16" if way == "OpenVINO bf16" else "auto"
     given = OnnxScorer(model, InferenceParams(precision=precision), num_threads=threads)
     if way.startswith("ONNX") or precision == "bf16":

@@ -7,12 +7,15 @@ fetching is the business of `tasks/models/weights.py`. No pickle is read here.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +24,7 @@ import numpy as np
 
 from segcore import extras, models, names, voc
 from segcore.datasets.seen_images import SEEN_FILE, SeenImages
-from segcore.models import hf_folder, python_model
+from segcore.models import hf_folder, onnx_network, python_model
 from segcore.models.card import ONNX, ModelCard
 from segcore.models.hf_folder import HfFolder
 from segcore.models.preprocessing import Preprocessing
@@ -51,8 +54,8 @@ BUNDLED = Path(__file__).parent.parent / "weights_bundled"
 class LoadedModel:
     """A network ready for evaluation with everything that says what it is."""
 
-    module: nn.Module
-    """In eval mode, float32, on the CPU; None where torch is not installed."""
+    given: nn.Module | Callable[[], nn.Module] | None
+    """`module`, or what makes it once it is asked for; None of what torch does not compute."""
 
     card: ModelCard
     """What is known of it."""
@@ -64,16 +67,26 @@ class LoadedModel:
     """What a person sees in outputs: the variant, with "(untrained)" where that is so."""
 
     tensors: dict[str, np.ndarray] | None = None
-    """Where torch is not installed: the weights, float32, for ONNX Runtime; `module` is None then."""
+    """Of a network that ONNX Runtime can compute: the weights, float32."""
 
     onnx: bytes | None = None
-    """Of a model that is an ONNX file: its content; `module` is None then."""
+    """Of a model that is an ONNX file: its content."""
 
     hf: HfFolder | None = None
     """Of a model in Hugging Face's layout: its configuration; `module` is a network of `transformers` then."""
 
     def __post_init__(self) -> None:
         self.name = self.name or self.card.shown_name
+
+    @property
+    def module(self) -> nn.Module:
+        """The network in eval mode, float32, on the CPU. torch is imported for it, which takes seconds."""
+        from torch import nn
+
+        if not isinstance(self.given, nn.Module):
+            assert self.given is not None, "this model is not computed by torch"
+            self.given = self.given()
+        return self.given
 
 
 def cache_directory() -> Path:
@@ -169,11 +182,23 @@ def load_packed(packed: PackedModel) -> LoadedModel:
         from segcore.models import onnx_file
 
         onnx_file.check(packed.weights, str(weights))
-        return LoadedModel(None, card, _file_digest(content, card), onnx=packed.weights)  # type: ignore[arg-type]
+        return LoadedModel(None, card, _file_digest(content, card), onnx=packed.weights)
     if not extras.is_here("torch"):
-        return LoadedModel(None, card, _file_digest(content, card), tensors=_without_torch(packed, card))  # type: ignore[arg-type]
+        return LoadedModel(None, card, _file_digest(content, card), tensors=_without_torch(packed, card))
+    if onnx_network.takes(card):
+        with contextlib.suppress(ValueError):  # torch says more of what is wrong
+            tensors = _without_torch(packed, card)
+            if onnx_network.fits(card, tensors):
+                later = functools.partial(_by_torch, packed, card)
+                return LoadedModel(later, card, _file_digest(content, card), tensors=tensors)
+    return LoadedModel(_by_torch(packed, card), card, _file_digest(content, card))
+
+
+def _by_torch(packed: PackedModel, card: ModelCard) -> nn.Module:
+    """The network of a card with the weights of a file, in eval mode; the ValueErrors of `load`."""
     import torch
 
+    weights = Path(packed.where)
     try:
         with torch.device("meta"), _without_initialisation():
             module = models.build(card.variant, len(card.classes), **card.options)
@@ -195,13 +220,11 @@ def load_packed(packed: PackedModel) -> LoadedModel:
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ValueError(f"{weights} cannot be used: {name} has values that are not finite; bring it anew.")
     module.load_state_dict({name: value.to(dtypes[name]) for name, value in tensors.items()}, assign=True)
-    return LoadedModel(module.eval(), card, _file_digest(content, card))
+    return module.eval()
 
 
 def _without_torch(packed: PackedModel, card: ModelCard) -> dict[str, np.ndarray]:
     """The tensors of the file as float32. ValueError: a network that ONNX Runtime is not given, a damaged file."""
-    from segcore.models import onnx_network
-
     if not onnx_network.takes(card):
         raise ValueError(extras.sentence("torch", card.shown_name))
     shapes = read_header(Path(packed.where), packed.weights)
@@ -213,6 +236,8 @@ def _without_torch(packed: PackedModel, card: ModelCard) -> dict[str, np.ndarray
             first, last = header[name]["data_offsets"]
             raw = packed.weights[start + first : start + last]
             kind = header[name]["dtype"]
+            if kind == "I64" and not name.endswith(".num_batches_tracked"):
+                raise ValueError(f"{name} holds whole numbers")
             if kind == "BF16":  # The upper half of a float32
                 values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
             else:

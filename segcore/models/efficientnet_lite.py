@@ -7,29 +7,10 @@ which is what we do on every side. Positions of the grid then lie on pixels 0, s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import ceil
-
 from torch import Tensor, nn
 
-from segcore.models.lite_stages import EPS, STAGES, OutputStride, placed
+from segcore.models.lite_stages import EPS, STAGES, LiteSize, OutputStride, placed, scaled
 from segcore.models.resnet import ConvBn
-
-
-@dataclass(frozen=True)
-class LiteSize:
-    """How one of the variants scales the stages."""
-
-    width: float
-    """Of channels, rounded to multiples of 8."""
-
-    depth: float
-    """Of blocks, rounded up; not of the first and the last stage."""
-
-
-LITE0 = LiteSize(1.0, 1.0)
-LITE2 = LiteSize(1.1, 1.2)
-
 
 _RELU6 = 6.0
 
@@ -69,15 +50,14 @@ class EfficientNetLite(nn.Module):
         self.stem = ConvBn(3, 32, 3, stride=2, eps=EPS)
         channels = 32
         widths = []
-        for number, (stage, at) in enumerate(zip(STAGES, placed(output_stride), strict=True), start=1):
-            fixed = number in (1, len(STAGES))
-            scaled = _rounded(stage.width * size.width)
+        sizes = zip(STAGES, placed(output_stride), scaled(size), strict=True)
+        for number, (stage, at, (depth, width)) in enumerate(sizes, start=1):
             blocks = []
-            for index in range(stage.depth if fixed else ceil(stage.depth * size.depth)):
+            for index in range(depth):
                 stride, dilation = (at.stride, at.first_dilation) if index == 0 else (1, at.dilation)
-                blocks.append(InvertedResidual(channels, scaled, stage.kernel, stage.expansion, stride, dilation))
-                channels = scaled
-            widths.append(scaled)
+                blocks.append(InvertedResidual(channels, width, stage.kernel, stage.expansion, stride, dilation))
+                channels = width
+            widths.append(width)
             self.add_module(f"stage{number}", nn.Sequential(*blocks))
         self.widths = tuple(widths)
         """Channels behind each stage, 1 to 7."""
@@ -94,9 +74,3 @@ class EfficientNetLite(nn.Module):
             features = self.get_submodule(f"stage{number}")(features)
             outputs.append(features)
         return outputs
-
-
-def _rounded(width: float) -> int:
-    """To the nearest multiple of 8, but by no more than a tenth down."""
-    nearest = max(8, int(width + 4) // 8 * 8)
-    return nearest + 8 if nearest < 0.9 * width else nearest

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcore.models.deeplab_v2 import SummedBranches, score_branches
-from segcore.models.efficientnet_lite import LITE0, LITE2, EfficientNetLite, LiteSize
+from segcore.models.efficientnet_lite import EfficientNetLite
 from segcore.models.layers import Classifier, resize_scores
-from segcore.models.lite_stages import OutputStride
+from segcore.models.lite_stages import LITE0, LITE2, LiteSize, OutputStride
 from segcore.models.pspnet import PspHead, PyramidPooling, TrainingLogits
 from segcore.models.resnet import ConvBn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import ceil
 from typing import Literal, NamedTuple
 
 OutputStride = Literal[8, 16, 32]
@@ -35,6 +36,28 @@ STAGES = (
     Stage(4, 5, 2, 6, 192),
     Stage(1, 3, 1, 6, 320),
 )
+
+
+class LiteSize(NamedTuple):
+    """How one of the variants scales the stages."""
+
+    width: float
+    """Of channels, rounded to multiples of 8."""
+    depth: float
+    """Of blocks, rounded up; not of the first and the last stage."""
+
+
+LITE0 = LiteSize(1.0, 1.0)
+LITE2 = LiteSize(1.1, 1.2)
+
+
+def scaled(size: LiteSize) -> Iterator[tuple[int, int]]:
+    """Blocks and channels of each stage."""
+    for number, stage in enumerate(STAGES, start=1):
+        depth = stage.depth if number in (1, len(STAGES)) else ceil(stage.depth * size.depth)
+        width = stage.width * size.width
+        nearest = max(8, int(width + 4) // 8 * 8)
+        yield depth, nearest + 8 if nearest < 0.9 * width else nearest  # By no more than a tenth down
 
 
 class Placed(NamedTuple):

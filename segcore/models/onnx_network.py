@@ -8,7 +8,6 @@ so that it takes photographs of any size.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from segcore.models.card import ModelCard
-from segcore.models.lite_stages import EPS, STAGES, placed
+from segcore.models.lite_stages import EPS, LITE0, LITE2, STAGES, placed, scaled
 
 _OPSET = 17
 _IR_VERSION = 8
@@ -55,9 +54,38 @@ class OnnxNetwork:
         return found
 
 
+_SIZES = {"deeplab_v2_lite0": LITE0, "deeplab_v2_lite2": LITE2, "pspnet_lite0": LITE0, "pspnet_lite2": LITE2}
+
+
 def takes(card: ModelCard) -> bool:
     """Whether `network` can make the model of this card."""
-    return card.variant in ("deeplab_v2_lite0", "deeplab_v2_lite2", "pspnet_lite0", "pspnet_lite2")
+    return card.variant in _SIZES
+
+
+def fits(card: ModelCard, tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether this is all that a file of the model holds, and nothing else; where not, torch can say what is wrong."""
+    known = {"output_stride", "bins", "auxiliary"} if card.variant.startswith("pspnet") else {*_DEFAULTS} - {"bins"}
+    if not takes(card) or not card.options.keys() <= known or card.options.get("auxiliary", "bins" in known):
+        return False
+    asked = _Asked(tensors)
+    try:
+        network(card, asked)
+    except Exception:  # Options of a card are anybody's
+        return False
+    counted = {name.replace(".running_mean", ".num_batches_tracked") for name in asked.names if "running_mean" in name}
+    return tensors.keys() == asked.names | counted
+
+
+class _Asked(dict[str, np.ndarray]):
+    """Tensors that know which of them were asked for."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
+        super().__init__(tensors)
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self.names.add(name)
+        return super().__getitem__(name)
 
 
 def network(card: ModelCard, tensors: Mapping[str, np.ndarray]) -> OnnxNetwork:
@@ -68,12 +96,11 @@ def network(card: ModelCard, tensors: Mapping[str, np.ndarray]) -> OnnxNetwork:
     stride = int(card.options.get("output_stride", _DEFAULTS["output_stride"]))
     graph = _Graph(tensors)
     stages = [graph.conv_bn("images", "trunk.stem", stride=2, eps=EPS, bound=6)]
-    for number, (stage, at) in enumerate(zip(STAGES, placed(stride), strict=True), start=1):  # type: ignore[arg-type]
+    sizes = zip(STAGES, placed(stride), scaled(_SIZES[card.variant]), strict=True)  # type: ignore[arg-type]
+    for number, (stage, at, (depth, width)) in enumerate(sizes, start=1):
         features = stages[-1]
-        for index in itertools.count():
+        for index in range(depth):
             block = f"trunk.stage{number}.{index}"
-            if f"{block}.project.conv.weight" not in tensors:
-                break
             wide = features
             if stage.expansion > 1:
                 wide = graph.conv_bn(features, f"{block}.expand", eps=EPS, bound=6)
@@ -82,6 +109,8 @@ def network(card: ModelCard, tensors: Mapping[str, np.ndarray]) -> OnnxNetwork:
                 wide, f"{block}.depthwise", stride=step, dilation=dilation, depthwise=True, eps=EPS, bound=6
             )
             projected = graph.conv_bn(deep, f"{block}.project", eps=EPS)
+            if graph.channels[projected] != width:
+                raise ValueError(f"{block}.project has {graph.channels[projected]} channels instead of {width}")
             shortcut = step == 1 and graph.channels[features] == graph.channels[projected]
             features = graph.add(features, projected) if shortcut else projected
         stages.append(features)
@@ -97,6 +126,8 @@ def network(card: ModelCard, tensors: Mapping[str, np.ndarray]) -> OnnxNetwork:
         scores = maps[0]
         for other in maps[1:]:
             scores = graph.add(scores, other)
+    if any(graph.channels[map_] != len(card.classes) for map_ in (fine, scores)):
+        raise ValueError(f"it does not score {len(card.classes)} classes")
     if stride != 8:
         scores = graph.product("fine", scores)
     return OnnxNetwork(graph.model(graph.add(fine, scores)), stride, bins)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from segcore.models.preprocessing import Preprocessing
 from segcore.models.resnet import fold_batch_norms
+from segcore.scoring import hardware
 from segcore.scoring.memory import is_out_of_memory
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -48,9 +49,7 @@ def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
         return _DTYPES[precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    abilities = torch.cpu.get_capabilities()
-    fast = any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if hardware.multiplies_bf16() else torch.float32
 
 
 def to_precision(module: nn.Module, dtype: torch.dtype) -> nn.Module:

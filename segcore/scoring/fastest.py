@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from segcore import extras
+from segcore.scoring import hardware
 from segcore.user_folder import user_folder
 
 if TYPE_CHECKING:
@@ -50,12 +51,9 @@ def choices(model: LoadedModel, params: InferenceParams, device: str) -> list[Ch
     if model.onnx is not None or device not in ("auto", "cpu"):
         return []
     if extras.is_here("torch"):
-        from segcore.scoring.device import choose_device, choose_precision
-
-        chosen = choose_device(device)
-        if chosen.type != "cpu":
+        if device == "auto" and hardware.has_gpu():
             return []
-        if str(choose_precision("auto", chosen)) == "torch.bfloat16":
+        if hardware.multiplies_bf16():
             found.insert(0, "bf16")
     if is_possible_in_bf16(model, params, device):
         found.append("openvino")

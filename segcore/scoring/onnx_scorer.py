@@ -14,7 +14,7 @@ from segcore.images.errors import ErrorKind, ImageError
 from segcore.models import onnx_file, onnx_network
 from segcore.models.card import HUGGING_FACE, ONNX, PYTHON, ModelCard
 from segcore.models.checkpoint import LoadedModel
-from segcore.scoring import openvino_session
+from segcore.scoring import hardware, openvino_session
 from segcore.scoring.inference import InferenceParams, ScoreMap, check_images, check_params, padded_px, score_map
 
 # ONNX Runtime reports to its maker by default, and keeps a database for that in the home folder. Read at its import
@@ -27,12 +27,7 @@ def is_better(model: LoadedModel, params: InferenceParams, device: str) -> bool:
         return True
     if not extras.is_here("onnxruntime") or _obstacle(model.card, params, device) is not None:
         return False
-    import torch
-
-    from segcore.scoring.device import choose_device, choose_precision
-
-    chosen = choose_device(device)
-    return chosen.type == "cpu" and choose_precision(params.precision, chosen) == torch.float32
+    return hardware.scores_in_float32(params.precision, device)
 
 
 def is_possible_in_bf16(model: LoadedModel, params: InferenceParams, device: str) -> bool:

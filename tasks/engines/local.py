@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from segcore import extras
+from segcore.scoring import hardware
 from tasks import cache, engines, logs, processes, progress
 from tasks.engines import child
 from tasks.errors import InterruptedJobError, JobError
@@ -76,8 +77,8 @@ class _Held:
 
 
 def _scoring_modules() -> tuple[str, ...]:
-    """What takes longest to import of what a worker needs."""
-    if extras.is_here("torch"):
+    """What takes longest to import of what a worker most likely needs."""
+    if extras.is_here("torch") and (hardware.may_have_gpu() or hardware.multiplies_bf16()):
         return ("torch", "segcore.scoring.device")
     return ("segcore.scoring.onnx_scorer", "onnxruntime")
 

@@ -217,7 +217,7 @@ def _quantised(content: bytes, card: ModelCard, photographs: list[np.ndarray]) -
     from segcore.scoring.onnx_int8 import quantise
     from segcore.scoring.onnx_scorer import OnnxScorer
 
-    models = [checkpoint.LoadedModel(None, card, "", onnx=content)]  # type: ignore[arg-type]
+    models = [checkpoint.LoadedModel(None, card, "", onnx=content)]
     models.append(dataclasses.replace(models[0], onnx=quantise(models[0], photographs)))
     few = photographs[:_COMPARED]
     exact, coarse = (OnnxScorer(model, InferenceParams())(few) for model in models)

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from segcore.models import cpu_training
-from segcore.models.efficientnet_lite import LITE0, EfficientNetLite
+from segcore.models.efficientnet_lite import EfficientNetLite
+from segcore.models.lite_stages import LITE0
 from segcore.models.resnet import FrozenBatchNorm
 
 pytestmark = pytest.mark.skipif(cpu_training.native is None, reason="segcore/_layers is not compiled")

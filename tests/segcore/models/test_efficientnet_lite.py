@@ -8,7 +8,8 @@ from PIL import Image
 from torch import nn
 
 from segcore import models
-from segcore.models.efficientnet_lite import LITE0, LITE2, EfficientNetLite
+from segcore.models.efficientnet_lite import EfficientNetLite
+from segcore.models.lite_stages import LITE0, LITE2
 from segcore.models.pspnet import TrainingLogits
 from segcore.models.resnet import fold_batch_norms
 from segcore.models.untrained import initialise_untrained

@@ -87,6 +87,38 @@ def test_a_tensor_that_is_missing_or_of_another_shape_is_named():
         )
 
 
+def test_a_network_without_its_last_block_or_of_another_width_is_none():
+    loaded = checkpoint.load("deeplab_v2_lite0", untrained=True)
+    tensors = {name: value.numpy() for name, value in loaded.module.state_dict().items()}
+    without = {name: value for name, value in tensors.items() if not name.startswith("trunk.stage6.3.")}
+    with pytest.raises(ValueError, match=r"trunk\.stage6\.3\.expand\.conv\.weight is missing"):
+        onnx_network.network(loaded.card, without)
+    larger = checkpoint.load("deeplab_v2_lite2", untrained=True)
+    wider = {name: value.numpy() for name, value in larger.module.state_dict().items()}
+    with pytest.raises(ValueError, match=r"project has \d+ channels instead of"):
+        onnx_network.network(loaded.card, wider)
+    with pytest.raises(ValueError, match="does not score 3 classes"):
+        onnx_network.network(dataclasses.replace(loaded.card, classes=("a", "b", "c")), tensors)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_fits_where_torch_would_take_it(name):
+    loaded = checkpoint.load(name, untrained=True)
+    options = {"auxiliary": False} if name.startswith("pspnet") else {}
+    card = dataclasses.replace(loaded.card, options=options)
+    module = models.build(name, len(card.classes), **options)
+    tensors = {name: value.numpy() for name, value in module.state_dict().items()}
+    assert onnx_network.fits(card, tensors)
+    for changed in (
+        tensors | {"another": np.zeros(1, np.float32)},
+        {key: value for key, value in tensors.items() if key != "trunk.stem.bn.num_batches_tracked"},
+        tensors | {"skip.classifier.bias": np.zeros(3, np.float32)},
+    ):
+        assert not onnx_network.fits(card, changed)
+    for options in ({"auxiliary": True}, {"output_stride": "a"}, {"unknown": 1}):
+        assert not onnx_network.fits(dataclasses.replace(card, options=options), tensors)
+
+
 def _largest_difference(loaded, size):
     """Over the spread of torch's scores."""
     tensors = {name: value.numpy() for name, value in loaded.module.state_dict().items()}

@@ -4,7 +4,8 @@ import torch
 
 from segcore.models import checkpoint
 from segcore.models.layers import Classifier
-from segcore.scoring.device import choose_precision, to_precision
+from segcore.scoring import hardware
+from segcore.scoring.device import choose_device, choose_precision, to_precision
 from segcore.scoring.inference import InferenceParams, Scorer
 
 
@@ -36,6 +37,18 @@ def test_precision_on_request():
     cpu = torch.device("cpu")
     assert choose_precision("fp32", cpu) == torch.float32 and choose_precision("fp16", cpu) == torch.float16
     assert choose_precision("auto", cpu) in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_what_torch_would_choose_is_known_without_it(precision, device):
+    chosen = choose_device(device)
+    expected = chosen.type == "cpu" and choose_precision(precision, chosen) == torch.float32
+    assert hardware.scores_in_float32(precision, device) == expected
+    assert hardware.has_gpu() == torch.cuda.is_available()
+    abilities = torch.cpu.get_capabilities()
+    named = any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+    assert hardware.multiplies_bf16() == named
 
 
 @pytest.mark.gpu

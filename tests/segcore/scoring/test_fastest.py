@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from segcore.models import checkpoint  # noqa: E402
 from segcore.predictor import Predictor, PredictParams  # noqa: E402
-from segcore.scoring import device, fastest  # noqa: E402
+from segcore.scoring import fastest, hardware  # noqa: E402
 from segcore.scoring.fastest import Choice, choice_of, choose  # noqa: E402
 
 BOTH: tuple[Choice, ...] = ("bf16", "fp32")
@@ -77,7 +77,7 @@ def test_a_folder_that_cannot_be_written_leaves_what_it_can(
 def test_the_predictor_takes_it_and_says_so(
     model: checkpoint.LoadedModel, precision: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "choose_precision", lambda asked, where: device._DTYPES.get(asked, torch.bfloat16))
+    monkeypatch.setattr(hardware, "multiplies_bf16", lambda: True)
     monkeypatch.setattr(fastest, "choices", lambda *_: list(BOTH))
     monkeypatch.setattr(fastest, "measure", lambda *_: {"bf16": 9.0, "fp32": 9.0, precision: 1.0})
     predictor = Predictor(model, PredictParams(), device="cpu", num_threads=1)

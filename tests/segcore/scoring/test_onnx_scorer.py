@@ -1,5 +1,6 @@
 """Without torch the default model gives the same scores; what needs torch says so."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import segcore
 from segcore import extras
@@ -73,6 +75,51 @@ def test_torch_scores_where_it_is_faster_or_the_only_one(model):
     assert not is_better(other, InferenceParams(precision="fp32"), "cpu")
     predictor = Predictor(model, PredictParams(InferenceParams(precision="fp32")), device="cpu", num_threads=1)
     assert isinstance(predictor.scorer, OnnxScorer) and predictor.device == "cpu/fp32"
+
+
+def test_torch_is_not_imported_where_it_does_not_score():
+    """It takes seconds and 200 MB in each process of a job."""
+    code = f"""
+import segcore, sys
+from segcore.predictor import PredictParams
+from segcore.scoring.inference import InferenceParams
+params = PredictParams(InferenceParams(precision="fp32"))
+model = segcore.load("pspnet_lite2", params=params, device="cpu", num_threads=1)
+print((model.segment({str(EXAMPLES / "cat.jpg")!r}).labels == 8).mean() > 0.6, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
+def test_the_network_of_torch_is_made_once_it_is_asked_for():
+    loaded = checkpoint.load("pspnet_lite2")
+    assert callable(loaded.given) and loaded.tensors is not None
+    state = loaded.module.state_dict()
+    assert loaded.module is loaded.given and not loaded.module.training
+    assert state.keys() == loaded.tensors.keys()
+    assert all((state[name].float().numpy() == value).all() for name, value in loaded.tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda tensors: tensors.pop("skip.classifier.bias"), r"skip\.classifier\.bias is missing"),
+        (lambda tensors: tensors.update(more=torch.zeros(1)), "more is not part of the network"),
+        (lambda tensors: tensors["skip.classifier.bias"].fill_(torch.nan), "has values that are not finite"),
+        (
+            lambda tensors: tensors.update({"skip.classifier.bias": torch.zeros(21, dtype=torch.int64)}),
+            r"skip\.classifier\.bias holds torch\.int64 instead of torch\.float32",
+        ),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_when_it_is_loaded(change, told, tmp_path):
+    place = tmp_path / "model"
+    shutil.copytree(checkpoint.BUNDLED / "pspnet_lite2", place)
+    tensors = load_file(place / "model.safetensors")
+    change(tensors)
+    save_file(tensors, place / "model.safetensors")
+    with pytest.raises(ValueError, match=told):
+        checkpoint.load(place)
 
 
 def test_the_library_works_without_torch(tmp_path):
