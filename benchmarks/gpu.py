@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 from benchmarks.conditions import conditions
-from benchmarks.models import PHOTOGRAPHS, read_photographs
+from benchmarks.models import read_photographs
 from segcore import models
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +67,7 @@ def parity(name: str) -> None:
 
     model = checkpoint.load(name, untrained=True)
     side = (375, 500) if HERE else (65, 81)
-    images = [np.asarray(Image.fromarray(image).resize(side[::-1])) for image in read_photographs(PHOTOGRAPHS, 2)]
+    images = [np.asarray(Image.fromarray(image).resize(side[::-1])) for image in read_photographs(None, 2)]
     expected = [
         m.scores.astype(np.float32) for m in Scorer(model, InferenceParams(precision="fp32"), device="cpu")(images)
     ]
@@ -88,7 +88,7 @@ def _archive(folder: Path, images: int) -> Path:
     """Photographs of 500 x 375 px, all different files."""
     source = folder / "photographs"
     source.mkdir()
-    pictures = read_photographs(PHOTOGRAPHS, 5)
+    pictures = read_photographs(None, 5)
     for number in range(images):
         shifted = np.roll(pictures[number % len(pictures)], 7 * number, axis=1)
         Image.fromarray(shifted).save(source / f"{number:06d}.jpg", quality=90)
@@ -113,7 +113,7 @@ def archive(name: str) -> None:
                 f"whole job{' without CRF' if crf else ''}: {images} photographs in {seconds:.1f} s, start included",
                 flush=True,
             )
-    decoded = read_photographs(PHOTOGRAPHS, 64 if HERE else 2)
+    decoded = read_photographs(None, 64 if HERE else 2)
     scorer = Scorer(checkpoint.load(name, untrained=True))
     scorer(decoded)
     rounds, began = 10 if HERE else 1, time.perf_counter()
@@ -166,7 +166,7 @@ def _refined(number: int) -> int:
     """Photographs that a process refines in some seconds."""
     from segcore.crf.dense_crf import CrfParams, refine_scores
 
-    image = read_photographs(PHOTOGRAPHS, 5)[number % 5]
+    image = read_photographs(None, 5)[number % 5]
     rng = np.random.default_rng(number)
     centres = rng.normal(0, 1, (21, 9, 12)).astype(np.float32)
     scores = np.stack([np.asarray(Image.fromarray(c).resize((63, 47), Image.Resampling.BICUBIC)) for c in centres]) * 6
