@@ -6,6 +6,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import segcore.images.decoding  # noqa: F401, registers the formats of the files
 from tests.conftest import photograph
 
 

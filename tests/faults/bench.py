@@ -18,7 +18,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import segcore.images.decoding  # noqa: F401, registers the formats of the files that are no photographs
 from tasks import storage
 from tasks.storage import Location, locate
 from tests.bad_files import write_bad_files
