@@ -80,7 +80,7 @@ class LoadedModel:
 
     @property
     def module(self) -> nn.Module:
-        """The network in eval mode, float32, on the CPU. torch is imported for it, which takes seconds."""
+        """The network in eval mode, float32, on the CPU. torch is imported for it."""
         from torch import nn
 
         if not isinstance(self.given, nn.Module):

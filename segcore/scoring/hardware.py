@@ -1,4 +1,4 @@
-"""What torch would find on this machine, told without its import where that can be: it takes seconds."""
+"""What torch would find on this machine, told without its import where that can be."""
 
 import functools
 import sys

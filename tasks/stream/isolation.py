@@ -1,7 +1,7 @@
 """One image at a time in a process of its own: what crashes, hangs or grows there takes nothing else along.
 
-Who did it is then seen from outside, not inferred; `apart_child.py` is what runs there. When a unit is handled so is
-`care.py`'s business. See docs/decisions/0090-crashes-are-seen-from-outside.md.
+Who did it is then seen from outside, not inferred; `isolation_child.py` is what runs there. When a unit is handled
+so is the engines' business. See docs/decisions/0090-crashes-are-seen-from-outside.md.
 """
 
 import contextlib

@@ -78,7 +78,7 @@ def test_torch_scores_where_it_is_faster_or_the_only_one(model):
 
 
 def test_torch_is_not_imported_where_it_does_not_score():
-    """It takes seconds and 200 MB in each process of a job."""
+    """Its import would be part of the start of each process of a job."""
     code = f"""
 import segcore, sys
 from segcore.predictor import PredictParams
