@@ -1,13 +1,22 @@
 """What torch would find on this machine, told without its import where that can be."""
 
 import functools
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from segcore import extras
 
 _DRIVERS = ("nvidia*", "nvhost*", "nvgpu*", "dxg", "kfd")
 """Device files of GPUs that torch computes on: NVIDIA's, of its small boards, of Windows' Linux, AMD's."""
+
+
+def shows_gpu(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether NVIDIA's driver shows a GPU that this process may use; torch may lack what it needs to compute on it."""
+    if environment.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return False
+    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def may_have_gpu() -> bool:

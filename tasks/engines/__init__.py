@@ -22,11 +22,11 @@ Code below a job's steps does not pass engines on: `spread` takes the one that i
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from segcore import extras
+from segcore.scoring import hardware
 
 if TYPE_CHECKING:
     from tasks.stream.meter import Meter
@@ -127,14 +127,7 @@ def choose(name: EngineName, *, cpus: int = 0, gpus: int = 0) -> Literal["local"
     if name != "auto":
         return name
     asked = os.environ.get("RAY_ADDRESS") or cpus or gpus
-    return "ray" if asked or (has_gpus() and extras.is_here("ray")) else "local"
-
-
-def has_gpus(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this machine has a GPU that this process may use."""
-    if environment.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
-        return False
-    return any(Path("/dev").glob("nvidia[0-9]*"))
+    return "ray" if asked or (hardware.shows_gpu() and extras.is_here("ray")) else "local"
 
 
 def spread(function: Callable[..., R], pieces: Sequence[P], *shared: Any) -> Iterator[R]:

@@ -9,7 +9,6 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from segcore import extras
 from tasks import storage, storage_faults
@@ -71,10 +70,11 @@ def _versions() -> str:
 
 
 def _device() -> str:
+    from segcore.scoring import hardware
     from tasks.processes import usable_cpus
 
     if not extras.is_here("torch"):
-        gpu = f" {extras.sentence('torch', 'The GPU')}" if Path("/dev/nvidia0").exists() else ""
+        gpu = f" {extras.sentence('torch', 'The GPU')}" if hardware.shows_gpu() else ""
         return f"{usable_cpus()} CPUs with fp32, by ONNX Runtime.{gpu}".removesuffix(".")
     import torch
 
@@ -85,7 +85,7 @@ def _device() -> str:
     if device.type == "cuda":
         names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
         return f"{', '.join(names)} with {precision}; {usable_cpus()} CPUs"
-    if Path("/dev/nvidia0").exists():
+    if hardware.shows_gpu():
         raise JobError("There is a GPU, but torch does not see it: install the CUDA build of torch and the driver.")
     return f"no GPU; {usable_cpus()} CPUs with {precision}"
 
