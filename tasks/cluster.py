@@ -23,8 +23,8 @@ from typing import IO, Any
 
 import ray
 
-from tasks import cache, progress, storage, storage_faults
-from tasks.errors import JobError
+from tasks import cache, progress, ray_servers, storage, storage_faults
+from tasks.errors import InterruptedJobError, JobError
 from tasks.processes import usable_cpus
 from tasks.storage import Location
 
@@ -99,7 +99,7 @@ def require_room(nodes: Mapping[str, tuple[float, float]]) -> None:
 def connected() -> Iterator[None]:
     """A Ray cluster: that of RAY_ADDRESS, the one that this process has already, or a local one that ends with it."""
     if ray.is_initialized():
-        with _ray_words_in_a_file():
+        with _ray_words_in_a_file(), ray_servers.watched(head_may_return=is_shared()):
             yield
         return
     address = os.environ.get("RAY_ADDRESS")
@@ -125,8 +125,13 @@ def connected() -> Iterator[None]:
             if storage_faults.is_full(error):
                 raise JobError(storage_faults.explain(error, scratch())) from None
             raise
+        except Exception as error:  # Ray has no kind of its own for this
+            ray.shutdown()  # What has started of it
+            raise InterruptedJobError(
+                f"Ray did not start on this machine: {str(error).splitlines()[0]} Run the same command again."
+            ) from None
     try:
-        with _ray_words_in_a_file():
+        with _ray_words_in_a_file(), ray_servers.watched(head_may_return=is_shared()):
             yield
     finally:
         with _own_signals():
@@ -284,17 +289,20 @@ def ready(references: list[Any], patience_s: float = float("inf"), *, number: in
     deadline = time.monotonic() + patience_s
     while len(found := ray.wait(references, num_returns=number, timeout=0)[0]) < number and time.monotonic() < deadline:
         time.sleep(_ASK_EVERY_S)
+        ray_servers.require()
     return found
 
 
 def total_resources() -> tuple[float, float]:
     """CPUs and GPUs of all nodes, whoever holds them."""
+    ray_servers.wait()
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return total.get("CPU", 0.0), total.get("GPU", 0.0)
 
 
 def all_nodes() -> dict[str, tuple[float, float]]:
     """CPUs and GPUs, whoever holds them, by Ray's number of each living node that has CPUs."""
+    ray_servers.wait()
     table: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     living = {node["NodeID"]: node["Resources"] for node in table if node["Alive"]}
     return {node: (has["CPU"], has.get("GPU", 0.0)) for node, has in living.items() if has.get("CPU")}
@@ -379,6 +387,7 @@ def free_resources(expected: tuple[float, float] = (1.0, 0.0)) -> tuple[float, f
     """
     deadline = time.monotonic() + _PATIENCE_S
     while True:
+        ray_servers.wait()
         free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
         total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         cpus, gpus = free.get("CPU", 0.0), free.get("GPU", 0.0)

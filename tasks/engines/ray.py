@@ -23,7 +23,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segcore.models import checkpoint
-from tasks import cluster, engines, logs
+from tasks import cluster, engines, logs, ray_servers
 from tasks.cluster import FINISH_CPUS, READ_CPUS
 from tasks.engines.watchdog import Watch
 from tasks.errors import InterruptedJobError, JobError
@@ -63,7 +63,7 @@ class RayEngine:
     def __init__(self, cpus: int = 0, gpus: int = 0) -> None:
         """cpus, gpus: what to ask an autoscaling cluster for before the first unit."""
         self._wish = cpus, gpus
-        self._connected = contextlib.ExitStack()
+        self._connected: contextlib.ExitStack | None = None
 
     def __enter__(self) -> "RayEngine":
         return self
@@ -71,7 +71,7 @@ class RayEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._connected.close()
+        self._disconnect()
 
     def begin(self) -> None:
         """Nothing: the cluster is joined when there are units."""
@@ -116,8 +116,17 @@ class RayEngine:
                 ray.cancel(reference, force=False)
 
     def _connect(self) -> None:
-        if not ray.is_initialized():
-            self._connected.enter_context(cluster.connected())
+        if ray_servers.lost():  # Whoever tries again has a new cluster
+            self._disconnect()
+        if self._connected is None:
+            connected = contextlib.ExitStack()
+            connected.enter_context(cluster.connected())
+            self._connected = connected
+
+    def _disconnect(self) -> None:
+        if self._connected is not None:
+            self._connected.close()
+            self._connected = None
 
 
 def _with_model(work: UnitWork) -> UnitWork:
@@ -269,7 +278,7 @@ class _Driver:
 
     def end(self) -> None:
         """Leave nothing at work on the cluster."""
-        if not ray.is_initialized():
+        if not ray.is_initialized() or ray_servers.lost():
             return
         for reference in self.reading:
             ray.cancel(reference, force=True)

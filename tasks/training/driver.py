@@ -162,7 +162,8 @@ class Driver:
         return max(0, watcher.starts - 1)
 
     def _listen(self, mailbox: Any, watcher: Watcher) -> None:
-        for news in ray.get(mailbox.take.remote()):
+        cluster.ready([taken := mailbox.take.remote()])
+        for news in ray.get(taken):
             watcher.hear(news)
             self.heard, self.warned = time.monotonic(), False
             if self.measure_steps:

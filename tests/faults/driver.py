@@ -1,6 +1,10 @@
-"""The driver dies: the whole process tree at once, or the driver alone, whose workers or Ray must go by themselves."""
+"""The driver dies: the whole process tree, or the driver alone, whose workers or Ray must go by themselves.
+
+And Ray's own servers under it.
+"""
 
 import time
+from collections.abc import Callable
 
 from tasks.storage import locate
 from tests.faults.bench import Bench, Job, kill, mask_files, wait_for_commits
@@ -18,8 +22,22 @@ def kill_alone(job: Job) -> None:
     job.process.wait()
 
 
-def run(bench: Bench, trial: int, name: str, engine: str, strike) -> Outcome:
-    """One job, killed several times at random moments, each time started again at once by the same command."""
+def kill_server(title: str) -> Callable[[Job], None]:
+    """A strike at one of Ray's own servers; the session ends, and says why."""
+
+    def strike(job: Job) -> None:
+        (pid,) = job.workers(title)
+        kill(pid)
+        assert job.wait() == 1 and "is gone" in job.sentences[-1], job.told
+
+    return strike
+
+
+def run(bench: Bench, trial: int, name: str, engine: str, strike, *, at_work: bool = False) -> Outcome:
+    """One job, killed several times at random moments, each time started again at once by the same command.
+
+    at_work: never before something is committed.
+    """
     place, dice, outcome = bench.fresh(name, trial), bench.dice(name, trial), Outcome(times=0)
     output = str(place / "out")
     expected = bench.undisturbed()
@@ -27,7 +45,7 @@ def run(bench: Bench, trial: int, name: str, engine: str, strike) -> Outcome:
     try:
         for _ in range(KILLS):
             # Before the first new commit, between two, or in the middle of one
-            if dice.random() < 0.3:
+            if dice.random() < 0.3 and not at_work:
                 time.sleep(dice.uniform(0, 8))
             else:
                 wait_for_commits(job, locate(output), len(mask_files(locate(output))))
@@ -50,8 +68,8 @@ def run(bench: Bench, trial: int, name: str, engine: str, strike) -> Outcome:
     return outcome + bench.judge(output, expected)
 
 
-def _fault(name: str, what: str, engine: str, strike) -> Fault:
-    return Fault(name, f"SIGKILL of {what}", lambda b, t: run(b, t, name, engine, strike), trials=2)
+def _fault(name: str, what: str, engine: str, strike, *, at_work: bool = False) -> Fault:
+    return Fault(name, f"SIGKILL of {what}", lambda b, t: run(b, t, name, engine, strike, at_work=at_work), trials=2)
 
 
 FAULTS = (
@@ -59,4 +77,6 @@ FAULTS = (
     _fault("driver", "the driver alone, local engine", "local", kill_alone),
     _fault("ray-driver-tree", "the driver and its whole tree, Ray engine", "ray", kill_tree),
     _fault("ray-driver", "the driver alone, Ray engine", "ray", kill_alone),
+    _fault("ray-raylet", "Ray's server of the node", "ray", kill_server("raylet/raylet\0"), at_work=True),
+    _fault("ray-head", "Ray's server of the cluster", "ray", kill_server("gcs/gcs_server\0"), at_work=True),
 )

@@ -37,11 +37,11 @@ def archive(tmp_path_factory) -> Path:
     return folder
 
 
-def start(source: str, output: str) -> subprocess.Popen:
+def start(source: str, output: str, *options: str) -> subprocess.Popen:
     """The console command, as the head of a process group of its own."""
     # Not the default model, which would be done before it can be killed
     model = ["--untrained", "--model", "deeplab_v1_largefov"]
-    command = [sys.executable, "-m", "flows.cli", "run", source, output, *model, "--long-side", "241"]
+    command = [sys.executable, "-m", "flows.cli", "run", source, output, *model, "--long-side", "241", *options]
     return subprocess.Popen(
         command,
         env={name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "RAY_ADDRESS"))},
@@ -96,6 +96,21 @@ def undisturbed(archive, tmp_path_factory) -> dict[str, dict]:
     found = rows(locate(str(output)))
     assert len(found) == sum(1 for p in archive.rglob("*") if not p.is_dir())
     return found
+
+
+def test_a_job_goes_on_by_itself_when_rays_own_server_dies(archive, undisturbed, tmp_path):
+    output = tmp_path / "out"
+    process = start(str(archive), str(output), "--engine", "ray", "--gallery-images", "0")
+    while not mask_files(locate(str(output))) and process.poll() is None:
+        time.sleep(0.05)
+    (raylet,) = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "raylet/raylet "], capture_output=True, text=True, check=True
+    ).stdout.split()
+    os.kill(int(raylet), signal.SIGKILL)
+    told, _ = process.communicate()
+    assert process.returncode == 0 and "Ray's raylet on this machine is gone" in told, told
+    after = rows(locate(str(output)))
+    assert {i: row["mask"] for i, row in after.items()} == {i: row["mask"] for i, row in undisturbed.items()}
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
