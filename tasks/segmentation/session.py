@@ -104,9 +104,8 @@ def segment_remaining(job: ArchiveJob, plan: ArchivePlan, engine: Engine | None 
             raise
         said = reason if reason.endswith("?") else reason.rstrip(".") + "."
         again = "" if "same command again" in reason else "; run the same command again to go on"
-        raise type(error)(
-            f"The archive stopped after {session.images} images of this session: {said} What is done is kept{again}."
-        ) from error
+        kept = "" if "What is done is kept" in reason else f" What is done is kept{again}."
+        raise type(error)(f"The archive stopped after {session.images} images of this session: {said}{kept}") from error
     except BaseException:  # Cancelled, or interrupted at the keyboard
         _note_end(output, plan.run_id, runs.STOPPED, _measured(session, meter, start))
         raise
