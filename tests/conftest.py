@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SERVERS = ("ray_cluster", "prefect_server")
 """Fixtures that are dear to start: their tests are one group, so that each starts once, in one of two processes."""
 
+SERVERS_GROUP = pytest.mark.xdist_group("servers")
+"""For tests that ask for one of them while they run."""
+
 
 @pytest.hookimpl(tryfirst=True)  # Before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if (mark := item.get_closest_marker("xdist_group")) is None:
             servers = any(name in getattr(item, "fixturenames", ()) for name in SERVERS)
-            mark = pytest.mark.xdist_group("servers" if servers else item.nodeid.partition("::")[0]).mark
+            mark = SERVERS_GROUP.mark if servers else pytest.mark.xdist_group(item.nodeid.partition("::")[0]).mark
             item.add_marker(pytest.mark.xdist_group(*mark.args))
         group_of[item] = mark.args[0]
         timeout = item.get_closest_marker("timeout")

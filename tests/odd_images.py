@@ -1,5 +1,6 @@
 """One picture in every accepted format and mode, and as damaged, coloured and marked as people's files are."""
 
+import functools
 import io
 import struct
 import zlib
@@ -221,6 +222,7 @@ def noisy_picture(size: tuple[int, int] = (480, 300)) -> Image.Image:
     return Image.fromarray((np.asarray(picture().resize(size)) + noise).clip(0, 255).astype(np.uint8))
 
 
+@functools.cache
 def cut_files() -> dict[str, tuple[bytes, bytes]]:
     """Whole files with what is left of each when their last bytes are missing: not more than a tenth of the rows."""
     image = noisy_picture()

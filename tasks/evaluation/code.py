@@ -41,8 +41,8 @@ def code_digest(root: Path, compiled_engine: str, libraries: Iterable[str] = ())
     whole = hashlib.sha256()
     for line in libraries:
         whole.update(f"{line}\n".encode())
-    for name, content in sorted(_programs(root).items()):
-        whole.update(f"{name} {hashlib.sha256(content.encode()).hexdigest()}\n".encode())
+    for name, digest in sorted(_programs(root).items()):
+        whole.update(f"{name} {digest}\n".encode())
     # An engine that was changed and not built yet is another one than both before and after
     engine = {compiled_engine, engine_source_digest(root) or compiled_engine}
     whole.update(" ".join(sorted(engine)).encode())
@@ -64,17 +64,24 @@ def deciding_files(root: Path) -> list[str]:
 
 
 def _programs(root: Path) -> dict[str, str]:
-    """Normalised source by path of the deciding modules, and of what they import of `segcore`."""
+    """Digest by path of the deciding modules, and of what they import of `segcore`."""
     found: dict[str, str] = {}
     waiting = [*DECIDING]
     while waiting:
         path = _file_of(root, waiting.pop())
         if path is None or (name := path.relative_to(root).as_posix()) in found:
             continue
-        tree = ast.parse(path.read_bytes())
-        waiting += [module for module in _imported(tree) if module.split(".")[0] == "segcore"]
-        found[name] = ast.dump(_without_words(tree))
+        found[name], imported = _program(path.read_bytes())
+        waiting += imported
     return found
+
+
+@functools.cache
+def _program(source: bytes) -> tuple[str, list[str]]:
+    """Digest of a module without comments, docstrings and layout, and what it may import of `segcore`."""
+    tree = ast.parse(source)
+    imported = [module for module in _imported(tree) if module.split(".")[0] == "segcore"]
+    return hashlib.sha256(ast.dump(_without_words(tree)).encode()).hexdigest(), imported
 
 
 def _file_of(root: Path, module: str) -> Path | None:

@@ -12,8 +12,9 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
+    code = shutil.ignore_patterns("__pycache__", "*.so", "weights_bundled")
     for folder in ("segcore", "tasks"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=code)
     shutil.copy(ROOT / "CMakeLists.txt", tmp_path)
     return tmp_path
 

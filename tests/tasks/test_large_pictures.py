@@ -31,7 +31,7 @@ from tests.segcore.models.test_onnx_file import described
 tifffile = pytest.importorskip("tifffile")
 pytestmark = pytest.mark.usefixtures("local_engine")
 
-HEIGHT, WIDTH = 1100, 1300
+HEIGHT, WIDTH = 620, 740
 
 
 def picture() -> np.ndarray:
@@ -55,8 +55,8 @@ def job_of(source: Path, tmp_path: Path, name: str = "out", **options: object) -
     (tmp_path / "net").mkdir(exist_ok=True)
     model = tmp_path / "net" / "net.onnx"
     model = model if model.exists() else described(tmp_path / "net", 5)
-    inference = {"long_side_px": None, "crop_px": 513}
-    asked = {"max_pixels": 1_000_000, "crf": {"bilateral_xy_std_px": 20}, "engine": "local"} | options
+    inference = {"long_side_px": None, "crop_px": 257}
+    asked = {"max_pixels": 300_000, "crf": {"bilateral_xy_std_px": 20}, "engine": "local"} | options
     return ArchiveJob(source=str(source), output=str(tmp_path / name), model=str(model), inference=inference, **asked)
 
 
@@ -79,7 +79,7 @@ def test_the_mask_lies_beside_its_row_and_is_that_of_a_picture_in_memory(source:
         assert written.pages[0].is_tiled and written.pages[0].tags[33550].value == (0.5, 0.5, 0.0)
         assert np.array_equal(written.pages[0].asarray(), labels)
 
-    in_memory = open_results(run(job_of(source, tmp_path, "other", max_pixels=2_000_000)).output)
+    in_memory = open_results(run(job_of(source, tmp_path, "other", max_pixels=1_000_000)).output)
     other = in_memory.row("large.png", ["mask_file", "classes", "confidence", "entropy", "changed_by_crf"])
     assert other["mask_file"] is None and np.array_equal(in_memory.mask("large.png"), labels)
     assert other["classes"] == row["classes"] and other["changed_by_crf"] == row["changed_by_crf"]
@@ -183,9 +183,9 @@ def test_runs_of_one_size_are_what_they_were(source: Path, tmp_path: Path) -> No
 
 def test_stages_of_their_own_give_the_same_rows(source: Path, tmp_path: Path) -> None:
     """As where a GPU scores: read, scored and finished by different processes, between which units are pickled."""
-    job = job_of(source, tmp_path, max_pixels=1_430_000)  # The picture in memory needs windows, too
+    job = job_of(source, tmp_path, max_pixels=HEIGHT * WIDTH)  # The picture in memory needs windows, too
     tifffile.imwrite(source / "larger.tif", np.tile(picture(), (1, 2, 1)), tile=(128, 128), photometric="rgb")
-    expected = open_results(run(job_of(source, tmp_path, "expected", max_pixels=1_430_000)).output)
+    expected = open_results(run(job_of(source, tmp_path, "expected", max_pixels=HEIGHT * WIDTH)).output)
     plan, output, identity = list_archive(job), Output.at(job.output), identify(job)
     reader, scorer, finisher = (StagedWorker(unit_work(job, identity)) for _ in range(3))
     for unit in list(remaining_units(output.manifest(identity.source_id), output, identity)):
