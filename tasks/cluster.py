@@ -127,8 +127,9 @@ def connected() -> Iterator[None]:
             raise
         except Exception as error:  # Ray has no kind of its own for this
             ray.shutdown()  # What has started of it
+            reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
             raise InterruptedJobError(
-                f"Ray did not start on this machine: {str(error).splitlines()[0]} Run the same command again."
+                f"Ray did not start on this machine: {reason}. Run the same command again."
             ) from None
     try:
         with _ray_words_in_a_file(), ray_servers.watched(head_may_return=is_shared()):

@@ -1,6 +1,6 @@
 """Ray's own servers, asked from outside: the raylet of this machine and the head of the cluster.
 
-Ray ends a process whose server is gone, after 10 to 60 s and without a word, or lets it wait for ever.
+Ray ends a process whose server is gone after a while and without a word, or lets it wait for an answer.
 """
 
 import contextlib

@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from tasks import ray_servers
+from tasks import cluster, ray_servers
 from tasks.errors import InterruptedJobError
 
 
@@ -62,6 +62,20 @@ def test_a_process_that_waits_within_ray_ends_with_the_sentence():
     told = subprocess.run([sys.executable, "-c", waiting], capture_output=True, text=True, timeout=60)
     assert (told.returncode, told.stdout) == (1, "")
     assert told.stderr.startswith("Ray's head is gone: something ended it")
+
+
+@pytest.mark.parametrize(("said", "told"), [("It timed out.\nMore", "It timed out"), ("", "Exception")])
+def test_a_ray_that_does_not_start_may_start_when_tried_again(monkeypatch, said, told):
+    def fail(quiet):
+        raise Exception(said)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster, "_start_local", fail)
+    with pytest.raises(InterruptedJobError) as caught, cluster.connected():
+        pass
+    assert str(caught.value) == f"Ray did not start on this machine: {told}. Run the same command again."
 
 
 def test_the_servers_of_a_cluster_are_found(ray_cluster):
