@@ -13,6 +13,7 @@ that they work; their figures say nothing of a GPU, and the report says that non
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import multiprocessing
 import os
 import shutil
@@ -36,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HERE = torch.cuda.is_available()
 """Whether there is a GPU: without one, all is smaller."""
 
+VOC = Path(os.environ.get("SEGMENT_ARCHIVE_DATA", ROOT.parent / "shared" / "data")) / "voc2012"
 ME = "benchmarks.gpu"
 CARRIED_BYTES = 55_000_000
 ALIKE = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1}
@@ -57,6 +59,7 @@ def parts() -> dict[str, list[str]]:
     found["resume"] = ["-m", ME, "--do", "resume"]
     found["archive"] = ["-m", ME, "--do", "archive", "deeplab_v2_resnet101" if HERE else "pspnet14"]
     found["crf"] = ["-m", ME, "--do", "crf"]
+    found["crf-gpu"] = ["-m", ME, "--do", "crf-gpu"]
     return found
 
 
@@ -104,13 +107,13 @@ def archive(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = _archive(Path(folder), images)
         command = ["-m", "flows.cli", "run", "--engine", "ray" if HERE else "local", "--model", name, "--untrained"]
-        for crf in ([], ["--no-crf"]):
+        for crf in ([], ["--no-crf"], *([["--crf-engine", "cuda"]] if HERE else [])):
             began = time.perf_counter()
             output = Path(folder) / f"masks{len(crf)}"
             subprocess.run([sys.executable, *command, *crf, str(source), str(output)], cwd=ROOT, check=True)
             seconds = time.perf_counter() - began
             print(
-                f"whole job{' without CRF' if crf else ''}: {images} photographs in {seconds:.1f} s, start included",
+                f"whole job {' '.join(crf)}: {images} photographs in {seconds:.1f} s, start included",
                 flush=True,
             )
     decoded = read_photographs(None, 64 if HERE else 2)
@@ -162,17 +165,27 @@ def resume() -> None:
             raise SystemExit("The training that went on made no model.")
 
 
+def _scored(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """A photograph and scores of it: a network's, where the data folder is here, else smooth random ones."""
+    if (VOC / "scores_val_have.npz").exists():
+        stored = np.load(VOC / "scores_val_have.npz")
+        number %= len(stored["ids"])
+        with Image.open(VOC / "JPEGImages" / f"{stored['ids'][number]}.jpg") as picture:
+            return np.asarray(picture.convert("RGB")), stored["logits"][number]
+    rng = np.random.default_rng(number)
+    centres = rng.normal(0, 1, (21, 9, 12)).astype(np.float32)
+    scores = np.stack([np.asarray(Image.fromarray(c).resize((63, 47), Image.Resampling.BICUBIC)) for c in centres]) * 6
+    return read_photographs(None, 5)[number % 5], scores.astype(np.float16)
+
+
 def _refined(number: int) -> int:
     """Photographs that a process refines in some seconds."""
     from segcore.crf.dense_crf import CrfParams, refine_scores
 
-    image = read_photographs(None, 5)[number % 5]
-    rng = np.random.default_rng(number)
-    centres = rng.normal(0, 1, (21, 9, 12)).astype(np.float32)
-    scores = np.stack([np.asarray(Image.fromarray(c).resize((63, 47), Image.Resampling.BICUBIC)) for c in centres]) * 6
+    image, scores = _scored(number)
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < (5.0 if HERE else 0.5):
-        refine_scores(image, scores.astype(np.float16), CrfParams())
+        refine_scores(image, scores, CrfParams())
         done += 1
     return done
 
@@ -187,6 +200,48 @@ def crf() -> None:
             began = time.perf_counter()
             done = sum(pool.map(_refined, range(count)))
         print(f"{count} cores: {done / (time.perf_counter() - began):.1f} images/s")
+
+
+def _by_pydensecrf(problem: tuple[np.ndarray, np.ndarray, Any]) -> np.ndarray:
+    from segcore.crf.dense_crf import refine_scores
+
+    image, scores, params = problem
+    return refine_scores(image, scores, params, backend="pydensecrf").labels
+
+
+def crf_gpu() -> None:
+    """The CRF on the GPU: labels against pydensecrf's of all classes, and time an image over batches."""
+    if not HERE:
+        os.environ["TRITON_INTERPRET"] = "1"  # Before Triton's first import
+    from segcore.crf import gpu
+    from segcore.crf.dense_crf import CRF_PRESETS
+
+    gpu.DEVICE = "cuda" if HERE else "cpu"
+    problems = [_scored(number) for number in range(300 if HERE else 2)]
+    if not HERE:  # Interpreted
+        problems = [(image[:24, :31], scores[:, :4, :5]) for image, scores in problems]
+    sizes = [(image.shape[0], image.shape[1]) for image, _ in problems]
+    print("| parameters, classes | batch | ms an image | equal labels, mean | worst image |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
+        for name in ("deeplab_v2_resnet101", "deeplab_v1"):
+            pruned = CRF_PRESETS[name]
+            exact = dataclasses.replace(pruned, min_probability=0)
+            expected = pool.map(_by_pydensecrf, [(*problem, exact) for problem in problems], chunksize=1)
+            for params, classes in ((exact, "all"), (pruned, "that can win")):
+                for batch in (1, 4, 12) if HERE else (2,):
+                    equal, seconds = [], 0.0
+                    for first in range(-batch, len(problems), batch):  # The first batch twice: it compiles
+                        part = slice(max(first, 0), max(first, 0) + batch)
+                        images, scores = zip(*problems[part], strict=True)
+                        began = time.perf_counter()
+                        found = gpu.refine_scores(images, scores, params, sizes[part])  # Ends with labels on the CPU
+                        if first < 0:
+                            continue
+                        seconds += time.perf_counter() - began
+                        equal += [float((f.labels == e).mean()) for f, e in zip(found, expected[part], strict=True)]
+                    row = f"{name}, {classes} | {batch} | {1e3 * seconds / len(problems):.1f}"
+                    print(f"| {row} | {np.mean(equal):.5%} | {min(equal):.4%} |", flush=True)
 
 
 def carry(folder: Path) -> None:
@@ -263,7 +318,7 @@ def main() -> None:
     parser.add_argument("--do", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.do:
-        work: dict[str, Any] = {"parity": parity, "archive": archive, "resume": resume, "crf": crf}
+        work: dict[str, Any] = {"parity": parity, "archive": archive, "resume": resume, "crf": crf, "crf-gpu": crf_gpu}
         work[args.do[0]](*args.do[1:])
     elif args.list:
         print("\n".join(parts()))

@@ -47,7 +47,7 @@ class PredictParams:
     """Mean-field parameters; None leaves the scores unrefined."""
 
     crf_engine: Backend = "auto"
-    """Engine of the CRF; auto takes the native one where it is built."""
+    """Engine of the CRF; auto takes the native one where it is built. cuda: on the GPU that scores."""
 
     mask_size: Literal["own", "working"] = "own"
     """Masks at the photograph's own size (scaled by nearest), or at the working size."""
@@ -281,6 +281,21 @@ class Predictor:
             self.params.crf,
             extent_px=scores.extent_px,
             backend=self.params.crf_engine,
+        )
+
+    @property
+    def refines_on_gpu(self) -> bool:
+        """Whether the CRF belongs where the scores are made."""
+        return self.params.crf_engine == "cuda"
+
+    def refine_batch(self, pixels: Sequence[np.ndarray], scores: Sequence[ScoreMap]) -> list[Refined]:
+        """`refine` of many images, with the same labels; on a GPU together."""
+        return dense_crf.refine_batch(
+            pixels,
+            [of_image.scores for of_image in scores],
+            self.params.crf,
+            [of_image.extent_px for of_image in scores],
+            self.params.crf_engine,
         )
 
     def mask(self, labels: np.ndarray, width: int, height: int) -> np.ndarray:

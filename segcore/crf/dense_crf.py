@@ -1,14 +1,15 @@
 """The fully connected CRF of the DeepLab papers, from network scores to labels of one image.
 
 Owns the parameters, their published values, the checks at the door and the choice of engine. The engine itself is
-`segcore/_crf` (C++ in `segcore/crf`); where it is missing, pydensecrf does the work at a tenth of the speed.
+`segcore/_crf` (C++ in `segcore/crf`); where it is missing, pydensecrf does the work at a tenth of the speed. On request
+a GPU does it (`gpu.py`).
 Spreading images over cores and machines is left to `tasks`.
 """
 
 import functools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType, ModuleType
 from typing import Annotated, Any, Literal
@@ -40,7 +41,7 @@ SUM_TOLERANCE = 1e-3
 MOST_CLASSES = 255
 """Of the engines, whose labels are uint8; of more, `refine_scores` gives an image's most probable ones to them."""
 
-Backend = Literal["auto", "native", "pydensecrf"]
+Backend = Literal["auto", "native", "pydensecrf", "cuda"]
 Normalization = Literal["symmetric", "caffe"]
 
 
@@ -165,13 +166,18 @@ def refine(
 
     image: (H, W, 3) uint8, RGB.
     probabilities: (C, H, W) float32 or float16, not negative, summing to 1 over C.
-    backend: "native", "pydensecrf", or "auto" for the first of them that is there.
+    backend: "native", "pydensecrf", "auto" for the first of them that is there, or "cuda".
     Returns probabilities of the same shape, float32.
     """
     image = _checked_image(image)
     probabilities = _checked_probabilities(probabilities, image.shape[:2])
     _check_reach(params, image.shape[:2])
-    if _choose(backend) == "pydensecrf":
+    engine = _choose(backend)
+    if engine == "cuda":
+        from segcore.crf import gpu
+
+        return gpu.refine(image, probabilities, params)
+    if engine == "pydensecrf":
         return _refine_pydensecrf(image, probabilities, params)
     marginals = np.zeros(probabilities.shape, np.float32)
     native.refine(image, probabilities, _values(params), marginals)
@@ -193,19 +199,18 @@ def refine_scores(
     params: None leaves the CRF out.
     extent_px: (height, width) of that rectangle, at least (H, W); the image is its top left part, as where a network's
         input was padded at the bottom and on the right. None: the image alone.
-    backend: "native", "pydensecrf", or "auto" for the first of them that is there.
+    backend: "native", "pydensecrf", "auto" for the first of them that is there, or "cuda".
     """
-    image = _checked_image(image)
-    scores = _checked_scores(scores)
+    image, scores, (extent_height, extent_width) = _checked(image, scores, params, extent_px)
     height, width = image.shape[:2]
-    extent_height, extent_width = (height, width) if extent_px is None else extent_px
-    if extent_height < height or extent_width < width:
-        raise ValueError(f"extent_px {extent_height} x {extent_width} must hold the image, {height} x {width}")
-    if params is not None:
-        _check_reach(params, (height, width))
     if len(scores) > MOST_CLASSES:
         return _refine_many(image, scores, params, (extent_height, extent_width), backend)
-    if _choose(backend) == "pydensecrf":
+    engine = _choose(backend)
+    if engine == "cuda":
+        from segcore.crf import gpu
+
+        return gpu.refine_scores([image], [scores], params, [(extent_height, extent_width)])[0]
+    if engine == "pydensecrf":
         return _refine_scores_numpy(image, scores, params, (extent_height, extent_width))
     labels = np.empty((height, width), np.uint8)
     labels_before = np.empty((height, width), np.uint8)
@@ -226,6 +231,24 @@ def refine_scores(
     return Refined(labels, labels_before, class_pixels, class_confidence, confidence, entropy, changed)
 
 
+def refine_batch(
+    images: Sequence[np.ndarray],
+    scores: Sequence[np.ndarray],
+    params: CrfParams | None,
+    extents_px: Sequence[tuple[int, int]],
+    backend: Backend = "auto",
+) -> list[Refined]:
+    """`refine_scores` of many images, with the same labels; on a GPU together, elsewhere one after the other."""
+    each = zip(images, scores, extents_px, strict=True)
+    if choose_engine(backend) != "cuda" or any(len(of_image) > MOST_CLASSES for of_image in scores):
+        return [refine_scores(image, s, params, extent_px=extent, backend=backend) for image, s, extent in each]
+    from segcore.crf import gpu
+
+    require_engine(backend)
+    checked = [_checked(image, of_image, params, extent) for image, of_image, extent in each]
+    return gpu.refine_scores([c[0] for c in checked], [c[1] for c in checked], params, [c[2] for c in checked])
+
+
 def engine_digest() -> str:
     """Digest of the sources and compiler flags that the native engine was built from; "" where there is none."""
     return "" if native is None else str(getattr(native, "source_digest", ""))
@@ -236,10 +259,15 @@ def engine_name() -> str:
     return "pydensecrf" if native is None else str(native.engine_name())
 
 
-def choose_engine(backend: Backend) -> Literal["native", "pydensecrf"]:
-    """The engine that a backend means here. ValueError, with the remedy, for one that is not here."""
-    if backend not in ("auto", "native", "pydensecrf"):
-        raise ValueError(f'backend must be "auto", "native" or "pydensecrf", got {backend!r}')
+def choose_engine(backend: Backend) -> Literal["native", "pydensecrf", "cuda"]:
+    """The engine that a backend means here. ValueError, with the remedy, for one that is not here.
+
+    Of "cuda" nothing is asked: who plans a job on a cluster may have no GPU (`require_engine`).
+    """
+    if backend not in ("auto", "native", "pydensecrf", "cuda"):
+        raise ValueError(f'backend must be "auto", "native", "pydensecrf" or "cuda", got {backend!r}')
+    if backend == "cuda":
+        return "cuda"
     if native is None and backend == "native":
         raise ValueError(
             f"The native CRF engine is not built here ({missing}): install g++ and python3-dev, then run `make setup` "
@@ -252,8 +280,35 @@ def choose_engine(backend: Backend) -> Literal["native", "pydensecrf"]:
     return "pydensecrf"
 
 
+def require_engine(backend: Backend) -> None:
+    """ValueError, with the remedy, where this process cannot refine by the engine that a backend means."""
+    if choose_engine(backend) != "cuda":
+        return
+    if not _has_gpu():
+        raise ValueError(
+            "The CRF engine cuda needs a GPU on which PyTorch computes, and there is none here: leave the engine out, "
+            "and the CRF runs on the cores."
+        )
+    if not extras.is_here("triton"):
+        raise ValueError(
+            "The CRF engine cuda needs Triton, which PyTorch's builds with CUDA bring on Linux: pip install triton, or "
+            "leave the engine out, and the CRF runs on the cores."
+        )
+
+
+@functools.cache
+def _has_gpu() -> bool:
+    if not extras.is_here("torch"):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _choose(backend: Backend) -> str:
     engine = choose_engine(backend)
+    if engine == "cuda":
+        require_engine(backend)
     if native is None and backend == "auto":
         _say_slow()
     return engine
@@ -268,6 +323,21 @@ def _say_slow() -> None:
 def _values(params: CrfParams) -> list[float]:
     values = [getattr(params, field.name) for field in fields(params)]
     return [float(value == "caffe") if isinstance(value, str) else float(value) for value in values]
+
+
+def _checked(
+    image: np.ndarray, scores: np.ndarray, params: CrfParams | None, extent_px: tuple[int, int] | None
+) -> tuple[NDArray[np.uint8], NDArray[np.float16], tuple[int, int]]:
+    """Image, scores and extent, as the engines take them."""
+    image = _checked_image(image)
+    scores = _checked_scores(scores)
+    height, width = image.shape[:2]
+    extent_height, extent_width = (height, width) if extent_px is None else extent_px
+    if extent_height < height or extent_width < width:
+        raise ValueError(f"extent_px {extent_height} x {extent_width} must hold the image, {height} x {width}")
+    if params is not None:
+        _check_reach(params, (height, width))
+    return image, scores, (extent_height, extent_width)
 
 
 def _checked_image(image: np.ndarray) -> NDArray[np.uint8]:

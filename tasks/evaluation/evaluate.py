@@ -13,18 +13,18 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Annotated, Literal
+from typing import Annotated
 
 import annotated_types
 from pydantic import BaseModel, BeforeValidator
 
 from segcore.crf import dense_crf
-from segcore.crf.dense_crf import CrfParams
+from segcore.crf.dense_crf import Backend, CrfParams
 from segcore.metrics.comparison import AlarmParams
 from segcore.metrics.evaluation import Around
 from segcore.models import checkpoint
 from segcore.scoring.inference import DEEPLAB_V2_MSC, PSPNET_MULTI_SCALE, InferenceParams
-from tasks import storage
+from tasks import engines, storage
 from tasks.commit import commit
 from tasks.datasets.shards import DatasetManifest, Split, read_manifest
 from tasks.engines import EngineName
@@ -64,8 +64,8 @@ class ReevaluateJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
     crf: Annotated[CrfParams | None, BeforeValidator(dense_crf.named_params)] = CrfParams()
     """Measure with the CRF too; figures come without and with it. Parameters, or a preset's name; None: without."""
 
-    crf_engine: Literal["auto", "native", "pydensecrf"] = "auto"
-    """Engine of the CRF; auto takes the native one where it is built."""
+    crf_engine: Backend = "auto"
+    """Engine of the CRF; auto takes the native one where it is built. cuda: on the GPU that scores."""
 
     alarm: AlarmParams = AlarmParams()
     """When a difference from the baseline is worth an alarm."""
@@ -105,7 +105,7 @@ class Evaluation:
 
     inference: InferenceParams
     crf: CrfParams | None
-    crf_engine: Literal["native", "pydensecrf"]
+    crf_engine: Backend
     dataset: str
     """Name of the dataset and its split."""
 
@@ -161,6 +161,8 @@ def evaluations_of(job: ReevaluateJob, model: RegisteredModel, manifest: Dataset
         protocols["multi-scale"] = dataclasses.replace(ours, precision=job.inference.precision)
     try:
         engine = dense_crf.choose_engine(job.crf_engine)
+        if job.crf is not None and engines.choose(job.engine) == "local":
+            dense_crf.require_engine(engine)
     except ValueError as error:
         raise JobError(str(error)) from None
     around: Around = "void" if split.void_pixels else "borders"

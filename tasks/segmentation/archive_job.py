@@ -20,7 +20,7 @@ import annotated_types
 from pydantic import BaseModel, BeforeValidator
 
 from segcore.crf import dense_crf
-from segcore.crf.dense_crf import CrfParams
+from segcore.crf.dense_crf import Backend, CrfParams
 from segcore.datasets import near_duplicates
 from segcore.images import raw
 from segcore.images.decoding import MAX_PIXELS, Reading
@@ -80,8 +80,8 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     crf: Annotated[CrfParams | None, BeforeValidator(dense_crf.named_params)] = CrfParams()
     """Sharpen masks by the fully connected CRF; None leaves the scores unrefined. Parameters, or a preset's name."""
 
-    crf_engine: Literal["auto", "native", "pydensecrf"] = "auto"
-    """Engine of the CRF; auto takes the native one where it is built."""
+    crf_engine: Backend = "auto"
+    """Engine of the CRF; auto takes the native one where it is built. cuda: on the GPU that scores."""
 
     mask_size: Literal["own", "working"] = "own"
     """Masks at the photograph's own size (scaled by nearest), or at the working size."""
@@ -379,6 +379,8 @@ def _identify(job: ArchiveJob) -> Identity:
         card, digest = checkpoint.describe(local_model(job.model), untrained=job.untrained, seed=job.seed)
         predict = job.predict.resolved()
         require_usable(card, predict.inference)
+        if predict.crf is not None and engines.choose(job.engine, cpus=job.cpus, gpus=job.gpus) == "local":
+            dense_crf.require_engine(predict.crf_engine)
     except ValueError as error:
         raise JobError(str(error)) from None
     is_large = predict.inference.long_side_px is None or len(card.classes) > MOST_BYTE_CLASSES

@@ -2,9 +2,10 @@
 
 import functools
 
+from segcore.crf import dense_crf
 from segcore.models import checkpoint
 from segcore.models.checkpoint import LoadedModel, PackedModel
-from segcore.predictor import Predictor
+from segcore.predictor import Predictor, PredictParams
 from tasks.errors import JobError
 from tasks.models.remote import local_model
 from tasks.stream.units import MaskParams
@@ -16,6 +17,16 @@ def predictor_of(params: MaskParams, packed: PackedModel | None = None) -> Predi
         # One thread: there is a worker on every core
         return Predictor(functools.partial(_load, params, packed), params.predict, num_threads=1)
     except ValueError as error:  # The CRF engine that the run began with
+        raise JobError(f"Not every node can do this job. {error}") from None
+
+
+def require_crf_engine(params: PredictParams) -> None:
+    """Raises JobError where a process that is to refine cannot: it has no GPU, and the job's CRF runs on one."""
+    if params.crf is None:
+        return
+    try:
+        dense_crf.require_engine(params.crf_engine)
+    except ValueError as error:
         raise JobError(f"Not every node can do this job. {error}") from None
 
 

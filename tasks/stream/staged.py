@@ -1,7 +1,8 @@
 """The same unit in three pairs of hands, where scoring has a device of its own: read, score, finish.
 
-Between them travel pixels at working size and scores of stride 8 in float16, never full-resolution probabilities. What
-is done to an image is in `worker.py`'s parts; a unit done whole has the same rows.
+Between them travel pixels at working size and scores of stride 8 in float16, or labels where the CRF runs on the GPU
+too; never full-resolution probabilities. What is done to an image is in `worker.py`'s parts; a unit done whole has the
+same rows.
 """
 
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from segcore.crf.dense_crf import Refined
 from segcore.images.decoding import Photograph
 from segcore.images.errors import ImageError
 from segcore.images.regions import TiffRegions
@@ -68,9 +70,9 @@ class Finished:
 
 @dataclass
 class ScoredUnit:
-    """What the network says of the images of a `ReadUnit`."""
+    """What the network says of the images of a `ReadUnit`; labels, where the GPU has refined them."""
 
-    maps: list[ScoreMap | ImageError | Finished]
+    maps: list[ScoreMap | Refined | ImageError | Finished]
     device: str
     stage: Stage
 
@@ -109,7 +111,7 @@ class StagedWorker(UnitWorker):
         start, waits = time.perf_counter(), read.stage.waited("score")
         beat("score")  # What comes before the first batch is watched too
         give_back_memory()
-        maps: list[ScoreMap | ImageError | Finished] = []
+        maps: list[ScoreMap | Refined | ImageError | Finished] = []
         windowed = self._through_windows(read, beat)
         images = [
             image
@@ -122,13 +124,16 @@ class StagedWorker(UnitWorker):
         except (JobError, DeviceShortError):
             raise
         except Exception:  # One image may have spoilt its batch
-            maps = [self._score_alone(image, beat) for image in images]
+            maps = [self._alone("score", image, None, beat) for image in images]
             if any(isinstance(scores, ImageError) for scores in maps):
                 # Where a plain grey image fails too, it is not the images' fault, and no row may say so
                 self.predictor.score([GREY])
+        scored = time.perf_counter()
+        if self.predictor.refines_on_gpu:
+            self._refine(images, maps, beat)
         for number, finished in windowed.items():  # In the order of the images
             maps.insert(number, finished)
-        seconds = {**read.stage.seconds, "score": time.perf_counter() - start}
+        seconds = {**read.stage.seconds, "score": scored - start, "refine": time.perf_counter() - scored}
         return ScoredUnit(maps, self.predictor.device, Stage(seconds, waits, time.time()))
 
     def _through_windows(self, read: ReadUnit, beat: Beat) -> dict[int, Finished | ImageError]:
@@ -151,16 +156,38 @@ class StagedWorker(UnitWorker):
                 done[number] = failure_of("scoring", error)
         return done
 
-    def _score_alone(self, image: np.ndarray, beat: Beat) -> ScoreMap | ImageError:
-        beat("score")
+    def _refine(
+        self, images: list[np.ndarray], maps: list[ScoreMap | Refined | ImageError | Finished], beat: Beat
+    ) -> None:
+        """Put labels in the place of the scores, refined together; where that fails, each alone."""
+        todo = [(number, image, scores) for number, (image, scores) in enumerate(zip(images, maps, strict=True))]
+        whole = [(number, image, scores) for number, image, scores in todo if isinstance(scores, ScoreMap)]
+        beat("refine")
+        refined: list[Refined] | list[ScoreMap | Refined | ImageError]
         try:
-            return self.score(image)
+            refined = self.predictor.refine_batch([image for _, image, _ in whole], [scores for _, _, scores in whole])
+        except (JobError, DeviceShortError):
+            raise
+        except Exception:
+            refined = [self._alone("refine", image, scores, beat) for _, image, scores in whole]
+            if any(isinstance(labels, ImageError) for labels in refined):
+                self.predictor.refine(GREY, self.predictor.score([GREY])[0])
+        for (number, _, _), labels in zip(whole, refined, strict=True):
+            maps[number] = labels
+
+    def _alone(
+        self, stage: str, image: np.ndarray, scores: ScoreMap | None, beat: Beat
+    ) -> ScoreMap | Refined | ImageError:
+        """Scores of one image, or labels of its scores, or why there are none."""
+        beat(stage)
+        try:
+            return self.score(image) if scores is None else self.predictor.refine(image, scores)
         except (JobError, DeviceShortError):
             raise
         except Exception as error:
             if "CUDA error" in str(error):  # Which leaves the device unusable for its process
                 raise SystemExit(1) from None
-            return failure_of("scoring", error)
+            return failure_of("scoring" if scores is None else self.last.what, error)
 
     def finish_unit(self, read: ReadUnit, scored: ScoredUnit, beat: Beat) -> UnitReport:
         """Refine, encode, commit."""
@@ -186,6 +213,10 @@ class StagedWorker(UnitWorker):
                         continue
                     assert isinstance(image, np.ndarray), "what is read region by region has its columns by now"
                     beat("refine")
+                    if isinstance(scores, Refined):
+                        rows.append(self.last.base_row(record) | self.last.columns_of(record, scores, scored.device))
+                        report.count(record)
+                        continue
                     record.scores_shape, record.extent_px = scores.scores.shape, scores.extent_px
                     columns = self.last.columns(record, image, scores.scores, scored.device)
                 except JobError:
@@ -195,6 +226,7 @@ class StagedWorker(UnitWorker):
             rows.append(self.last.base_row(record) | columns)
             report.count(record)
         self.commit(read.unit, rows, report, beat)
-        report.seconds = {**scored.stage.seconds, "refine": time.perf_counter() - start}
+        seconds = scored.stage.seconds
+        report.seconds = {**seconds, "refine": seconds.get("refine", 0.0) + time.perf_counter() - start}
         report.waits = waits
         return report

@@ -30,7 +30,7 @@ from tasks.archive.entry_bytes import read_entries
 from tasks.errors import JobError
 from tasks.storage import Location
 from tasks.stream.isolation import Apart, ImageLimits
-from tasks.stream.model import predictor_of
+from tasks.stream.model import predictor_of, require_crf_engine
 from tasks.stream.rows import GREY, MaskRows, failure_of, give_back_memory
 from tasks.stream.units import Destination, MaskParams, Record, Unit, UnitReport
 
@@ -83,7 +83,11 @@ class UnitWorker:
         self.last = work.last(work.params, work.destination)
 
     def warm(self) -> None:
-        """Load the model, and let the libraries make what they make at the first image."""
+        """Load the model, and let the libraries make what they make at the first image.
+
+        Raises JobError where the CRF's GPU is not here.
+        """
+        require_crf_engine(self.predictor.params)
         self.predictor.score([GREY])
 
     def __call__(self, unit: Unit, beat: Beat, isolated: bool = False) -> UnitReport:

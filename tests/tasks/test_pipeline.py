@@ -8,9 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import segcore
+from segcore.crf import gpu
 from segcore.images import masks
 from segcore.images.errors import ErrorKind
 from segcore.predictor import PredictParams
+from segcore.scoring import hardware
 from segcore.scoring.inference import InferenceParams
 from tasks.archive.sources import Source, list_source
 from tasks.errors import JobError
@@ -21,6 +23,7 @@ from tasks.stream.staged import StagedWorker
 from tasks.stream.units import Destination, Unit
 from tasks.stream.worker import UnitWork
 from tests.conftest import photograph
+from tests.gpu_kernels_on_cpu import put_in_place
 from tests.odd_images import cut_files, odd_files, sound_files
 
 
@@ -46,15 +49,15 @@ def unwatched(stage):
     pass
 
 
-def worker_of(folder, output):
-    job = ArchiveJob(source=str(folder), output=str(output), inference={"long_side_px": 97})
+def worker_of(folder, output, **job):
+    job = ArchiveJob(source=str(folder), output=str(output), inference={"long_side_px": 97}, **job)
     destination = Destination(locate(str(output)), "run", locate(str(folder)))
     return StagedWorker(UnitWork(mask_params(job, identify(job)), destination))
 
 
-def rows_of(unit, output, how):
+def rows_of(unit, output, how, **job):
     folder, unit = unit
-    worker = worker_of(folder, output)
+    worker = worker_of(folder, output, **job)
     if how == "staged":
         read = worker.read_unit(unit, unwatched)
         report = worker.finish_unit(read, worker.score_unit(read, unwatched), unwatched)
@@ -71,6 +74,45 @@ def test_whole_staged_and_isolated_units_have_the_same_rows(unit, tmp_path):
     assert {row["error_kind"] for row in expected} == {None, ErrorKind.EMPTY, ErrorKind.NOT_AN_IMAGE}
     assert rows_of(unit, tmp_path / "isolated", "isolated") == expected
     assert rows_of(unit, tmp_path / "staged", "staged") == expected
+
+
+def test_with_the_crf_on_the_gpu_too(unit, tmp_path, monkeypatch):
+    """Labels travel instead of scores; here the GPU is this CPU."""
+    put_in_place(monkeypatch)
+    expected = rows_of(unit, tmp_path / "native", "whole")
+    staged, whole = (rows_of(unit, tmp_path / how, how, crf_engine="cuda") for how in ("staged", "whole"))
+    assert staged == whole
+    for ours, native in zip(staged, expected, strict=True):
+        assert ours["error_kind"] == native["error_kind"] and (ours["mask"] is None) == (native["mask"] is None)
+        if ours["mask"] is not None:
+            assert (masks.decode_mask(ours["mask"]) == masks.decode_mask(native["mask"])).mean() > 0.999
+            assert ours["entropy"] == pytest.approx(native["entropy"], abs=1e-5)
+
+    worker = worker_of(unit[0], tmp_path / "spoilt", crf_engine="cuda")
+    refine = gpu.refine_scores
+
+    def spoilt(images, *others):
+        if any(image.shape[:2] == (60, 40) for image in images):
+            raise RuntimeError("a broken kernel")
+        return refine(images, *others)
+
+    monkeypatch.setattr(gpu, "refine_scores", spoilt)
+    read = worker.read_unit(unit[1], unwatched)
+    report = worker.finish_unit(read, worker.score_unit(read, unwatched), unwatched)
+    assert report.images == 7 and report.errors == {"empty": 1, "not_an_image": 2, "failed": 1}
+
+
+@pytest.mark.skipif(hardware.shows_gpu(), reason="there is a GPU")
+def test_without_a_gpu_the_crf_on_it_is_refused_before_anything_starts(unit, tmp_path):
+    asked = {"source": str(unit[0]), "output": str(tmp_path / "out"), "crf_engine": "cuda"}
+    with pytest.raises(JobError, match=r"needs a GPU.*leave the engine out"):
+        identify(ArchiveJob(**asked))
+    identify(ArchiveJob(**asked, crf=None))
+    # On a cluster, whose driver may have none, each worker says it
+    job = ArchiveJob(**asked, engine="ray")
+    destination = Destination(locate(str(tmp_path / "out")), "run", locate(str(unit[0])))
+    with pytest.raises(JobError, match=r"Not every node can do this job\. The CRF engine cuda needs a GPU"):
+        StagedWorker(UnitWork(mask_params(job, identify(job)), destination)).warm()
 
 
 def test_library_archive_and_evaluation_have_the_same_mask(tmp_path):
