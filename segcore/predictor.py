@@ -47,7 +47,7 @@ class PredictParams:
     """Mean-field parameters; None leaves the scores unrefined."""
 
     crf_engine: Backend = "auto"
-    """Engine of the CRF; auto takes the native one where it is built. cuda: on the GPU that scores."""
+    """Engine of the CRF; auto takes the native one where it is built; cuda: on the GPU that scores."""
 
     mask_size: Literal["own", "working"] = "own"
     """Masks at the photograph's own size (scaled by nearest), or at the working size."""

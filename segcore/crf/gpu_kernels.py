@@ -165,9 +165,9 @@ def padded(channels: int) -> int:
 
 
 def _grid(num: int, channels: int) -> tuple[tuple[int], dict[str, Any]]:
-    """A program works on 2,048 numbers or so; an interpreted one on all, since each operation has a price."""
+    """A program works on 1,024 numbers or so; an interpreted one on all, since each operation has a price."""
     width = 1 << (channels - 1).bit_length()
-    block = 1 << (num - 1).bit_length() if INTERPRETED else max(1, 2048 // width)
+    block = 1 << (num - 1).bit_length() if INTERPRETED else max(1, 1024 // width)
     return (-(-num // block),), {"channels": channels, "width": width, "block": block}
 
 

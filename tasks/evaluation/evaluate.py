@@ -65,7 +65,7 @@ class ReevaluateJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
     """Measure with the CRF too; figures come without and with it. Parameters, or a preset's name; None: without."""
 
     crf_engine: Backend = "auto"
-    """Engine of the CRF; auto takes the native one where it is built. cuda: on the GPU that scores."""
+    """Engine of the CRF; auto takes the native one where it is built; cuda: on the GPU that scores."""
 
     alarm: AlarmParams = AlarmParams()
     """When a difference from the baseline is worth an alarm."""

@@ -81,7 +81,7 @@ class ArchiveJob(BaseModel, frozen=True, extra="forbid", use_attribute_docstring
     """Sharpen masks by the fully connected CRF; None leaves the scores unrefined. Parameters, or a preset's name."""
 
     crf_engine: Backend = "auto"
-    """Engine of the CRF; auto takes the native one where it is built. cuda: on the GPU that scores."""
+    """Engine of the CRF; auto takes the native one where it is built; cuda: on the GPU that scores."""
 
     mask_size: Literal["own", "working"] = "own"
     """Masks at the photograph's own size (scaled by nearest), or at the working size."""

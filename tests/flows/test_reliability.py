@@ -23,13 +23,13 @@ from tests.conftest import photograph
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-NUM_PHOTOGRAPHS = 96
+NUM_PHOTOGRAPHS = 60
 NUM_KILLS = 5  # Each of a folder and of a bucket; `make faults` has more
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
-    """96 photographs and a few bad files: 30 parts."""
+    """Photographs and a few bad files: some twenty parts."""
     folder = tmp_path_factory.mktemp("archive")
     for number in range(NUM_PHOTOGRAPHS):
         photograph(number, (240, 180) if number % 3 else (180, 240)).save(folder / f"{number:03d}.jpg")

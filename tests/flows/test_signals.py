@@ -16,7 +16,7 @@ from tests.processes import end_all, marked
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-IMAGES = 24
+IMAGES = 16
 
 PATIENCE_S = 120
 """After which a command that was told to stop counts as hanging; no measurement."""
@@ -24,7 +24,7 @@ PATIENCE_S = 120
 MARK = "SEGMENT_ARCHIVE_TEST_SIGNALS"
 """In the environment of a command and so of all that it starts, also of what has lost its parent."""
 
-GOES_ON = re.compile(r"Stopped\. (\d+ of 24 are done; t|T)he same command goes on\.")
+GOES_ON = re.compile(r"Stopped\. (\d+ of 16 are done; t|T)he same command goes on\.")
 
 
 @pytest.fixture(scope="module")
