@@ -43,7 +43,7 @@ def segment_archive(job: ArchiveJob, step: Step) -> ArchiveReport:
     with processes.without_pandas():
         with engines.opened(job.engine, cpus=job.cpus, gpus=job.gpus) as engine:
             if _is_new(job.output):
-                engine.begin()  # While this process loads what it needs itself
+                engine.begin(job.inference.precision)  # While this process loads what it needs itself
             from tasks.segmentation.archive_job import list_archive
             from tasks.segmentation.session import segment_remaining
 

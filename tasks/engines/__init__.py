@@ -62,8 +62,8 @@ class Engine(Protocol):
     name: str
     """"local" or "ray"."""
 
-    def begin(self) -> None:
-        """Start workers that import what units need, before anything else is known of them; returns at once."""
+    def begin(self, precision: str = "auto") -> None:
+        """Start workers that import what units need, before more is known than the precision; returns at once."""
 
     def prepare(self, work: "UnitWork") -> None:
         """Start workers that load the model of this work; returns at once."""

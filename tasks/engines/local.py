@@ -76,9 +76,10 @@ class _Held:
         return self._worker
 
 
-def _scoring_modules() -> tuple[str, ...]:
+def _scoring_modules(precision: str) -> tuple[str, ...]:
     """What takes longest to import of what a worker most likely needs."""
-    if extras.is_here("torch") and (hardware.may_have_gpu() or hardware.multiplies_bf16()):
+    in_bf16 = precision != "fp32" and hardware.multiplies_bf16()
+    if extras.is_here("torch") and (hardware.may_have_gpu() or in_bf16):
         return ("torch", "segcore.scoring.device")
     return ("segcore.scoring.onnx_scorer", "onnxruntime")
 
@@ -117,12 +118,12 @@ class LocalEngine:
             cache.close_log(self._log)
             self._log = None
 
-    def begin(self) -> None:
+    def begin(self, precision: str = "auto") -> None:
         """Start workers that import what units need; returns at once."""
         if not self._workers:
             self._start(self.num_workers)
             for worker in self._workers:
-                worker.load(("tasks.stream.worker", "segcore.models.checkpoint", *_scoring_modules()))
+                worker.load(("tasks.stream.worker", "segcore.models.checkpoint", *_scoring_modules(precision)))
 
     def prepare(self, work: UnitWork) -> None:
         """Start workers that load the model of this work; returns at once."""

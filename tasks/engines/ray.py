@@ -73,7 +73,7 @@ class RayEngine:
     ) -> None:
         self._disconnect()
 
-    def begin(self) -> None:
+    def begin(self, precision: str = "auto") -> None:
         """Nothing: the cluster is joined when there are units."""
 
     def prepare(self, work: UnitWork) -> None:

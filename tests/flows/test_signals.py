@@ -50,6 +50,8 @@ def start(source: Path, output: Path, engine: str) -> subprocess.Popen[str]:
         engine,
         "--long-side",
         "257",
+        "--precision",
+        "fp32",
     ]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
