@@ -31,7 +31,7 @@ from PIL import Image
 
 from benchmarks.conditions import conditions
 from benchmarks.models import read_photographs
-from segcore import models
+from segcore import extras, models
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = torch.cuda.is_available()
@@ -59,7 +59,8 @@ def parts() -> dict[str, list[str]]:
     found["resume"] = ["-m", ME, "--do", "resume"]
     found["archive"] = ["-m", ME, "--do", "archive", "deeplab_v2_resnet101" if HERE else "pspnet14"]
     found["crf"] = ["-m", ME, "--do", "crf"]
-    found["crf-gpu"] = ["-m", ME, "--do", "crf-gpu"]
+    if HERE or extras.is_here("triton"):  # A gigabyte, which comes with PyTorch for CUDA
+        found["crf-gpu"] = ["-m", ME, "--do", "crf-gpu"]
     return found
 
 

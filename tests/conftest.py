@@ -15,18 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segcore.scoring import hardware
-
 # Before anything imports torch or Ray: the tests share two cores with the servers that they start
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-
-# Triton decides at its import whether kernels are compiled or interpreted
-if not hardware.shows_gpu():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from segcore.crf import gpu_kernels, gpu_lattice
+from segcore.crf import gpu_lattice
 from segcore.crf.dense_crf import LEAST_PROBABILITY, CrfParams, Refined
 from segcore.crf.gpu_lattice import Lattice
 
@@ -22,6 +22,12 @@ DEVICE = "cuda"
 
 PIXELS_AT_ONCE = 2_000_000
 """Of the images of one batch; a pixel of 21 classes takes about 1 KB of the GPU's memory."""
+
+_NOTHING = float("-inf")
+"""Potential of a channel that is padding: its marginal is 0."""
+
+_Sent = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Values at the vertices (rows, channels), rows and weights of each pixel (pixels, corners)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class _Kernel:
     splatted: torch.Tensor
     sliced: torch.Tensor
 
-    def message(self, marginals: torch.Tensor) -> gpu_kernels.Sent:
+    def message(self, marginals: torch.Tensor) -> _Sent:
         return self.lattice.send(marginals, self.splatted), self.lattice.rows, self.sliced
 
 
@@ -69,8 +75,8 @@ def refine(image: np.ndarray, probabilities: np.ndarray, params: CrfParams) -> n
     given = torch.tensor(probabilities, device=DEVICE).flatten(1)
     best, wins = given.amax(1), torch.bincount(given.argmax(0), minlength=len(given))
     kept = _kept(best.cpu().numpy(), wins.cpu().numpy(), params)
-    channels = gpu_kernels.padded(len(kept))
-    unary = given.new_full((given.shape[1], channels), float(gpu_kernels.NOTHING.value))
+    channels = _padded(len(kept))
+    unary = given.new_full((given.shape[1], channels), _NOTHING)
     unary[:, : len(kept)] = given[torch.tensor(kept, device=DEVICE)].clamp(LEAST_PROBABILITY, 1).log().T
     marginals = _marginals(unary, _kernels([image], params), params.iterations)
     out = np.zeros(probabilities.shape, np.float32)
@@ -107,7 +113,7 @@ def _refine_batch(
         # Rows of one length together: how long they are decides roundings
         groups: dict[int, list[int]] = {}
         for number, classes in enumerate(kept):
-            groups.setdefault(gpu_kernels.padded(len(classes)), []).append(number)
+            groups.setdefault(_padded(len(classes)), []).append(number)
         for channels, group in groups.items():
             several = [(images[number], surveyed[number], kept[number]) for number in group]
             for number, found in zip(group, _labels(several, channels, params), strict=True):
@@ -144,9 +150,11 @@ def _labels(
     several: Sequence[tuple[np.ndarray, _Surveyed, np.ndarray]], channels: int, params: CrfParams
 ) -> list[torch.Tensor]:
     """(H * W,) int64 of each image, its scores and the classes that take part: the labels after the CRF."""
+    from segcore.crf import gpu_kernels
+
     counts = [len(survey.before) for _, survey, _ in several]
     classes = [torch.tensor(kept, device=DEVICE) for _, _, kept in several]
-    unary = torch.full((sum(counts), channels), float(gpu_kernels.NOTHING.value), device=DEVICE)
+    unary = torch.full((sum(counts), channels), _NOTHING, device=DEVICE)
     for rows, kept, (_, survey, _) in zip(torch.split(unary, counts), classes, several, strict=True):
         log_probabilities = (survey.logits[kept] - survey.log_sum).clamp(math.log(LEAST_PROBABILITY), 0)
         rows[:, : len(kept)] = log_probabilities.T
@@ -157,6 +165,11 @@ def _labels(
     return [kept[channel.to(torch.int64)] for kept, channel in zip(classes, torch.split(found, counts), strict=True)]
 
 
+def _padded(channels: int) -> int:
+    """Channels of a row: few widths, since each is compiled; multiples of 16 bytes."""
+    return -(-channels // 4) * 4 if channels <= 24 else 1 << (channels - 1).bit_length()
+
+
 def _kept(best: np.ndarray, wins: np.ndarray, params: CrfParams) -> np.ndarray:
     """(K,), the classes that take part: see `CrfParams.min_probability`."""
     return np.flatnonzero((wins > 0) | (best > params.min_probability) | (params.min_probability <= 0))
@@ -164,6 +177,8 @@ def _kept(best: np.ndarray, wins: np.ndarray, params: CrfParams) -> np.ndarray:
 
 def _marginals(unary: torch.Tensor, kernels: tuple[_Kernel | None, _Kernel | None], iterations: int) -> torch.Tensor:
     """After so many steps of the mean field."""
+    from segcore.crf import gpu_kernels
+
     marginals = torch.empty_like(unary)
     gpu_kernels.update(unary, None, None, marginals=marginals)
     for _ in range(iterations):
@@ -173,7 +188,7 @@ def _marginals(unary: torch.Tensor, kernels: tuple[_Kernel | None, _Kernel | Non
 
 def _messages(
     marginals: torch.Tensor, kernels: tuple[_Kernel | None, _Kernel | None]
-) -> tuple[gpu_kernels.Sent | None, gpu_kernels.Sent | None]:
+) -> tuple[_Sent | None, _Sent | None]:
     bilateral, spatial = (None if kernel is None else kernel.message(marginals) for kernel in kernels)
     return bilateral, spatial
 

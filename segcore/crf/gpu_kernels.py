@@ -1,9 +1,9 @@
 """Triton kernels of the dense CRF on a GPU: sums over lattice vertices, blurring, and a mean-field step.
 
-Values are float32 rows of `channels` classes, of which the last may be padding. The kernels know of nothing but rows;
-which row is which vertex or pixel is in `gpu_lattice.py`. Their arguments have no types, which Triton would take for
-values of the GPU; the functions behind them have. With TRITON_INTERPRET=1, set before Triton's first import, they run
-on tensors of the CPU, operation by operation, which is how they are tested.
+Values are float32 rows of `channels` classes. The kernels know of nothing but rows; which row is which vertex or pixel
+is in `gpu_lattice.py`. Their arguments have no types, which Triton would take for values of the GPU; the functions
+behind them have. With TRITON_INTERPRET=1, set before Triton's first import, they run on tensors of the CPU, operation
+by operation, which is how they are tested.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-
-NOTHING = tl.constexpr(-1e30)
-"""Potential of a channel that is padding: its marginal is 0."""
 
 
 @triton.jit
@@ -141,7 +138,7 @@ def _update(
     live = at < num
     some = live[:, None] & (channel < channels)[None, :]
     own = at.to(tl.int64)[:, None] * channels + channel[None, :]
-    z = tl.load(unary + own, mask=some, other=NOTHING)
+    z = tl.load(unary + own, mask=some, other=-1e30)  # Which wins nowhere
     if with_bilateral:
         z += _sliced(values5, rows5, weights5, at, live, channel, channels, 6)
     if with_spatial:
@@ -155,13 +152,6 @@ def _update(
 
 INTERPRETED = not isinstance(_blur, triton.JITFunction)
 """Whether the kernels run on the CPU, operation by operation."""
-
-
-def padded(channels: int) -> int:
-    """Channels of a row: few widths, since each is compiled; multiples of 16 bytes, but for one channel."""
-    if channels == 1:
-        return 1
-    return -(-channels // 4) * 4 if channels <= 24 else 1 << (channels - 1).bit_length()
 
 
 def _grid(num: int, channels: int) -> tuple[tuple[int], dict[str, Any]]:
@@ -209,21 +199,18 @@ def slice_(out: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, weights:
     _slice[grid](out, values, rows, weights, len(rows), corners=rows.shape[1], **sizes)
 
 
-Sent = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Values at the vertices (rows, channels), rows and weights of each pixel (pixels, corners)."""
-
-
 def update(
     unary: torch.Tensor,
-    bilateral: Sent | None,
-    spatial: Sent | None,
+    bilateral: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
+    spatial: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
     *,
     marginals: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
 ) -> None:
     """One step of the mean field, into `marginals` or, of each pixel the most probable channel, into `labels`.
 
-    unary: (pixels, channels) float32, log probabilities. bilateral: 6 corners, spatial: 3; None: no such kernel.
+    unary: (pixels, channels) float32, log probabilities. bilateral, spatial: values at the vertices (rows, channels),
+        rows and weights of each pixel (pixels, corners), of 6 corners and of 3; None: no such kernel.
     marginals: (pixels, channels) float32. labels: (pixels,) uint8; of equals the first.
     """
     nothing = (unary, unary, unary)

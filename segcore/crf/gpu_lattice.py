@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import torch
 
-from segcore.crf import gpu_kernels
-
 _CHUNK = 32
 """Items that one row of a program adds up; longer sums are sums of such sums."""
 
@@ -65,10 +63,12 @@ class Lattice:
     levels: list[_Level]
 
     def send(self, values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Splat and blur: (rows, channels) at the vertices.
+        """Splat and blur: (rows, channels) at the vertices. Needs Triton.
 
         values: (pixels, channels) float32. weights: (items,) float32.
         """
+        from segcore.crf import gpu_kernels
+
         now = values.new_empty((self.num_rows, values.shape[1]))
         then = torch.empty_like(now)
         now[self.num_vertices] = 0
@@ -87,7 +87,9 @@ class Lattice:
         return torch.cat([weights.flatten(), weights.new_zeros(1)])[self.corner]
 
     def filtered(self, values: torch.Tensor) -> torch.Tensor:
-        """(pixels,) float32: one channel, splatted, blurred and sliced."""
+        """(pixels,) float32: one channel, splatted, blurred and sliced. Needs Triton."""
+        from segcore.crf import gpu_kernels
+
         out = torch.empty_like(values)
         sent = self.send(values[:, None], self.of_items(self.weights))
         gpu_kernels.slice_(out[:, None], sent, self.rows, self.weights * self.alpha)

@@ -1,86 +1,34 @@
-"""The CRF's engine for GPUs, without one: its kernels in Triton's interpreter, and all around them on a CPU."""
+"""The CRF's engine for GPUs, on this CPU: all but its kernels, which test_gpu_kernels.py has."""
 
 import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from segcore.crf import dense_crf, gpu, gpu_kernels
+from segcore.crf import gpu
 from segcore.crf.dense_crf import CRF_PRESETS, CrfParams, refine, refine_batch, refine_scores
-from tests.gpu_kernels_on_cpu import OnCpu, put_in_place
+from tests.gpu_kernels_on_cpu import put_in_place
+from tests.packages import installed
 from tests.segcore.crf.test_dense_crf import DATA, photograph, random_probabilities
 
 EXACT = CrfParams(min_probability=0)
-
-
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine "cuda" on this CPU, by Triton's interpreter (tests/conftest.py)."""
-    if not gpu_kernels.INTERPRETED:
-        pytest.skip("there is a GPU, for which the kernels are compiled")
-    monkeypatch.setattr(gpu, "DEVICE", "cpu")
-    monkeypatch.setattr(dense_crf, "require_engine", lambda backend: None)
+KERNELS = Path(__file__).with_name("test_gpu_kernels.py")
 
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same with plain PyTorch for the kernels."""
+    """The engine "cuda" with plain PyTorch for the kernels."""
     put_in_place(monkeypatch)
 
 
 def scores_of(rng: np.random.Generator, num_classes: int, height: int, width: int) -> np.ndarray:
     return (rng.normal(0, 3, (num_classes, height, width))).astype(np.float16)
-
-
-@pytest.mark.parametrize("num_channels", [1, 4, 20])
-def test_kernels_do_what_plain_pytorch_does(interpreted: None, num_channels: int) -> None:
-    random = torch.Generator().manual_seed(num_channels)
-    pixels, vertices = 70, 31
-
-    def both(name: str, out: torch.Tensor, *args: object, **kwargs: object) -> None:
-        found, expected = out.clone(), out.clone()
-        getattr(gpu_kernels, name)(found, *args, **kwargs)
-        getattr(OnCpu, name)(expected, *args, **kwargs)
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-        assert not torch.equal(found, out)
-
-    values = torch.rand((vertices + 1, num_channels), generator=random)
-    values[vertices] = 0
-    lengths = torch.randint(0, 9, (vertices,), generator=random)
-    last, first = lengths.cumsum(0).to(torch.int32), (lengths.cumsum(0) - lengths).to(torch.int32)
-    item = torch.randint(0, pixels, (int(last[-1]),), generator=random).to(torch.int32)
-    source, weight = torch.rand((pixels, num_channels), generator=random), torch.rand(len(item), generator=random)
-    target = torch.randperm(vertices, generator=random).to(torch.int32)
-    both("gather_sum", values, source, first, last, target, (item, weight))
-    both("gather_sum", values, torch.rand((len(item), num_channels)), first, last, target, None)
-    before, after = (torch.randint(0, vertices + 1, (vertices,), generator=random).to(torch.int32) for _ in range(2))
-    both("blur", values, torch.rand(values.shape), before, after)
-    rows5, rows2 = (torch.randint(0, vertices, (pixels, k), generator=random).to(torch.int32) for k in (6, 3))
-    weights5, weights2 = (torch.rand((pixels, k), generator=random) for k in (6, 3))
-    both("slice_", source, values, rows5, weights5)
-    sent = ((values, rows5, weights5), (values, rows2, weights2))
-    for bilateral, spatial in (sent, (sent[0], None), (None, sent[1]), (None, None)):
-        found, expected = (torch.empty_like(source) for _ in range(2))
-        gpu_kernels.update(source, bilateral, spatial, marginals=found)
-        OnCpu.update(source, bilateral, spatial, marginals=expected)
-        torch.testing.assert_close(found, expected)
-        labels, right = (torch.empty(pixels, dtype=torch.uint8) for _ in range(2))
-        gpu_kernels.update(source, bilateral, spatial, labels=labels)
-        OnCpu.update(source, bilateral, spatial, labels=right)
-        assert torch.equal(labels, right)
-
-
-def test_interpreted_it_gives_the_labels_of_pydensecrf(interpreted: None) -> None:
-    rng = np.random.default_rng(3)
-    image, scores = photograph(rng, 33, 41), scores_of(rng, 5, 5, 6)
-    found = refine_scores(image, scores, EXACT, backend="cuda")
-    assert np.array_equal(found.labels, refine_scores(image, scores, EXACT, backend="pydensecrf").labels)
-    assert 0 < found.changed < 1
 
 
 # Sizes that are no multiple of 4 make pydensecrf pad with a black pixel at the origin, which adds vertices
@@ -156,40 +104,6 @@ def test_real_photographs_get_the_labels_of_pydensecrf(on_cpu: None) -> None:
             assert (found == expected).mean() >= 0.9999
 
 
-COMPILE = r"""
-import re
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from segcore.crf import gpu_kernels as k
-P, I, S = "*fp32", "*i32", "i32"
-target = GPUTarget("cuda", 90, 32)
-def compiled(kernel, types, **sizes):
-    sizes |= {"channels": 20, "width": 32, "block": 32}
-    names = kernel.arg_names
-    signature = dict(zip(names, [*types, *["constexpr"] * len(sizes)], strict=True))
-    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types) if kind != S}  # As PyTorch's memory is
-    made = triton.compile(ASTSource(kernel, signature, sizes, aligned), target=target)
-    assert len(made.asm["cubin"]) > 1000, kernel
-    # Four channels at once, and nothing that registers have no room for
-    assert re.search(r"ld\.global[^;]*v4", made.asm["ptx"]) and ".local" not in made.asm["ptx"], kernel
-for weighted in (True, False):
-    compiled(k._gather_sum, [P, P, I, I, I, I, P, S], weighted=weighted)
-compiled(k._blur, [P, P, I, I, S])
-compiled(k._slice, [P, P, I, P, S], corners=6)
-for labels in (True, False):
-    compiled(k._update, [P, "*u8", P, P, I, P, P, I, P, S], with_bilateral=True, with_spatial=True, with_labels=labels)
-print("compiled")
-"""
-
-
-def test_the_kernels_compile_for_a_gpu() -> None:
-    environment = {**os.environ, "TRITON_DEFAULT_FP_FUSION": "1"}
-    environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
-    assert done.stdout == "compiled\n", done.stderr
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_the_labels_are_those_of_the_native_engine() -> None:
@@ -210,3 +124,13 @@ def test_without_a_gpu_it_is_refused_in_a_sentence() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match=r"needs a GPU.*leave the engine out"):
         refine_scores(photograph(rng, 8, 8), scores_of(rng, 3, 2, 2), EXACT, backend="cuda")
+
+
+@pytest.mark.slow
+def test_the_kernels_do_the_same_and_compile_for_a_gpu() -> None:
+    """With Triton, a gigabyte that nothing else here needs, in a process of its own."""
+    packages = installed("triton==3.9.0")
+    environment = os.environ | {"PYTHONPATH": packages, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", str(KERNELS)]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert told.returncode == 0 and "5 passed in" in told.stdout, told.stdout + told.stderr
