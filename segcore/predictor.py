@@ -286,7 +286,7 @@ class Predictor:
     @property
     def refines_on_gpu(self) -> bool:
         """Whether the CRF belongs where the scores are made."""
-        return self.params.crf_engine == "cuda"
+        return self.params.crf is not None and self.params.crf_engine == "cuda"
 
     def refine_batch(self, pixels: Sequence[np.ndarray], scores: Sequence[ScoreMap]) -> list[Refined]:
         """`refine` of many images, with the same labels; on a GPU together."""

@@ -196,7 +196,7 @@ def refine_scores(
 
     image: (H, W, 3) uint8, RGB.
     scores: (C, h, w) float16, logits. Their corners are the corner pixels of a rectangle of `extent_px`.
-    params: None leaves the CRF out.
+    params: None leaves the CRF out, and with it the GPU.
     extent_px: (height, width) of that rectangle, at least (H, W); the image is its top left part, as where a network's
         input was padded at the bottom and on the right. None: the image alone.
     backend: "native", "pydensecrf", "auto" for the first of them that is there, or "cuda".
@@ -205,8 +205,10 @@ def refine_scores(
     height, width = image.shape[:2]
     if len(scores) > MOST_CLASSES:
         return _refine_many(image, scores, params, (extent_height, extent_width), backend)
+    if params is None and backend == "cuda":
+        backend = "auto"
     engine = _choose(backend)
-    if engine == "cuda":
+    if params is not None and engine == "cuda":
         from segcore.crf import gpu
 
         return gpu.refine_scores([image], [scores], params, [(extent_height, extent_width)])[0]
@@ -240,7 +242,7 @@ def refine_batch(
 ) -> list[Refined]:
     """`refine_scores` of many images, with the same labels; on a GPU together, elsewhere one after the other."""
     each = zip(images, scores, extents_px, strict=True)
-    if choose_engine(backend) != "cuda" or any(len(of_image) > MOST_CLASSES for of_image in scores):
+    if params is None or choose_engine(backend) != "cuda" or any(len(of_image) > MOST_CLASSES for of_image in scores):
         return [refine_scores(image, s, params, extent_px=extent, backend=backend) for image, s, extent in each]
     from segcore.crf import gpu
 

@@ -57,7 +57,7 @@ class _Surveyed:
 def refine_scores(
     images: Sequence[np.ndarray],
     scores: Sequence[np.ndarray],
-    params: CrfParams | None,
+    params: CrfParams,
     extents_px: Sequence[tuple[int, int]],
 ) -> list[Refined]:
     """`dense_crf.refine_scores` of many images of any sizes, of at most 255 classes each, all checked.
@@ -99,27 +99,25 @@ def _batches(images: Sequence[np.ndarray]) -> list[slice]:
 def _refine_batch(
     images: Sequence[np.ndarray],
     scores: Sequence[np.ndarray],
-    params: CrfParams | None,
+    params: CrfParams,
     extents_px: Sequence[tuple[int, int]],
 ) -> list[Refined]:
     surveyed = [
         _survey(torch.tensor(of_image, device=DEVICE), extent, (image.shape[0], image.shape[1]))
         for image, of_image, extent in zip(images, scores, extents_px, strict=True)
     ]
-    labels = [survey.before for survey in surveyed]
-    if params is not None:
-        best, wins = (torch.stack([getattr(s, name) for s in surveyed]).cpu().numpy() for name in ("best", "wins"))
-        kept = [_kept(b, w, params) for b, w in zip(best, wins, strict=True)]
-        # Rows of one length together: how long they are decides roundings
-        groups: dict[int, list[int]] = {}
-        for number, classes in enumerate(kept):
-            groups.setdefault(_padded(len(classes)), []).append(number)
-        for channels, group in groups.items():
-            several = [(images[number], surveyed[number], kept[number]) for number in group]
-            for number, found in zip(group, _labels(several, channels, params), strict=True):
-                labels[number] = found
-    each = zip(surveyed, labels, images, strict=True)
-    return [_refined(survey, of_image, (image.shape[0], image.shape[1])) for survey, of_image, image in each]
+    best, wins = (torch.stack([getattr(s, name) for s in surveyed]).cpu().numpy() for name in ("best", "wins"))
+    kept = [_kept(b, w, params) for b, w in zip(best, wins, strict=True)]
+    # Rows of one length together: how long they are decides roundings
+    groups: dict[int, list[int]] = {}
+    for number, classes in enumerate(kept):
+        groups.setdefault(_padded(len(classes)), []).append(number)
+    labels: dict[int, torch.Tensor] = {}
+    for channels, group in groups.items():
+        several = [(images[number], surveyed[number], kept[number]) for number in group]
+        labels |= zip(group, _labels(several, channels, params), strict=True)
+    each = zip(surveyed, images, strict=True)
+    return [_refined(survey, labels[n], (image.shape[0], image.shape[1])) for n, (survey, image) in enumerate(each)]
 
 
 def _survey(scores: torch.Tensor, extent_px: tuple[int, int], size: tuple[int, int]) -> _Surveyed:
