@@ -47,6 +47,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -patience[group_of[item]])
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of a GPU are passed by where there is none, also by who asks for them alone."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session")
 def voc() -> Path:
     """Folder voc2012 of the real data; skips where it is absent."""

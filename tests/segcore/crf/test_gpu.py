@@ -105,7 +105,6 @@ def test_real_photographs_get_the_labels_of_pydensecrf(on_cpu: None) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_the_labels_are_those_of_the_native_engine() -> None:
     rng = np.random.default_rng(11)
     sizes = [(375, 500), (333, 500), (61, 67)]

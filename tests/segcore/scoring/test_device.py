@@ -52,7 +52,6 @@ def test_what_torch_would_choose_is_known_without_it(precision, device):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_with_the_cpu(model):
     random = np.random.default_rng(0)
     sizes = [(65, 97), (97, 65), (65, 97), (40, 40), (65, 95)] * 3
