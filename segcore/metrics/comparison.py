@@ -8,8 +8,10 @@ max-t method: Westfall and Young 1993, Romano and Wolf 2005). Figures that move 
 without CRF, so count about once.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Annotated, Any
 
 import annotated_types
@@ -18,13 +20,20 @@ from numpy.typing import NDArray
 
 from segcore.metrics import evaluation
 
+NIGHTS = 30
+"""Of a month."""
+
+_ENOUGH_DRAWS = 20
+"""Beyond the point that a tail is read from as it is; farther out it is taken for that of normal deviations."""
+
 
 @dataclass(frozen=True)
 class AlarmParams:
     """When a difference is worth waking somebody."""
 
-    false_alarms: Annotated[float, annotated_types.Interval(gt=0, lt=0.5)] = 0.01
-    """Share of the nights without any change that may raise an alarm all the same, over all figures of all models."""
+    false_alarms: Annotated[float, annotated_types.Interval(gt=0, lt=0.5)] = 0.02
+    """Share of the months of thirty nights without any change that may raise an alarm all the same, over all figures of
+    all models."""
 
     tolerance_points: Annotated[float, annotated_types.Interval(ge=0, le=100)] = 0.5
     """A figure is worse when its whole interval is below minus this many percentage points."""
@@ -77,7 +86,7 @@ def compare(
         raise ValueError(f"Only results on the same images can be compared; these have {sorted(num_images)} images.")
     if weights is None:
         weights = evaluation.resampling(num_images.pop(), params.num_samples, params.seed)
-    named, values, deviations = [], [], []
+    named, values, deviations, resting_on = [], [], [], []
     for before, now in pairs:
         keys, labels = _tested(before, now, params.least_images)
         sums = [evaluation.resampled_sums(counts, weights) for counts in (before, now)]
@@ -87,13 +96,16 @@ def compare(
         named.append(keys)
         values.append(own)
         deviations.append((own[1] - own[0]) - resampled)
+        without = [_figures(counts.sum(axis=0) - counts, labels, over) for counts in (before, now)]
+        resting_on.append(evaluation.effective_images((own[1] - own[0]) - (without[1] - without[0])))
     errors = [np.nanstd(deviation, axis=0) for deviation in deviations]
-    multiple = _multiple(deviations, errors, params.false_alarms)
+    multiple = _multiple(deviations, errors, 1 - (1 - params.false_alarms) ** (1 / NIGHTS))
     results = []
-    for keys, (before_values, now_values), error in zip(named, values, errors, strict=True):
+    for keys, (before_values, now_values), error, images in zip(named, values, errors, resting_on, strict=True):
         differences = []
-        for (name, label), was, is_now, spread in zip(keys, before_values, now_values, error, strict=True):
-            low, high = is_now - was - multiple * spread, is_now - was + multiple * spread
+        widths = _wider(multiple, images) * error
+        for (name, label), was, is_now, width in zip(keys, before_values, now_values, widths, strict=True):
+            low, high = is_now - was - width, is_now - was + width
             worse = bool(high < -params.tolerance_points / 100)
             differences.append(Difference(name, label, float(was), float(is_now), float(low), float(high), worse))
         results.append(differences)
@@ -113,6 +125,14 @@ def _figures(counts: NDArray[Any], labels: NDArray[np.intp], over: NDArray[np.bo
     return np.concatenate([overall, evaluation.iou(counts[..., labels, :])], axis=-1)
 
 
+def _wider(multiple: float, images: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The multiple of the error of each figure that has the same tail where so few images decide it: Student's t."""
+    beyond = math.erfc(multiple / math.sqrt(2)) / 2
+    if not 1e-15 < beyond < 0.5:
+        return np.full(images.shape, multiple)
+    return np.array([math.sqrt(n / (n - 1)) * evaluation.t_quantile(1 - beyond, n - 1) for n in images.tolist()])
+
+
 def _multiple(deviations: list[NDArray[Any]], errors: list[NDArray[Any]], share: float) -> float:
     """The multiple of their standard errors that the largest deviation of all figures exceeds in `share` of the draws.
 
@@ -125,4 +145,10 @@ def _multiple(deviations: list[NDArray[Any]], errors: list[NDArray[Any]], share:
         scaled = -deviation[:, moving] / error[moving]
         if scaled.size:
             largest = np.maximum(largest, np.nan_to_num(scaled, nan=0.0).max(axis=1))
-    return float(np.quantile(largest, 1 - share))
+    seen = max(share, _ENOUGH_DRAWS / len(largest))
+    multiple = float(np.quantile(largest, 1 - seen))
+    beyond = math.erfc(multiple / math.sqrt(2)) / 2
+    if share >= seen or multiple <= 0 or beyond < 1e-300:
+        return multiple
+    # As many independent figures as would be beyond it equally often
+    return max(multiple, -NormalDist().inv_cdf(min(0.5, beyond * share / seen)))

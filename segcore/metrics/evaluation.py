@@ -209,7 +209,7 @@ def interval(
     ):
         known = column[np.isfinite(column)]
         if len(known):
-            tail = normal.cdf(-math.sqrt(n / (n - 1)) * _t_quantile((1 + level) / 2, float(n) - 1))
+            tail = normal.cdf(-math.sqrt(n / (n - 1)) * t_quantile((1 + level) / 2, float(n) - 1))
             ends[:, index] = np.quantile(known, [tail, 1 - tail])
     return ends[0].reshape(shape), ends[1].reshape(shape)
 
@@ -226,7 +226,7 @@ def effective_images(change: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.maximum(found, 3.0))
 
 
-def _t_quantile(probability: float, degrees: float) -> float:
+def t_quantile(probability: float, degrees: float) -> float:
     """Of Student's t distribution, by its expansion in 1 / degrees (Abramowitz and Stegun 26.7.5); 3 % low at 2."""
     z = NormalDist().inv_cdf(probability)
     terms = (

@@ -73,6 +73,16 @@ def test_more_models_widen_the_intervals() -> None:
     assert all(a.high <= b.high for a, b in zip(alone, among, strict=True))
 
 
+def test_few_resamplings_find_the_tail_of_many() -> None:
+    """A month of quiet nights is one draw in 1,500: of 1,000 draws it is read from a tail that is no longer seen."""
+    pair = [(some_counts(seed=1), some_counts(seed=2))]
+    (few,), (many,) = (compare(pair, AlarmParams(num_samples=number)) for number in (1000, 60_000))
+    for a, b in zip(few, many, strict=True):
+        assert a.high - a.low == pytest.approx(b.high - b.low, rel=0.15)
+    (nightly,) = compare(pair, AlarmParams(num_samples=60_000, false_alarms=0.26))  # One night in a hundred
+    assert all(a.high - a.low < 0.95 * (b.high - b.low) for a, b in zip(nightly, many, strict=True))
+
+
 def test_other_images_are_refused() -> None:
     with pytest.raises(ValueError, match="same images"):
         compare([(some_counts(60), some_counts(50))], FEW)
