@@ -5,7 +5,7 @@ every model. An interval of 95 % for each of them would cry wolf nearly every ni
 simultaneous: one resampling of the images serves all figures of all models, and the width of every interval is that
 multiple of its standard error that the largest of all deviations exceeds in a stated share of the resamplings (the
 max-t method: Westfall and Young 1993, Romano and Wolf 2005). Figures that move together, such as a class with and
-without CRF, so count about once.
+without CRF, so count about once. Where few images decide a figure, its multiple is that of Student's t.
 """
 
 import math

@@ -82,19 +82,24 @@ from triton.compiler import ASTSource
 from segcore.crf import gpu_kernels as k
 P, I, S = "*fp32", "*i32", "i32"
 target = GPUTarget("cuda", 90, 32)
-def compiled(kernel, types, **sizes):
-    sizes |= {"channels": 20, "width": 32, "block": 32}
+def compiled(kernel, types, channels=20, width=32, **sizes):
+    sizes |= {"channels": channels, "width": width, "block": 1024 // width}
     names = kernel.arg_names
     signature = dict(zip(names, [*types, *["constexpr"] * len(sizes)], strict=True))
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types) if kind != S}  # As PyTorch's memory is
     made = triton.compile(ASTSource(kernel, signature, sizes, aligned), target=target)
     assert len(made.asm["cubin"]) > 1000, kernel
     # Four channels at once, and nothing that registers have no room for
-    assert re.search(r"ld\.global[^;]*v4", made.asm["ptx"]) and ".local" not in made.asm["ptx"], kernel
+    assert channels == 1 or re.search(r"ld\.global[^;]*v4", made.asm["ptx"]), kernel
+    assert ".local" not in made.asm["ptx"], kernel
 for weighted in (True, False):
     compiled(k._gather_sum, [P, P, I, I, I, I, P, S], weighted=weighted)
+    compiled(k._gather_sum, [P, P, I, I, I, I, P, S], 1, 1, weighted=weighted)
 compiled(k._blur, [P, P, I, I, S])
-compiled(k._slice, [P, P, I, P, S], corners=6)
+# One channel, for the normalisation
+compiled(k._blur, [P, P, I, I, S], 1, 1)
+for corners in (3, 6):
+    compiled(k._slice, [P, P, I, P, S], 1, 1, corners=corners)
 for labels in (True, False):
     compiled(k._update, [P, "*u8", P, P, I, P, P, I, P, S], with_bilateral=True, with_spatial=True, with_labels=labels)
 print("compiled")
