@@ -42,6 +42,9 @@ class State:
     unit: str = "images"
     """What is counted; "bytes" are shown as MB."""
 
+    rest: float = 1.0
+    """What one that is left costs, relative to one done in this session."""
+
     note: str = ""
     """What else a person wants to know at the moment: loss, device."""
 
@@ -50,7 +53,7 @@ class State:
         """Seconds to the end; None before a rate means something."""
         if not self.rate or self.total is None:
             return None
-        return max(0.0, (self.total - self.done) / self.rate)
+        return max(0.0, (self.total - self.done) / self.rate * self.rest)
 
     def words(self) -> str:
         """Amount, rate, errors and time left in one line."""
@@ -151,8 +154,18 @@ def duration(seconds: float) -> str:
 class Tracker:
     """Counts, and reports to the listeners; a listener that fails is not asked again."""
 
-    def __init__(self, total: int | None, done: int = 0, *, title: str = "segmenting", unit: str = "images") -> None:
+    def __init__(
+        self,
+        total: int | None,
+        done: int = 0,
+        *,
+        title: str = "segmenting",
+        unit: str = "images",
+        cost: Callable[[int, int], float] | None = None,
+    ) -> None:
+        """cost: of the units from one count to another, where some cost more than others."""
         global _last
+        self._cost = cost
         self.state = _last = State(total, done, title=title, unit=unit)
         self._start: float | None = None
         self._done_before, self._reports = done, 0
@@ -172,7 +185,14 @@ class Tracker:
             self._reports += 1
             if now - self._start >= _MEANING_S and self._reports >= _MEANING_STEPS:
                 state.rate = (state.done - self._done_before) / (now - self._start)
+                state.rest = self._relative_rest()
         self._report("advance")
+
+    def _relative_rest(self) -> float:
+        done, total, before = self.state.done, self.state.total, self._done_before
+        if self._cost is None or total is None or not before < done < total:
+            return 1.0
+        return self._cost(done, total) / (total - done) * (done - before) / self._cost(before, done)
 
     def restart(self, done: int) -> None:
         """Go on counting from here: what was done since is lost, and its rate with it."""

@@ -7,6 +7,7 @@ A variant is `dataclasses.replace(DEEPLAB_V2_RESNET101, learning_rate=1e-4)`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -156,12 +157,14 @@ class TrainRecipe:
         """Side of the largest crops."""
         return max([phase.crop_px for phase in self.phases], default=self.augmentation.crop_px)
 
-    @property
-    def mean_cost(self) -> float:
-        """Work of a step on average, relative to the first steps: by the areas of the crops."""
-        starts = [0.0, *(phase.until for phase in self.phases)]
-        areas = [phase.crop_px**2 * (phase.until - start) for phase, start in zip(self.phases, starts, strict=False)]
-        return sum(areas) / self.phases[0].crop_px ** 2 if self.phases else 1.0
+    def cost(self, start: int, end: int) -> float:
+        """Work of the steps from start up to end, in steps as the first ones are: by the areas of the crops."""
+        if not self.phases:
+            return float(end - start)
+        ends = [math.ceil(phase.until * self.iterations) for phase in self.phases]
+        steps = [max(0, min(end, last) - max(start, first)) for first, last in zip([0, *ends], ends, strict=False)]
+        areas = [(phase.crop_px / self.phases[0].crop_px) ** 2 for phase in self.phases]
+        return sum(count * area for count, area in zip(steps, areas, strict=True))
 
     def phase(self, step: int) -> Phase | None:
         """The part of the training that a step belongs to; None where there are no parts."""

@@ -39,7 +39,8 @@ class Watcher:
         self.recipe = recipe
         self.starts = 0
         title = "measuring" if measure_steps else "training"
-        self._tracker = progress.Tracker(measure_steps or recipe.iterations, title=title, unit="steps")
+        steps = measure_steps or recipe.iterations
+        self._tracker = progress.Tracker(steps, title=title, unit="steps", cost=recipe.cost)
 
     def hear(self, news: dict[str, Any]) -> None:
         """One message of the workers."""

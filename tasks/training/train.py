@@ -136,10 +136,12 @@ def _make_plan(
     job, recipe = resolved.job, resolved.recipe
     rows = [row for row in news if "loss" in row]
     timed = rows[1:] or rows  # The first step warms caches up
-    seconds = sum(row["seconds"] for row in timed) / len(timed) * recipe.mean_cost
+    seconds = sum(row["seconds"] for row in timed) / len(timed)
     split = resolved.manifest.split(job.split)
     groups, frozen = _counted(recipe, len(resolved.manifest.classes))
     steps = recipe.iterations - start
+    seconds_left = seconds * recipe.cost(start, recipe.iterations)
+    seconds *= recipe.cost(0, recipe.iterations) / recipe.iterations
     return TrainPlan(
         job=f"{recipe.model}, {recipe.iterations} steps of {recipe.batch_size} crops of "
         f"{recipe.crop_px} px, {recipe.optimiser}, {recipe.schedule.kind}, {recipe.precision}",
@@ -154,7 +156,7 @@ def _make_plan(
         images_per_s=recipe.batch_size / seconds,
         device_busy=1 - sum(row["seconds_data"] for row in timed) / sum(row["seconds"] for row in timed),
         peak_bytes=max(row["peak_bytes"] for row in rows),
-        seconds_left=steps * seconds,
+        seconds_left=seconds_left,
         dataset_bytes=sum(file.bytes for file in split.files),
     )
 

@@ -146,9 +146,16 @@ def test_phases_have_views_of_their_own():
     assert [PHASED.views(step).crop_px for step in range(10)] == [33] * 5 + [65] * 5
     assert PHASED.views(9).scales == (1.0, 2.0)
     assert PHASED.views(9).hue_degrees == PHASED.augmentation.hue_degrees
-    assert PHASED.crop_px == 65 and PHASED.mean_cost == pytest.approx((0.5 * 33**2 + 0.5 * 65**2) / 33**2)
+    assert PHASED.crop_px == 65
     # They follow another number of steps
     assert [with_iterations(PHASED, 4).views(step).crop_px for step in range(4)] == [33, 33, 65, 65]
+
+
+@pytest.mark.parametrize("start, end", [(0, 10), (0, 5), (3, 8), (5, 6), (7, 7)])
+def test_steps_cost_what_the_areas_of_their_crops_are(start, end):
+    each = [(PHASED.views(step).crop_px / 33) ** 2 for step in range(10)]
+    assert PHASED.cost(start, end) == pytest.approx(sum(each[start:end]))
+    assert recipes.PSPNET101.cost(start, end) == end - start
 
 
 @pytest.mark.parametrize("ends", [(0.5,), (0.6, 0.5, 1.0), (0.5, 0.5, 1.0)])
